@@ -1,0 +1,99 @@
+"""What every store promises, and the nouns that cross to it. Bytes only: no store looks inside a snapshot.
+
+A *generation* is one committed snapshot, written under a fresh random id; the *head* of a session names the committed
+one. A commit stages its parts first and then flips the head in one atomic step, which succeeds if and only if the head
+still is the one that the writer read, or the writer's own generation is among the head's `recent` ones (its reply was
+lost and this is the retry). A reader therefore always sees one whole generation, whatever fails in between.
+The generation before the committed one is kept until the next commit; what falls out is dropped when no reader can
+still be loading it.
+
+All methods are synchronous and safe to call from several threads. Any of them may raise `StoreUnavailable`.
+"""
+
+import re
+from dataclasses import dataclass
+from typing import Protocol
+
+from engine.errors import InvalidRequest
+from engine.stores.head import Buffer, Generation, Head, IngestMark, NewGeneration, new_generation_id
+
+__all__ = [
+    "Buffer",
+    "Generation",
+    "Head",
+    "IngestMark",
+    "NewGeneration",
+    "SessionKey",
+    "Store",
+    "new_generation_id",
+]
+
+_SESSION_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
+_TENANT = re.compile(r"[A-Za-z0-9._-]{1,64}")
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class SessionKey:
+    """Whose session, and which. Both are checked here, so that no store ever meets a slash, a brace or a newline."""
+
+    tenant: str
+    session_id: str
+
+    def __post_init__(self) -> None:
+        if not _SESSION_ID.fullmatch(self.session_id):
+            raise InvalidRequest("a session id has 1 to 128 characters out of A-Z a-z 0-9 . _ : -", param="session_id")
+        if not _TENANT.fullmatch(self.tenant):
+            raise InvalidRequest("a tenant has 1 to 64 characters out of A-Z a-z 0-9 . _ -", param="tenant")
+
+
+class Store(Protocol):
+    @property
+    def durability(self) -> str:
+        """How durable an acknowledged commit is: `none`, `disk`, `no`, `everysec`, `always` or `unknown`."""
+
+    @property
+    def name(self) -> str:
+        """What a start-up line may show: the URL without user and password."""
+
+    def check(self) -> None:
+        """Called once at start. Raises `StoreMisconfigured` or `StoreUnavailable` with one line of reason."""
+
+    def read_head(self, key: SessionKey) -> Head | None: ...
+
+    def load(self, key: SessionKey, version: int | None = None) -> tuple[Head, list[Buffer]]:
+        """The committed generation, or the kept one called `version`. The buffers are the caller's own.
+
+        Raises `SessionNotFound`, `VersionNotFound`, and `StateLost` when the head names parts that are gone. How the
+        bytes are cut into buffers need not be how they were committed; their concatenation is.
+        """
+
+    def load_extra(self, key: SessionKey) -> bytes:
+        """The `extra` of the committed generation. Raises as `load`, and `StateCorrupt` when it was altered."""
+
+    def create(self, key: SessionKey, new: NewGeneration) -> Head:
+        """Commit as version 0. Raises `SessionExists`. `new.parts` may be empty: a session that has read nothing."""
+
+    def commit(self, key: SessionKey, base: Head | None, new: NewGeneration) -> Head:
+        """Commit as version `base.version + 1`; `base` None means that the session must not exist, and makes version 1.
+
+        Raises `VersionConflict` when the head is not `base` any more, and `StoreFull`. After `StoreUnavailable` it may
+        or may not have been applied: the same call with the same `new.generation` finds out, and is never applied
+        twice.
+        """
+
+    def delete(self, key: SessionKey) -> bool:
+        """True when there was something to delete."""
+
+    def list(self, tenant: str, limit: int, after: str | None = None) -> "list[tuple[str, Head]]":
+        """At most `limit` sessions of a tenant with ids greater than `after`, ordered by id."""
+
+    def quarantine(self, key: SessionKey, generation: Generation) -> None:
+        """Put a copy of a generation's bytes aside, where no commit and no sweep will delete it soon."""
+
+    def acquire_lease(self, key: SessionKey, owner: str, seconds: float) -> bool:
+        """Take or renew the lease of a session. It saves wasted work only; the fence is the head."""
+
+    def release_lease(self, key: SessionKey, owner: str) -> None:
+        """Give the lease back if `owner` holds it."""
+
+    def close(self) -> None: ...
