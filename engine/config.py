@@ -1,0 +1,43 @@
+"""The engine's settings: one frozen object, built once at the edge."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class EngineConfig:
+    """Raises ValueError, naming the key, when a value makes no sense.
+
+    max_num_sequences: slots on the device, the most sequences that run at once.
+    max_num_waiting: sequences that may wait beyond the free slots; the next one is refused with QueueFull.
+    max_num_batched_tokens: the prefill budget of one step (rows x longest piece, padding included).
+    max_num_interleaved_tokens: that budget while other sequences decode: it bounds the gap in their streams.
+    max_num_piece_tokens: the most tokens that one sequence is fed in one prefill step. Nothing to do with the
+        memory's chunk, which is part of the model.
+    max_state_norm: a tensor of a state whose norm is beyond it (or not finite) is never handed out.
+    num_threads: torch's threads on the CPU; None leaves torch's own choice.
+    device: where the model and the slots live.
+    """
+
+    max_num_sequences: int = 16
+    max_num_waiting: int = 256
+    max_num_batched_tokens: int = 2048
+    max_num_interleaved_tokens: int = 512
+    max_num_piece_tokens: int = 1024
+    max_state_norm: float = 1e6
+    num_threads: int | None = None
+    device: str = "cpu"
+
+    def __post_init__(self) -> None:
+        if self.max_num_waiting < 0:
+            raise ValueError(f"max_num_waiting must be 0 or more, not {self.max_num_waiting}")
+        positive = {
+            "max_num_sequences": self.max_num_sequences,
+            "max_num_batched_tokens": self.max_num_batched_tokens,
+            "max_num_interleaved_tokens": self.max_num_interleaved_tokens,
+            "max_num_piece_tokens": self.max_num_piece_tokens,
+            "max_state_norm": self.max_state_norm,
+            "num_threads": 1 if self.num_threads is None else self.num_threads,
+        }
+        for key, value in positive.items():
+            if not value > 0:
+                raise ValueError(f"{key} must be above 0, not {value}")

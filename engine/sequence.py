@@ -1,0 +1,115 @@
+"""A sequence (one generation in flight, or one feed), what it starts from and what comes out of it.
+
+`SequenceState` is everything that a session is, on the host; sessions and snapshots deal in it. `Sequence` is what is
+asked of the engine together with how far it has come: the scheduler reads it, only the core writes it.
+`SequenceOutput` is what one step has to say about one sequence.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from enum import StrEnum
+
+from atlas_model.state import State
+from engine.errors import EmptyPrompt
+from engine.sampling_params import SamplingParams
+from engine.tokens_digest import INITIAL_DIGEST
+
+
+class FinishReason(StrEnum):
+    """`stop`: by `<end>` or a stop string, or all was fed. `length`: by max_tokens. `abort`: nobody listens any more.
+    `error`: SequenceOutput.error says which."""
+
+    STOP = "stop"
+    LENGTH = "length"
+    ABORT = "abort"
+    ERROR = "error"
+
+
+@dataclass(frozen=True, slots=True)
+class SequenceState:
+    """All that a session's future depends on. A value: nobody writes to its tensors.
+
+    tensors: a State of one row on the CPU.
+    tokens_digest: hash chain over the ids that were fed.
+    pending_token_ids: part of the conversation but not fed yet; fed first when the session goes on.
+    """
+
+    tensors: State
+    tokens_digest: bytes
+    pending_token_ids: tuple[int, ...] = ()
+
+    @property
+    def position(self) -> int:
+        """Tokens fed since the session began, pending ones excluded."""
+        return int(self.tensors.position[0])
+
+
+@dataclass(frozen=True, slots=True)
+class Timings:
+    """Seconds so far. queue: until a slot was free; prefill: until the first token (of a feed: until all was fed);
+    decode: from the first token on."""
+
+    queue_seconds: float = 0.0
+    prefill_seconds: float = 0.0
+    decode_seconds: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class SequenceOutput:
+    """What one step produced for one sequence.
+
+    text: printable from now on; never half a character, never the beginning of what may become a stop string.
+    token_ids: sampled in this step, without `<end>`, and also when their text is held back or cut off.
+    finish_reason: None while it goes on.
+    state: after `stop` and `length` only: what a commit stores.
+    error: with `error` always; with `abort` when the engine, not the caller, ended it.
+    num_prompt_tokens: fed before the first sampled token, the state's pending ones included.
+    num_generated_tokens: sampled so far, without `<end>`.
+    """
+
+    sequence_id: str
+    text: str = ""
+    token_ids: tuple[int, ...] = ()
+    finish_reason: FinishReason | None = None
+    state: SequenceState | None = None
+    error: Exception | None = None
+    num_prompt_tokens: int = 0
+    num_generated_tokens: int = 0
+    timings: Timings = Timings()
+
+
+class Sequence:
+    """What is asked, and how far it has come.
+
+    token_ids: the new ids; `state.pending_token_ids` are put before them here.
+    params: None only feeds (an ingest): it ends with `stop` and nothing pending when all is fed.
+    state: None is a session that was fed nothing.
+    Raises EmptyPrompt when there is nothing to feed.
+    """
+
+    def __init__(
+        self,
+        sequence_id: str,
+        token_ids: Iterable[int],
+        params: SamplingParams | None = None,
+        state: SequenceState | None = None,
+    ) -> None:
+        self.sequence_id = sequence_id
+        self.params = params
+        self.state = state
+        pending = state.pending_token_ids if state is not None else ()
+        self.prompt_token_ids = [*pending, *token_ids]
+        if not self.prompt_token_ids:
+            raise EmptyPrompt("there is nothing to feed")
+
+        # Progress. `unfed` is fed before anything is sampled; `next_token_id` is sampled and not fed yet.
+        self.slot: int | None = None
+        self.unfed: list[int] = list(self.prompt_token_ids)
+        self.next_token_id: int | None = None
+        self.position = state.position if state is not None else 0
+        self.tokens_digest = state.tokens_digest if state is not None else INITIAL_DIGEST
+        self.generated_token_ids: list[int] = []
+
+    @property
+    def is_prefilling(self) -> bool:
+        return bool(self.unfed)
