@@ -69,6 +69,10 @@ class SessionBusy(SessionError):
         self.retry_after = retry_after
 
 
+class CommitConflict(SessionBusy):
+    """Another writer committed first. Nothing of this turn was applied."""
+
+
 class SessionDiverged(SessionError):
     """The messages do not continue the session's ledger."""
 

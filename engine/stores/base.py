@@ -76,7 +76,7 @@ class Store(Protocol):
     def commit(self, key: SessionKey, base: Head | None, new: NewGeneration) -> Head:
         """Commit as version `base.version + 1`; `base` None means that the session must not exist, and makes version 1.
 
-        Raises `VersionConflict` when the head is not `base` any more, and `StoreFull`. After `StoreUnavailable` it may
+        Raises `CommitConflict` when the head is not `base` any more, and `StoreFull`. After `StoreUnavailable` it may
         or may not have been applied: the same call with the same `new.generation` finds out, and is never applied
         twice.
         """
@@ -84,7 +84,7 @@ class Store(Protocol):
     def delete(self, key: SessionKey) -> bool:
         """True when there was something to delete."""
 
-    def list(self, tenant: str, limit: int, after: str | None = None) -> "list[tuple[str, Head]]":
+    def list_sessions(self, tenant: str, limit: int, after: str | None = None) -> list[tuple[str, Head]]:
         """At most `limit` sessions of a tenant with ids greater than `after`, ordered by id."""
 
     def quarantine(self, key: SessionKey, generation: Generation) -> None:

@@ -86,6 +86,10 @@ class Head:
     def position(self) -> int:
         return self.committed.position
 
+    def is_same_commit(self, other: "Head | None") -> bool:
+        """The fence: equal versions alone could belong to a session that was deleted and made anew."""
+        return other is not None and (self.version, self.generation) == (other.version, other.generation)
+
     def find(self, version: int) -> Generation | None:
         """The committed or kept generation with this version, if there is one."""
         return next((g for g in (self.committed, *self.kept) if g.version == version), None)
@@ -152,6 +156,12 @@ def next_head(base: Head | None, new: NewGeneration, version: int, extra_digest:
         ttl_seconds=new.ttl_seconds,
         kept=kept,
     )
+
+
+def generations_dropped(base: Head, head: Head) -> list[Generation]:
+    """What `base` still held and its successor `head` does not keep."""
+    held = {head.generation, *(generation.generation for generation in head.kept)}
+    return [generation for generation in (base.committed, *base.kept) if generation.generation not in held]
 
 
 def buffer_num_bytes(buffer: Buffer) -> int:
