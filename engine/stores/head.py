@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from engine.checksums import part_checksum
 from engine.errors import InvalidRequest, StateCorrupt
 
 Buffer = bytes | bytearray | memoryview
@@ -45,8 +46,8 @@ class Generation:
     num_bytes: int
     digest: str
     position: int
-    extra_num_bytes: int = 0
-    extra_digest: str = ""
+    extra_num_bytes: int
+    extra_digest: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,10 +86,6 @@ class Head:
     @property
     def position(self) -> int:
         return self.committed.position
-
-    def is_same_commit(self, other: "Head | None") -> bool:
-        """The fence: equal versions alone could belong to a session that was deleted and made anew."""
-        return other is not None and (self.version, self.generation) == (other.version, other.generation)
 
     def find(self, version: int) -> Generation | None:
         """The committed or kept generation with this version, if there is one."""
@@ -132,7 +129,7 @@ class NewGeneration:
             raise InvalidRequest("ttl_seconds is between 1 and 2147483648", param="ttl_seconds")
 
 
-def next_head(base: Head | None, new: NewGeneration, version: int, extra_digest: str) -> Head:
+def next_head(base: Head | None, new: NewGeneration, version: int) -> Head:
     """The head that a commit on top of `base` leaves behind."""
     committed = Generation(
         version=version,
@@ -142,10 +139,13 @@ def next_head(base: Head | None, new: NewGeneration, version: int, extra_digest:
         digest=new.digest,
         position=new.position,
         extra_num_bytes=buffer_num_bytes(new.extra),
-        extra_digest=extra_digest,
+        extra_digest=part_checksum(new.extra).hex(),
     )
     recent = (*(base.recent if base else ()), new.generation)[-MAX_RECENT:]
-    kept = (base.committed, *base.kept)[:NUM_KEPT_GENERATIONS] if base else ()
+    kept: tuple[Generation, ...] = ()
+    if base is not None:
+        # The commits of one ingest count as one generation: what stood before it stays kept until it has finished.
+        kept = base.kept if base.open_ingest else (base.committed, *base.kept)[:NUM_KEPT_GENERATIONS]
     return Head(
         committed=committed,
         recent=recent,
@@ -156,6 +156,13 @@ def next_head(base: Head | None, new: NewGeneration, version: int, extra_digest:
         ttl_seconds=new.ttl_seconds,
         kept=kept,
     )
+
+
+def is_unchanged(base: Head | None, current: Head | None) -> bool:
+    """The fence. Equal versions alone could belong to a session that was deleted and made anew."""
+    if base is None or current is None:
+        return base is current
+    return (base.version, base.generation) == (current.version, current.generation)
 
 
 def generations_dropped(base: Head, head: Head) -> list[Generation]:

@@ -1,0 +1,135 @@
+"""`memory://`: sessions that end with the process, for tests and throw-away servers.
+
+One lock, the same heads and the same rules as the other stores. Bytes are copied on the way in and on the way out.
+"""
+
+import threading
+from dataclasses import dataclass
+
+from engine.errors import CommitConflict, SessionExists, SessionNotFound, StateLost, VersionNotFound
+from engine.stores.base import Buffer, Generation, Head, NewGeneration, SessionKey
+from engine.stores.expiry import Deadlines
+from engine.stores.head import generations_dropped, is_unchanged, next_head
+from engine.stores.leases import ProcessLeases
+
+
+@dataclass(frozen=True, slots=True)
+class _Blob:
+    data: bytes
+    extra: bytes
+
+
+class MemoryStore:
+    durability = "none"
+    name = "memory://"
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._heads: dict[SessionKey, Head] = {}
+        self._blobs: dict[str, _Blob] = {}
+        self._quarantined: dict[str, _Blob] = {}
+        self._deadlines = Deadlines()
+        self._leases = ProcessLeases()
+
+    def check(self) -> None:
+        """Always fit for use."""
+
+    def read_head(self, key: SessionKey) -> Head | None:
+        with self._lock:
+            return self._live_head(key)
+
+    def load(self, key: SessionKey, version: int | None = None) -> tuple[Head, list[Buffer]]:
+        with self._lock:
+            head = self._existing_head(key)
+            generation = head.committed if version is None else head.find(version)
+            if generation is None:
+                raise VersionNotFound(f"version {version} of the session is not kept")
+            blob = self._blob(head, generation)
+            self._deadlines.renew(key, head.ttl_seconds)
+        return head, [bytearray(blob.data)]
+
+    def load_extra(self, key: SessionKey) -> bytes:
+        with self._lock:
+            head = self._existing_head(key)
+            return self._blob(head, head.committed).extra
+
+    def create(self, key: SessionKey, new: NewGeneration) -> Head:
+        try:
+            return self._flip(key, None, new, version=0)
+        except CommitConflict as conflict:
+            raise SessionExists("a session with this id exists") from conflict
+
+    def commit(self, key: SessionKey, base: Head | None, new: NewGeneration) -> Head:
+        return self._flip(key, base, new, version=base.version + 1 if base else 1)
+
+    def delete(self, key: SessionKey) -> bool:
+        with self._lock:
+            existed = self._live_head(key) is not None
+            self._remove(key)
+            return existed
+
+    def list_sessions(self, tenant: str, limit: int, after: str | None = None) -> list[tuple[str, Head]]:
+        with self._lock:
+            ids = sorted(key.session_id for key in self._heads if key.tenant == tenant)
+            heads = (
+                (session_id, self._live_head(SessionKey(tenant, session_id)))
+                for session_id in ids
+                if after is None or session_id > after
+            )
+            return [(session_id, head) for session_id, head in heads if head is not None][:limit]
+
+    def quarantine(self, key: SessionKey, generation: Generation) -> None:
+        with self._lock:
+            if blob := self._blobs.get(generation.generation):
+                self._quarantined[generation.generation] = blob
+
+    def acquire_lease(self, key: SessionKey, owner: str, seconds: float) -> bool:
+        return self._leases.acquire(key, owner, seconds)
+
+    def release_lease(self, key: SessionKey, owner: str) -> None:
+        self._leases.release(key, owner)
+
+    def close(self) -> None:
+        """Nothing to give back."""
+
+    def _flip(self, key: SessionKey, base: Head | None, new: NewGeneration, version: int) -> Head:
+        blob = _Blob(b"".join(new.parts), bytes(new.extra))
+        with self._lock:
+            for expired in self._deadlines.passed():
+                self._remove(expired)
+            current = self._live_head(key)
+            if current is not None and new.generation in current.recent:
+                return current
+            if not is_unchanged(base, current):
+                raise CommitConflict("another writer committed this session first")
+            head = next_head(base, new, version)
+            self._blobs[new.generation] = blob
+            self._heads[key] = head
+            self._deadlines.renew(key, head.ttl_seconds)
+            for generation in generations_dropped(base, head) if base else []:
+                self._blobs.pop(generation.generation, None)
+            return head
+
+    def _live_head(self, key: SessionKey) -> Head | None:
+        if self._deadlines.has_passed(key):
+            self._remove(key)
+        return self._heads.get(key)
+
+    def _existing_head(self, key: SessionKey) -> Head:
+        head = self._live_head(key)
+        if head is None:
+            raise SessionNotFound("there is no session with this id")
+        return head
+
+    def _blob(self, head: Head, generation: Generation) -> _Blob:
+        blob = self._blobs.get(generation.generation)
+        if blob is None:
+            whole = (kept.version for kept in head.kept if kept.generation in self._blobs)
+            raise StateLost("the session's state is gone", last_whole_version=next(whole, None))
+        return blob
+
+    def _remove(self, key: SessionKey) -> None:
+        self._deadlines.forget(key)
+        head = self._heads.pop(key, None)
+        for generation in (head.committed, *head.kept) if head else ():
+            self._blobs.pop(generation.generation, None)
