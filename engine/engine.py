@@ -1,0 +1,179 @@
+"""The engine's one thread, and the bridge between it and an event loop.
+
+The thread owns the core and the device. The loop never touches a tensor: commands cross to the thread in one queue, and
+after each step one call brings that step's outputs back. What a caller sees is `generate`, an async iterator with at
+most one message per step, and `feed`. Leaving the iterator early aborts the sequence; the death of the thread ends every
+open one with EngineDead. Sessions, texts and tokens are somebody else's.
+"""
+
+import asyncio
+import logging
+import threading
+from collections.abc import AsyncGenerator, Callable
+from functools import partial
+from queue import Empty, SimpleQueue
+
+import torch
+
+from atlas_model.checkpoint import Checkpoint
+from engine.config import EngineConfig
+from engine.core import EngineCore
+from engine.errors import Draining, EngineDead, InvalidRequest, QueueFull
+from engine.sequence import FinishReason, Sequence, SequenceOutput
+from engine.telemetry import EngineStats
+
+_logger = logging.getLogger(__name__)
+
+
+class Engine:
+    """Bound to the event loop that calls `start`; every method but `stats` and `is_alive` is called on that loop."""
+
+    def __init__(self, checkpoint: Checkpoint, config: EngineConfig) -> None:
+        self._config = config
+        self._core = EngineCore(checkpoint, config)
+        self._stats = self._core.stats()
+        self._inbox: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
+        self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
+        self._loop: asyncio.AbstractEventLoop | None = None
+        # Sequences whose last output has not been delivered yet.
+        self._streams: dict[str, asyncio.Queue[SequenceOutput]] = {}
+        self._idle = asyncio.Event()
+        self._idle.set()
+        self._is_draining = False
+        self._has_ended = False
+
+    def start(self) -> None:
+        """Starts the thread. Call it once, on the running loop."""
+        self._loop = asyncio.get_running_loop()
+        self._thread.start()
+
+    @property
+    def is_alive(self) -> bool:
+        return self._thread.is_alive() and not self._has_ended
+
+    def stats(self) -> EngineStats:
+        """The numbers after the latest step."""
+        return self._stats
+
+    async def generate(self, sequence: Sequence) -> AsyncGenerator[SequenceOutput, None]:
+        """Yields what each step produced for `sequence`; the last output has a `finish_reason`.
+
+        Nothing runs before the first `anext`, which raises Draining, EngineDead, QueueFull or InvalidRequest when the
+        sequence is not taken. Afterwards raises what ended the sequence, or EngineDead. Close the iterator
+        (`contextlib.aclosing`) or cancel its task to abort: the slot is free within a step.
+        """
+        stream = self._open(sequence)
+        try:
+            while True:
+                output = await stream.get()
+                if output.error is not None:
+                    raise output.error
+                yield output
+                if output.finish_reason is not None:
+                    return
+        finally:
+            if self._streams.get(sequence.sequence_id) is stream:
+                self._forget(sequence.sequence_id)
+                self._inbox.put(partial(self._core.abort, sequence.sequence_id))
+
+    async def feed(self, sequence: Sequence) -> SequenceOutput:
+        """Feeds a sequence that has no sampling parameters; returns its last output, which holds the state."""
+        assert sequence.params is None
+        last: SequenceOutput | None = None
+        async for output in self.generate(sequence):
+            last = output
+        assert last is not None
+        return last
+
+    async def drain(self, timeout_seconds: float) -> None:
+        """Takes no more sequences and waits for the open ones. When the time is up, those that are writing end with
+        `length` (and a state to commit) and the others with Draining."""
+        self._is_draining = True
+        try:
+            async with asyncio.timeout(timeout_seconds):
+                await self._idle.wait()
+        except TimeoutError:
+            self._inbox.put(self._core.cut_short)
+            await self._idle.wait()
+
+    async def stop(self) -> None:
+        """Ends the thread after the step that runs; whatever is still open gets EngineDead. Twice is safe."""
+        self._is_draining = True
+        if self._thread.is_alive():
+            self._inbox.put(None)
+            await asyncio.to_thread(self._thread.join)
+
+    def _open(self, sequence: Sequence) -> asyncio.Queue[SequenceOutput]:
+        if self._has_ended or not self._thread.is_alive():
+            raise EngineDead("the engine is not running")
+        if self._is_draining:
+            raise Draining("the server is shutting down")
+        if sequence.sequence_id in self._streams:
+            raise InvalidRequest(f"sequence {sequence.sequence_id} is already running")
+        # One sequence per stream, so the core's own bound is never reached from here.
+        if len(self._streams) >= self._config.max_num_sequences + self._config.max_num_waiting:
+            raise QueueFull("too many requests are waiting")
+        self._core.check(sequence)
+        stream: asyncio.Queue[SequenceOutput] = asyncio.Queue()
+        self._streams[sequence.sequence_id] = stream
+        self._idle.clear()
+        self._inbox.put(partial(self._core.add, sequence))
+        return stream
+
+    def _forget(self, sequence_id: str) -> None:
+        del self._streams[sequence_id]
+        if not self._streams:
+            self._idle.set()
+
+    def _deliver(self, outputs: list[SequenceOutput]) -> None:
+        for output in outputs:
+            stream = self._streams.get(output.sequence_id)
+            if stream is None:
+                continue
+            stream.put_nowait(output)
+            if output.finish_reason is not None:
+                self._forget(output.sequence_id)
+
+    def _end(self) -> None:
+        self._has_ended = True
+        reason = FinishReason.ERROR
+        self._deliver(
+            [
+                SequenceOutput(sequence_id, finish_reason=reason, error=EngineDead("the engine has stopped"))
+                for sequence_id in list(self._streams)
+            ]
+        )
+
+    def _run(self) -> None:
+        try:
+            if self._config.num_threads is not None:
+                torch.set_num_threads(self._config.num_threads)
+            self._serve()
+        except Exception:
+            # Boundary: whatever ended the thread, nobody may be left waiting for it.
+            _logger.exception("the engine died")
+        finally:
+            self._post(self._end)
+
+    def _serve(self) -> None:
+        while True:
+            while True:
+                try:
+                    command = self._inbox.get(block=not self._core.has_work)
+                except Empty:
+                    break
+                if command is None:
+                    return
+                command()
+            outputs = self._core.step()
+            self._stats = self._core.stats()
+            if outputs:
+                self._post(partial(self._deliver, outputs))
+
+    def _post(self, callback: Callable[[], None]) -> None:
+        assert self._loop is not None
+        try:
+            self._loop.call_soon_threadsafe(callback)
+        except RuntimeError:
+            # The loop is closed: those who waited on it are gone.
+            _logger.warning("the event loop closed before the engine stopped")
