@@ -1,0 +1,36 @@
+"""Clients of Atlas Serve, for Python and for the shell. These names are the whole public interface."""
+
+from clients.async_client import AsyncClient
+from clients.client import Client
+from clients.errors import ApiError, ClientError, ConnectionFailedError, ProtocolError
+from clients.messages import (
+    ChatAnswer,
+    ChatDelta,
+    IngestProgress,
+    IngestResult,
+    OpenIngest,
+    SessionCommit,
+    SessionInfo,
+    SessionPage,
+    Usage,
+)
+from clients.protocol import ChatOptions
+
+__all__ = [
+    "ApiError",
+    "AsyncClient",
+    "ChatAnswer",
+    "ChatDelta",
+    "ChatOptions",
+    "Client",
+    "ClientError",
+    "ConnectionFailedError",
+    "IngestProgress",
+    "IngestResult",
+    "OpenIngest",
+    "ProtocolError",
+    "SessionCommit",
+    "SessionInfo",
+    "SessionPage",
+    "Usage",
+]

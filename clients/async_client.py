@@ -1,0 +1,183 @@
+"""The client for asyncio: the methods of `client`, awaited. What they share is in `protocol`, `messages` and `upload`.
+
+    async with AsyncClient("http://127.0.0.1:8000") as client:
+        await client.ingest("book", open("book.txt", "rb"))
+        async for delta in client.stream_chat("Who is Mr Darcy?", session_id="book"):
+            print(delta.text, end="")
+
+Promises: as `client`; files are read in worker threads; cancelling a task closes its connection, which undoes the turn.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from types import TracebackType
+from typing import BinaryIO, Self, TypeVar, Unpack
+
+import httpx
+
+from clients import protocol
+from clients.client import OnProgress, ignore_progress
+from clients.errors import ApiError, ConnectionFailedError
+from clients.messages import ChatAnswer, ChatDelta, IngestResult, SessionInfo, SessionPage
+from clients.protocol import Call, ChatOptions, Messages, Request
+from clients.upload import PIECE_NUM_BYTES, Upload
+
+T = TypeVar("T")
+
+
+class AsyncClient:
+    """`timeout_seconds` bounds the silence of the server, not the length of an answer."""
+
+    def __init__(
+        self,
+        base_url: str = "http://127.0.0.1:8000",
+        api_key: str | None = None,
+        *,
+        timeout_seconds: float = 600.0,
+        connect_timeout_seconds: float = 5.0,
+    ) -> None:
+        self.base_url, headers = protocol.connection_settings(base_url, api_key)
+        timeout = httpx.Timeout(timeout_seconds, connect=connect_timeout_seconds)
+        limits = httpx.Limits(max_connections=None)
+        try:
+            self._http = httpx.AsyncClient(base_url=self.base_url, headers=headers, timeout=timeout, limits=limits)
+        except httpx.InvalidURL as error:
+            raise ConnectionFailedError(f"{self.base_url}: {error}") from error
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        await self._http.aclose()
+
+    async def chat(self, messages: Messages | str, **options: Unpack[ChatOptions]) -> ChatAnswer:
+        """One turn, answered whole. A string is the user's only message."""
+        return await self._call(protocol.chat(messages, options))
+
+    async def stream_chat(
+        self, messages: Messages | str, **options: Unpack[ChatOptions]
+    ) -> AsyncGenerator[ChatDelta, None]:
+        """One turn, answered as it is made. Closing the generator before its end undoes the turn."""
+        is_whole = False
+        async with self._events(protocol.chat_request(messages, options, stream=True)) as events:
+            async for data in events:
+                if data != protocol.DONE:
+                    yield protocol.parse_chat_event(data)
+                is_whole = data == protocol.DONE
+        if not is_whole:
+            raise ConnectionFailedError("the answer was cut before its end")
+
+    async def create_session(
+        self, session_id: str | None = None, metadata: Mapping[str, str] | None = None
+    ) -> SessionInfo:
+        return await self._call(protocol.create_session(session_id, metadata))
+
+    async def get_session(self, session_id: str) -> SessionInfo:
+        return await self._call(protocol.get_session(session_id))
+
+    async def list_sessions(self, limit: int = 100, after: str | None = None) -> SessionPage:
+        return await self._call(protocol.list_sessions(limit, after))
+
+    async def delete_session(self, session_id: str) -> None:
+        await self._call(protocol.delete_session(session_id))
+
+    async def tokenize(self, text: str) -> list[int]:
+        return await self._call(protocol.tokenize(text))
+
+    async def list_models(self) -> list[str]:
+        return await self._call(protocol.list_models())
+
+    async def ingest(
+        self,
+        session_id: str,
+        document: BinaryIO,
+        *,
+        document_id: str | None = None,
+        on_progress: OnProgress | None = None,
+        patience_seconds: float = 60.0,
+    ) -> IngestResult:
+        """Let the session read a document (UTF-8, seekable) to its end.
+
+        A document that was begun before, under the same id, is continued; the id is a digest of the content by default.
+        Gives up when nothing was committed for `patience_seconds`; what was committed until then is kept.
+        """
+        upload = await asyncio.to_thread(Upload, session_id, document, document_id, patience_seconds)
+        while True:
+            try:
+                upload.begin(await self._find_session(session_id))
+                return await self._upload(upload, on_progress or ignore_progress)
+            except (ApiError, ConnectionFailedError) as error:
+                await asyncio.sleep(upload.seconds_before_retry(error))
+
+    async def _upload(self, upload: Upload, on_progress: OnProgress) -> IngestResult:
+        result: IngestResult | None = None
+        async with self._events(upload.request(), self._pieces(upload, on_progress)) as events:
+            async for data in events:
+                if data == protocol.DONE:
+                    continue
+                message = upload.read_event(data)
+                if isinstance(message, IngestResult):
+                    result = message
+                else:
+                    on_progress(message)
+        if result is None:
+            raise ConnectionFailedError("the connection ended before the document did")
+        return result
+
+    async def _pieces(self, upload: Upload, on_progress: OnProgress) -> AsyncIterator[bytes]:
+        """The body. Events are read only when all of it is sent, so progress until then is asked for."""
+        while piece := await asyncio.to_thread(upload.document.read, PIECE_NUM_BYTES):
+            yield piece
+            if upload.wants_progress():
+                info = await self._find_session(upload.session_id)
+                if info is not None:
+                    on_progress(upload.read_session(info))
+
+    async def _find_session(self, session_id: str) -> SessionInfo | None:
+        try:
+            return await self.get_session(session_id)
+        except ApiError as error:
+            if error.code == "session_not_found":
+                return None
+            raise
+
+    async def _call(self, call: Call[T]) -> T:
+        async with self._response(call.request) as response:
+            return call.parse(protocol.parse_json(await response.aread()))
+
+    @asynccontextmanager
+    async def _events(
+        self, request: Request, content: AsyncIterator[bytes] | None = None
+    ) -> AsyncIterator[AsyncIterator[str]]:
+        async with self._response(request, content) as response:
+            parser = protocol.EventParser()
+            yield (data async for piece in response.aiter_bytes() for data in parser.push(piece))
+
+    @asynccontextmanager
+    async def _response(
+        self, request: Request, content: AsyncIterator[bytes] | None = None
+    ) -> AsyncIterator[httpx.Response]:
+        try:
+            async with self._http.stream(
+                request.method,
+                request.path,
+                params=request.params,
+                headers=request.headers,
+                json=request.json,
+                content=content,
+            ) as response:
+                if response.is_error:
+                    raise protocol.parse_refusal(
+                        response.status_code, await response.aread(), response.headers.get("retry-after")
+                    )
+                yield response
+        except httpx.TransportError as error:
+            raise ConnectionFailedError(f"{self.base_url}: {error or type(error).__name__}") from error

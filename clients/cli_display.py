@@ -1,0 +1,73 @@
+"""How the `atlas` command shows quantities, and the progress of a document: on standard error, only on a terminal."""
+
+from __future__ import annotations
+
+import time
+from types import TracebackType
+from typing import Self
+
+from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
+
+from clients.messages import IngestProgress, IngestResult
+
+
+class IngestDisplay:
+    """A progress bar: committed bytes, tokens a second, time that remains."""
+
+    def __init__(self, name: str) -> None:
+        console = Console(stderr=True)
+        self._progress = Progress(
+            TextColumn("{task.description}", markup=False),
+            BarColumn(),
+            DownloadColumn(),
+            TextColumn("{task.fields[rate]}"),
+            TimeRemainingColumn(),
+            console=console,
+            transient=True,
+            disable=not console.is_terminal,
+        )
+        self._task = self._progress.add_task(name, total=None, rate="")
+
+    def __enter__(self) -> Self:
+        self._progress.start()
+        return self
+
+    def __exit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._progress.stop()
+
+    def update(self, progress: IngestProgress) -> None:
+        self._progress.update(
+            self._task,
+            total=progress.num_total_bytes,
+            completed=progress.num_committed_bytes,
+            rate=f"{progress.tokens_per_second:,.0f} tokens/s",
+        )
+
+
+def describe_ingest(name: str, result: IngestResult) -> str:
+    session = result.session
+    return (
+        f"{name}: {result.num_bytes:,} bytes, {result.num_tokens:,} tokens in {result.seconds:.1f} s; session "
+        f"{session.session_id} is at version {session.version}, token {session.position:,} ({session.durability})"
+    )
+
+
+def describe_bytes(num_bytes: int) -> str:
+    if num_bytes < 10_000:
+        return f"{num_bytes:,} B"
+    if num_bytes < 1_000_000:
+        return f"{num_bytes / 1e3:.1f} kB"
+    return f"{num_bytes / 1e6:.1f} MB"
+
+
+def age(seconds_since_epoch: float) -> str:
+    """How long ago that was, in the largest unit that fits."""
+    seconds = max(0.0, time.time() - seconds_since_epoch)
+    for unit, unit_seconds in (("day", 86400), ("hour", 3600), ("minute", 60)):
+        if seconds >= unit_seconds:
+            count = int(seconds // unit_seconds)
+            return f"{count} {unit}{'' if count == 1 else 's'} ago"
+    return "just now"
