@@ -1,0 +1,43 @@
+"""Pictures of results; the only home of matplotlib, which is in the extra `bench`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from matplotlib.figure import Figure
+
+from bench.summary import Proportion
+
+Point = tuple[float, Proportion]
+
+
+def draw_recall(curves: Mapping[str, Sequence[Point]], path: Path) -> None:
+    """Accuracy over length, one curve per condition, with the intervals."""
+    figure = Figure(figsize=(7, 4.5), layout="constrained")
+    axes = figure.add_subplot()
+    for condition, points in curves.items():
+        lengths = [length for length, _ in points]
+        shares = [accuracy.share for _, accuracy in points]
+        below = [accuracy.share - accuracy.low for _, accuracy in points]
+        above = [accuracy.high - accuracy.share for _, accuracy in points]
+        axes.errorbar(lengths, shares, yerr=[below, above], marker="o", capsize=3, label=f"memory {condition}")
+    axes.set(xscale="log", xlabel="tokens read before the question", ylabel="share answered right", ylim=(0, 1.02))
+    axes.legend()
+    _save(figure, path)
+
+
+def draw_latencies(panels: Mapping[str, Sequence[float]], path: Path) -> None:
+    """One cumulative curve per quantity, in seconds."""
+    shown = {name: sorted(values) for name, values in panels.items() if values}
+    figure = Figure(figsize=(4 * max(len(shown), 1), 3.5), layout="constrained")
+    for index, (name, values) in enumerate(shown.items(), start=1):
+        axes = figure.add_subplot(1, len(shown), index)
+        axes.step(values, [(rank + 1) / len(values) for rank in range(len(values))], where="post")
+        axes.set(xlabel=f"{name} (s)", ylabel="share of values below", ylim=(0, 1.02))
+    _save(figure, path)
+
+
+def _save(figure: Figure, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=150)

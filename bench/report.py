@@ -1,0 +1,75 @@
+"""What every bench hands out: a header that says where and how it was measured, one JSON document, one last line.
+
+Promises: the last line of standard output is that document; `--json` writes it, with the raw records, to a file.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Mapping
+from importlib import metadata
+from pathlib import Path
+
+Json = dict[str, object]
+
+ROOT = Path(__file__).resolve().parent.parent
+CPU_INFO = Path("/proc/cpuinfo")
+
+
+def add_output_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the document, raw records included, to FILE")
+    parser.add_argument("--plot", type=Path, metavar="FILE", help="draw the result to FILE (png, svg or pdf)")
+
+
+def header(bench: str) -> Json:
+    """Hardware, command, versions, commit and date: without them a figure cannot be compared with another."""
+    return {
+        "bench": bench,
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "command": " ".join(["python", "-m", "bench", *sys.argv[1:]]),
+        "version": metadata.version("atlas-serve"),
+        "commit": _commit(),
+        "cpu": _cpu_model(),
+        "num_cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "platform": platform.platform(),
+        "python": platform.python_version(),
+        "torch": metadata.version("torch"),
+    }
+
+
+def publish(document: Json, records: Mapping[str, object], path: Path | None) -> None:
+    """Write document and records to the file, print the document alone as the last line."""
+    if path is not None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        text = json.dumps({**document, **records}, indent=1, ensure_ascii=False, allow_nan=False)
+        path.write_text(text + "\n", encoding="utf-8")
+    print(json.dumps(document, ensure_ascii=False, allow_nan=False), flush=True)
+
+
+def _commit() -> str | None:
+    """The commit of the tree, marked when the tree differs from it; None outside a repository."""
+    try:
+        commit = _git("rev-parse", "HEAD")
+        return f"{commit}-modified" if _git("status", "--porcelain", "--untracked-files=no") else commit
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def _git(*arguments: str) -> str:
+    command = ["git", "-C", str(ROOT), *arguments]
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+
+
+def _cpu_model() -> str:
+    if CPU_INFO.exists():
+        for line in CPU_INFO.read_text(encoding="utf-8").splitlines():
+            name, _, value = line.partition(":")
+            if name.strip() == "model name":
+                return value.strip()
+    return platform.processor() or platform.machine()
