@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from engine.errors import CommitConflict, SessionExists, SessionNotFound, StateLost, VersionNotFound
 from engine.stores.base import Buffer, Generation, Head, NewGeneration, SessionKey
-from engine.stores.expiry import Deadlines
+from engine.stores.expiry import IdleTimes
 from engine.stores.head import generations_dropped, is_unchanged, next_head
 from engine.stores.leases import ProcessLeases
 
@@ -28,7 +28,7 @@ class MemoryStore:
         self._heads: dict[SessionKey, Head] = {}
         self._blobs: dict[str, _Blob] = {}
         self._quarantined: dict[str, _Blob] = {}
-        self._deadlines = Deadlines()
+        self._idle_times = IdleTimes()
         self._leases = ProcessLeases()
 
     def check(self) -> None:
@@ -45,7 +45,7 @@ class MemoryStore:
             if generation is None:
                 raise VersionNotFound(f"version {version} of the session is not kept")
             blob = self._blob(head, generation)
-            self._deadlines.renew(key, head.ttl_seconds)
+            self._idle_times.touch(key, head)
         return head, [bytearray(blob.data)]
 
     def load_extra(self, key: SessionKey) -> bytes:
@@ -95,8 +95,9 @@ class MemoryStore:
     def _flip(self, key: SessionKey, base: Head | None, new: NewGeneration, version: int) -> Head:
         blob = _Blob(b"".join(new.parts), bytes(new.extra))
         with self._lock:
-            for expired in self._deadlines.passed():
-                self._remove(expired)
+            if self._idle_times.sweep_is_due():
+                for other in list(self._heads):
+                    self._live_head(other)
             current = self._live_head(key)
             if current is not None and new.generation in current.recent:
                 return current
@@ -105,15 +106,17 @@ class MemoryStore:
             head = next_head(base, new, version)
             self._blobs[new.generation] = blob
             self._heads[key] = head
-            self._deadlines.renew(key, head.ttl_seconds)
+            self._idle_times.touch(key, head)
             for generation in generations_dropped(base, head) if base else []:
                 self._blobs.pop(generation.generation, None)
             return head
 
     def _live_head(self, key: SessionKey) -> Head | None:
-        if self._deadlines.has_passed(key):
+        head = self._heads.get(key)
+        if head is not None and self._idle_times.has_ended(key, head):
             self._remove(key)
-        return self._heads.get(key)
+            return None
+        return head
 
     def _existing_head(self, key: SessionKey) -> Head:
         head = self._live_head(key)
@@ -129,7 +132,7 @@ class MemoryStore:
         return blob
 
     def _remove(self, key: SessionKey) -> None:
-        self._deadlines.forget(key)
+        self._idle_times.forget(key)
         head = self._heads.pop(key, None)
         for generation in (head.committed, *head.kept) if head else ():
             self._blobs.pop(generation.generation, None)

@@ -1,0 +1,257 @@
+"""`local:///absolute/path`: blob files and a SQLite index in one directory. The default; nothing to set up.
+
+A commit writes one blob (the snapshot's parts and the extra behind them), and then flips the session's row. Both are
+fsynced before it is acknowledged, so an acknowledged commit survives `kill -9` and a power cut. One server at a time
+may have the directory open: a lock file, held by the kernel, refuses the second.
+"""
+
+import fcntl
+import os
+import sqlite3
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+
+from engine.checksums import part_checksum
+from engine.errors import (
+    CommitConflict,
+    SessionExists,
+    SessionNotFound,
+    StateCorrupt,
+    StateLost,
+    StoreMisconfigured,
+    StoreUnavailable,
+    VersionNotFound,
+)
+from engine.failpoints import failpoint
+from engine.stores.base import Buffer, Generation, Head, NewGeneration, SessionKey
+from engine.stores.blobs import BlobDirectory, make_directory
+from engine.stores.expiry import IdleTimes
+from engine.stores.head import generations_dropped, is_unchanged, next_head
+from engine.stores.index import Index
+from engine.stores.leases import ProcessLeases
+from engine.stores.local_errors import reading, writing
+
+
+class LocalStore:
+    durability = "disk"
+
+    def __init__(self, directory: Path) -> None:
+        """Lock the directory, open the index, sweep what a killed server left behind.
+
+        Raises `StoreMisconfigured` when another server has it open or its index is gone, `StoreUnavailable` when the
+        directory cannot be used.
+        """
+        self.name = f"local://{directory}"
+        self._idle_times = IdleTimes()
+        self._leases = ProcessLeases()
+        with reading():
+            make_directory(directory)
+            self._lock_descriptor = _lock(directory / "lock")
+            try:
+                self._blobs = BlobDirectory(directory / "blobs")
+                self._quarantined = BlobDirectory(directory / "quarantine")
+                index_path = directory / "index.sqlite3"
+                if not index_path.exists() and any(self._blobs.names()):
+                    raise StoreMisconfigured(f"{index_path} is gone, but snapshots are there: restore it, or move them")
+                self._index = Index(index_path)
+                self._sweep_blobs()
+            except BaseException:
+                os.close(self._lock_descriptor)
+                raise
+
+    def check(self) -> None:
+        """An open store is fit for use."""
+
+    def read_head(self, key: SessionKey) -> Head | None:
+        with reading():
+            head = self._index.read(key)
+            if head is not None and self._idle_times.has_ended(key, head):
+                self._end(key)
+                return None
+            return head
+
+    def load(self, key: SessionKey, version: int | None = None) -> tuple[Head, list[Buffer]]:
+        head, _, data = self._read(key, version, lambda generation: (0, generation.num_bytes))
+        self._idle_times.touch(key, head)
+        return head, [data]
+
+    def load_extra(self, key: SessionKey) -> bytes:
+        _, committed, extra = self._read(key, None, lambda it: (it.num_bytes, it.extra_num_bytes))
+        if part_checksum(extra).hex() != committed.extra_digest:
+            raise StateCorrupt("the stored answers of a session were altered")
+        return bytes(extra)
+
+    def create(self, key: SessionKey, new: NewGeneration) -> Head:
+        try:
+            return self._commit(key, None, new, version=0)
+        except CommitConflict as conflict:
+            raise SessionExists("a session with this id exists") from conflict
+
+    def commit(self, key: SessionKey, base: Head | None, new: NewGeneration) -> Head:
+        return self._commit(key, base, new, version=base.version + 1 if base else 1)
+
+    def delete(self, key: SessionKey) -> bool:
+        removed: list[Generation] = []
+
+        def forget(head: Head | None) -> None:
+            if head is not None:
+                removed.extend((head.committed, *head.kept))
+
+        with writing():
+            self._index.update(key, forget)
+            self._idle_times.forget(key)
+            self._drop(removed)
+        return bool(removed)
+
+    def list_sessions(self, tenant: str, limit: int, after: str | None = None) -> list[tuple[str, Head]]:
+        page: list[tuple[str, Head]] = []
+        cursor = after or ""
+        while len(page) < limit:
+            with reading():
+                rows = self._index.page(tenant, limit, cursor)
+            for session_id, head in rows:
+                cursor = session_id
+                if head is not None and not self._idle_times.has_ended(SessionKey(tenant, session_id), head):
+                    page.append((session_id, head))
+            if len(rows) < limit:
+                break
+        return page[:limit]
+
+    def quarantine(self, key: SessionKey, generation: Generation) -> None:
+        with writing():
+            self._blobs.link_into(self._quarantined, generation.generation)
+
+    def acquire_lease(self, key: SessionKey, owner: str, seconds: float) -> bool:
+        return self._leases.acquire(key, owner, seconds)
+
+    def release_lease(self, key: SessionKey, owner: str) -> None:
+        self._leases.release(key, owner)
+
+    def close(self) -> None:
+        self._index.close()
+        os.close(self._lock_descriptor)
+
+    def _commit(self, key: SessionKey, base: Head | None, new: NewGeneration, version: int) -> Head:
+        if self._idle_times.sweep_is_due():
+            self._end_idle_sessions()
+        current = self.read_head(key)
+        if current is not None and new.generation in current.recent:
+            return current
+        if not is_unchanged(base, current):
+            raise CommitConflict("another writer committed this session first")
+        with writing():
+            failpoint("commit.before_parts")
+            self._blobs.write(new.generation, [*new.parts, new.extra])
+            failpoint("commit.before_flip")
+            head = self._flip(key, base, new, version)
+            failpoint("commit.after_flip")
+        self._idle_times.touch(key, head)
+        with suppress(OSError):
+            failpoint("commit.before_drop")
+            self._drop(generations_dropped(base, head) if base else [])
+            failpoint("commit.after_drop")
+        return head
+
+    def _flip(self, key: SessionKey, base: Head | None, new: NewGeneration, version: int) -> Head:
+        head = next_head(base, new, version)
+
+        def decide(current: Head | None) -> Head:
+            if not is_unchanged(base, current):
+                raise CommitConflict("another writer committed this session first")
+            if not self._blobs.has(new.generation):
+                raise StoreUnavailable("the snapshot that was just written is gone")
+            failpoint("commit.in_flip")
+            return head
+
+        try:
+            self._index.update(key, decide)
+        except CommitConflict:
+            self._blobs.remove(new.generation)
+            raise
+        except (OSError, sqlite3.Error):
+            # A commit that failed may still have reached the disk: the blob goes only if the index does not name it.
+            with suppress(OSError, sqlite3.Error):
+                current = self._index.read(key)
+                if current is None or new.generation not in current.recent:
+                    self._blobs.remove(new.generation)
+            raise
+        return head
+
+    def _find(self, key: SessionKey, version: int | None) -> tuple[Head, Generation]:
+        head = self.read_head(key)
+        if head is None:
+            raise SessionNotFound("there is no session with this id")
+        generation = head.committed if version is None else head.find(version)
+        if generation is None:
+            raise VersionNotFound(f"version {version} of the session is not kept")
+        return head, generation
+
+    def _read(
+        self, key: SessionKey, version: int | None, span: Callable[[Generation], tuple[int, int]]
+    ) -> tuple[Head, Generation, memoryview]:
+        """Part of a blob (`span`: offset, size). If it is gone, a newer commit may have dropped it: look again."""
+        head, generation = self._find(key, version)
+        while True:
+            offset, num_bytes = span(generation)
+            blob_num_bytes = generation.num_bytes + generation.extra_num_bytes
+            with reading():
+                data = self._blobs.read(generation.generation, offset, num_bytes, blob_num_bytes)
+            if data is not None:
+                return head, generation, data
+            missing = generation
+            head, generation = self._find(key, version)
+            if generation == missing:
+                whole = (kept.version for kept in head.kept if self._blobs.has(kept.generation))
+                raise StateLost("the session's state is gone", last_whole_version=next(whole, None))
+
+    def _drop(self, generations: list[Generation]) -> None:
+        for generation in generations:
+            self._blobs.remove(generation.generation)
+
+    def _end(self, key: SessionKey) -> None:
+        """Delete a session whose time is over, unless it was used in this moment."""
+        removed: list[Generation] = []
+
+        def decide(head: Head | None) -> Head | None:
+            if head is None or not self._idle_times.has_ended(key, head):
+                return head
+            removed.extend((head.committed, *head.kept))
+            return None
+
+        self._index.update(key, decide)
+        self._drop(removed)
+
+    def _end_idle_sessions(self) -> None:
+        with writing():
+            for key, head in self._index.all_heads():
+                if head is not None and self._idle_times.has_ended(key, head):
+                    self._end(key)
+
+    def _sweep_blobs(self) -> None:
+        """Delete what no head names: temporary files, blobs never flipped to, generations that were left.
+
+        Nothing is deleted while a head cannot be read.
+        """
+        heads = [head for _, head in self._index.all_heads()]
+        if None in heads:
+            return
+        named = {generation.generation for head in heads if head for generation in (head.committed, *head.kept)}
+        for name in list(self._blobs.names()):
+            if name not in named:
+                self._blobs.remove(name)
+
+
+def _lock(path: Path) -> int:
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        holder = os.read(descriptor, 32).decode(errors="replace").strip()
+        os.close(descriptor)
+        raise StoreMisconfigured(
+            f"{path.parent} is in use by another server (process {holder or 'unknown'})"
+        ) from error
+    os.ftruncate(descriptor, 0)
+    os.write(descriptor, f"{os.getpid()}\n".encode())
+    return descriptor
