@@ -1,0 +1,238 @@
+"""A session as bytes, and back, bit for bit.
+
+    "ATLS" | u32 header length | msgpack header | zeros up to a multiple of 4,096 | raw little-endian tensors
+
+Tensors are 64-byte aligned and lie in the order of `state_spec`. The bytes are cut into parts of `part_num_bytes`; the
+header has an xxh3-64 of each (of what lies behind the header, in the first) and ends with an xxh3-128 of everything
+before it, so every byte is covered and a flipped one is found before it is parsed. The layout is recomputed from our
+own configuration and must equal the header's before anything is allocated.
+
+The size depends on the model, and within bounds on the ledger, never on how much was read. Draws are counter-based on
+(seed, position), so no sampler state is stored. What the numbers mean, and whether they are finite, is not judged here.
+"""
+
+import math
+import mmap
+import struct
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor
+
+from atlas_model.config import AtlasConfig
+from atlas_model.memory import TensorSpec
+from atlas_model.state import State, state_spec
+from engine.checksums import DIGEST_NUM_BYTES, PART_CHECKSUM_NUM_BYTES, digest, part_checksum
+from engine.errors import InvalidState, StateCorrupt, StateModelMismatch
+from engine.sequence import SequenceState
+from engine.snapshot_header import MAX_HEADER_NUM_BYTES, Header, OpenIngest, TensorEntry, unpack
+
+__all__ = ["OpenIngest", "SessionRecord", "Snapshot", "decode_snapshot", "encode_snapshot"]
+
+Buffer = bytes | bytearray | memoryview
+
+_MAGIC = b"ATLS"
+_FRAME = struct.Struct("<4sI")
+_TENSOR_ALIGNMENT = 64
+_PAGE_NUM_BYTES = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class SessionRecord:
+    """Everything that one generation of a session holds.
+
+    ledger: digests of the messages of committed turns, oldest first, at most 1,024.
+    system_digest: of the system messages that were fed last.
+    created: seconds since the epoch.
+    """
+
+    state: SequenceState
+    ledger: tuple[bytes, ...] = ()
+    system_digest: bytes | None = None
+    open_ingest: OpenIngest | None = None
+    metadata: dict[str, str] = field(default_factory=dict)
+    created: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """`parts` are slices of one buffer. `digest` (hex) covers every byte."""
+
+    parts: tuple[memoryview, ...]
+    digest: str
+    num_bytes: int
+
+
+def encode_snapshot(record: SessionRecord, fingerprint: str, part_num_bytes: int) -> Snapshot:
+    """Copies each tensor once. Raises `InvalidState` when the record is beyond the header's bounds."""
+    assert sys.byteorder == "little"
+    assert record.state.tensors.batch_size == 1
+    tensors = record.state.tensors.named_tensors()
+    entries, data_num_bytes = _layout({name: TensorSpec(tuple(t.shape[1:]), t.dtype) for name, t in tensors.items()})
+
+    num_parts = 0
+    while True:
+        header = Header(
+            fingerprint=fingerprint,
+            position=record.state.position,
+            tokens_digest=record.state.tokens_digest,
+            pending_token_ids=record.state.pending_token_ids,
+            ledger=record.ledger,
+            system_digest=record.system_digest,
+            open_ingest=record.open_ingest,
+            metadata=record.metadata,
+            created=record.created,
+            tensors=entries,
+            part_num_bytes=part_num_bytes,
+            part_checksums=(bytes(PART_CHECKSUM_NUM_BYTES),) * max(num_parts, 1),
+        )
+        packed = header.pack()
+        header_end = _FRAME.size + len(packed)
+        data_start = _align(header_end, _PAGE_NUM_BYTES)
+        num_bytes = data_start + data_num_bytes
+        # The number of checksums moves the size, which moves their number: at most a few rounds.
+        if num_parts == -(-num_bytes // part_num_bytes):
+            break
+        num_parts = -(-num_bytes // part_num_bytes)
+
+    view = memoryview(mmap.mmap(-1, num_bytes))
+    for entry, tensor in zip(entries, tensors.values(), strict=True):
+        start = data_start + entry.offset
+        view[start : start + entry.num_bytes] = _raw_bytes(tensor)
+    return _seal(view, header, header_end)
+
+
+def decode_snapshot(
+    parts: Sequence[Buffer], config: AtlasConfig, fingerprint: str, expected_digest: str | None = None
+) -> SessionRecord:
+    """The record whose snapshot the parts, put together, are; however they are cut.
+
+    The tensors lie in the buffer itself when it is one, writable and aligned; otherwise in one copy of it.
+    Raises `StateCorrupt` (flipped, cut or added bytes, or not the snapshot that `expected_digest` names),
+    `StateModelMismatch`, `StateTooNew`, and `InvalidState` for bytes that are whole and still no state of this model.
+    """
+    assert sys.byteorder == "little"
+    views = [memoryview(part).cast("B") for part in parts]
+    num_bytes = sum(view.nbytes for view in views)
+    header, header_end = _open(views, num_bytes, expected_digest)
+    if header.fingerprint != fingerprint:
+        raise StateModelMismatch(header.fingerprint, fingerprint)
+
+    spec = state_spec(config)
+    entries, data_num_bytes = _layout(spec)
+    if header.tensors != entries:
+        raise InvalidState("the snapshot's tensors are not laid out as this model's configuration demands")
+    if any(token_id >= config.vocab_size for token_id in header.pending_token_ids):
+        raise InvalidState("the snapshot has pending tokens that are not in the vocabulary")
+    data_start = _align(header_end, _PAGE_NUM_BYTES)
+    if num_bytes != data_start + data_num_bytes:
+        raise StateCorrupt("the snapshot was cut or has bytes behind its end")
+    if len(header.part_checksums) != -(-num_bytes // header.part_num_bytes):
+        raise InvalidState("the snapshot has not as many checksums as parts")
+
+    view, raw = _as_one(views, num_bytes)
+    if _part_checksums(view, header_end, header.part_num_bytes) != header.part_checksums:
+        raise StateCorrupt("the snapshot's bytes do not match their checksums")
+    tensors = {}
+    for entry in entries:
+        start = data_start + entry.offset
+        tensor = raw[start : start + entry.num_bytes].view(spec[entry.name].dtype)
+        tensors[entry.name] = tensor.reshape(1, *entry.shape)
+    state = SequenceState(
+        tensors=State.from_named_tensors(config, tensors),
+        tokens_digest=header.tokens_digest,
+        pending_token_ids=header.pending_token_ids,
+    )
+    if state.position != header.position:
+        raise InvalidState("the snapshot's header and its tensors name different positions")
+    return SessionRecord(
+        state=state,
+        ledger=header.ledger,
+        system_digest=header.system_digest,
+        open_ingest=header.open_ingest,
+        metadata=header.metadata,
+        created=header.created,
+    )
+
+
+def _seal(view: memoryview, header: Header, header_end: int) -> Snapshot:
+    """Write the header in front of the tensors, with all checksums, and cut the buffer into parts."""
+    checksums = _part_checksums(view, header_end, header.part_num_bytes)
+    packed = replace(header, part_checksums=checksums).pack()
+    assert _FRAME.size + len(packed) == header_end
+    view[:header_end] = _FRAME.pack(_MAGIC, len(packed)) + packed
+    digest_start = header_end - DIGEST_NUM_BYTES
+    view[digest_start:header_end] = digest(view[:digest_start])
+    parts = tuple(view[start : start + header.part_num_bytes] for start in range(0, view.nbytes, header.part_num_bytes))
+    return Snapshot(parts=parts, digest=bytes(view[digest_start:header_end]).hex(), num_bytes=view.nbytes)
+
+
+def _open(views: Sequence[memoryview], num_bytes: int, expected_digest: str | None) -> tuple[Header, int]:
+    """The header, once its digest holds, and the offset of its end."""
+    if num_bytes < _FRAME.size:
+        raise StateCorrupt("the snapshot was cut")
+    magic, header_num_bytes = _FRAME.unpack(_beginning(views, _FRAME.size))
+    if magic != _MAGIC:
+        raise StateCorrupt("these bytes are not a snapshot")
+    header_end = _FRAME.size + header_num_bytes
+    if not DIGEST_NUM_BYTES <= header_num_bytes <= MAX_HEADER_NUM_BYTES or header_end > num_bytes:
+        raise StateCorrupt("the snapshot's header has an impossible length")
+    beginning = _beginning(views, header_end)
+    found = beginning[-DIGEST_NUM_BYTES:]
+    if digest(memoryview(beginning)[:-DIGEST_NUM_BYTES]) != found:
+        raise StateCorrupt("the snapshot's header does not match its digest")
+    if expected_digest is not None and found.hex() != expected_digest:
+        raise StateCorrupt("the snapshot is another one than the session's head names")
+    return unpack(beginning[_FRAME.size :]), header_end
+
+
+def _beginning(views: Sequence[memoryview], num_bytes: int) -> bytes:
+    collected = bytearray()
+    for view in views:
+        collected += view[: num_bytes - len(collected)]
+    return bytes(collected)
+
+
+def _layout(spec: Mapping[str, TensorSpec]) -> tuple[tuple[TensorEntry, ...], int]:
+    """Where each tensor of one session lies, counted from the first one's first byte, and where the last one ends."""
+    entries = []
+    end = 0
+    for name, each in spec.items():
+        offset = _align(end, _TENSOR_ALIGNMENT)
+        num_bytes = math.prod(each.shape) * each.dtype.itemsize
+        entries.append(TensorEntry(name, str(each.dtype).removeprefix("torch."), each.shape, offset, num_bytes))
+        end = offset + num_bytes
+    return tuple(entries), end
+
+
+def _part_checksums(view: memoryview, header_end: int, part_num_bytes: int) -> tuple[bytes, ...]:
+    """One per part, over what lies behind the header: the header has its own digest."""
+    starts = range(0, view.nbytes, part_num_bytes)
+    return tuple(
+        part_checksum(view[max(start, header_end) : max(start + part_num_bytes, header_end)]) for start in starts
+    )
+
+
+def _as_one(views: Sequence[memoryview], num_bytes: int) -> tuple[memoryview, Tensor]:
+    """All bytes in one writable, aligned buffer, and the same memory as a uint8 tensor."""
+    if len(views) == 1 and not views[0].readonly:
+        raw = torch.frombuffer(views[0], dtype=torch.uint8)
+        if raw.data_ptr() % _TENSOR_ALIGNMENT == 0:
+            return views[0], raw
+    joined = memoryview(mmap.mmap(-1, num_bytes))
+    start = 0
+    for view in views:
+        joined[start : start + view.nbytes] = view
+        start += view.nbytes
+    return joined, torch.frombuffer(joined, dtype=torch.uint8)
+
+
+def _raw_bytes(tensor: Tensor) -> memoryview:
+    """A tensor's bytes without a copy when it is contiguous, as it is in a State."""
+    return tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy().data
+
+
+def _align(offset: int, alignment: int) -> int:
+    return -(-offset // alignment) * alignment

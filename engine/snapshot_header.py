@@ -1,0 +1,254 @@
+"""The header of a snapshot: what a session is beside its tensors, as msgpack that is trusted in nothing.
+
+Limits on every length, no extension types, no unknown or repeated field, exact types. What passes is a `Header`;
+anything else is `InvalidState`, or `StateTooNew` when a newer schema wrote it. The last field is the digest of all
+bytes before it, so that flipped bytes are found before anything is parsed (engine/snapshot.py does that).
+"""
+
+import re
+from dataclasses import dataclass
+from typing import Any, NoReturn
+
+import msgpack
+
+from engine.checksums import DIGEST_NUM_BYTES, PART_CHECKSUM_NUM_BYTES
+from engine.errors import InvalidState, StateTooNew
+
+SCHEMA_VERSION = 1
+MAX_HEADER_NUM_BYTES = 2**20
+
+MAX_LEDGER = 1024
+MAX_PENDING_TOKENS = 64
+MAX_METADATA = 64
+MAX_CARRY_NUM_BYTES = 2**16
+MAX_DIGEST_NUM_BYTES = 64
+_MAX_TEXT_NUM_BYTES = 4096
+_MAX_BYTES_NUM_BYTES = 2**17
+_MAX_ITEMS = 2**14
+_MAX_INT = 2**63 - 1
+
+_FINGERPRINT = re.compile(r"[A-Za-z0-9._:-]{1,128}")
+_FIELDS = (
+    "schema",
+    "fingerprint",
+    "position",
+    "tokens_digest",
+    "pending_token_ids",
+    "ledger",
+    "system_digest",
+    "open_ingest",
+    "metadata",
+    "created",
+    "tensors",
+    "part_num_bytes",
+    "part_checksums",
+    "digest",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class OpenIngest:
+    """A document that is being read: how many of its bytes are committed, the digest of those, and the bytes at their
+    end that are not yet tokens."""
+
+    document_id: str
+    offset: int
+    digest: bytes
+    carry: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class TensorEntry:
+    """Where one tensor lies. `shape` is without the batch dimension, `offset` counts from the first tensor's byte."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    offset: int
+    num_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Header:
+    fingerprint: str
+    position: int
+    tokens_digest: bytes
+    pending_token_ids: tuple[int, ...]
+    ledger: tuple[bytes, ...]
+    system_digest: bytes | None
+    open_ingest: OpenIngest | None
+    metadata: dict[str, str]
+    created: float
+    tensors: tuple[TensorEntry, ...]
+    part_num_bytes: int
+    part_checksums: tuple[bytes, ...]
+
+    def pack(self) -> bytes:
+        """The header's bytes, the last DIGEST_NUM_BYTES being zeros in the digest's place.
+
+        Raises `InvalidState` for a header that `unpack` would refuse: what cannot be read back is never written.
+        """
+        ingest = self.open_ingest
+        fields: dict[str, Any] = {
+            "schema": SCHEMA_VERSION,
+            "fingerprint": self.fingerprint,
+            "position": self.position,
+            "tokens_digest": self.tokens_digest,
+            "pending_token_ids": list(self.pending_token_ids),
+            "ledger": list(self.ledger),
+            "system_digest": self.system_digest,
+            "open_ingest": None if ingest is None else [ingest.document_id, ingest.offset, ingest.digest, ingest.carry],
+            "metadata": self.metadata,
+            "created": self.created,
+            "tensors": [[t.name, t.dtype, list(t.shape), t.offset, t.num_bytes] for t in self.tensors],
+            "part_num_bytes": self.part_num_bytes,
+            "part_checksums": b"".join(self.part_checksums),
+            "digest": bytes(DIGEST_NUM_BYTES),
+        }
+        _read(fields)
+        packed: bytes = msgpack.packb(fields, use_bin_type=True)
+        if len(packed) > MAX_HEADER_NUM_BYTES:
+            raise InvalidState("the snapshot's header is larger than 1 MiB")
+        return packed
+
+
+def unpack(packed: bytes) -> Header:
+    """Raises `InvalidState` or `StateTooNew`."""
+    try:
+        fields = msgpack.unpackb(
+            packed,
+            raw=False,
+            strict_map_key=True,
+            object_pairs_hook=_unique,
+            ext_hook=_refuse_extension,
+            max_str_len=_MAX_TEXT_NUM_BYTES,
+            max_bin_len=_MAX_BYTES_NUM_BYTES,
+            max_array_len=_MAX_ITEMS,
+            max_map_len=_MAX_ITEMS,
+            max_ext_len=0,
+        )
+    except (msgpack.UnpackException, ValueError, TypeError) as error:
+        raise InvalidState("the snapshot's header is not the msgpack that we write") from error
+    if type(fields) is not dict or type(fields.get("schema")) is not int:
+        raise InvalidState("the snapshot's header has no schema version")
+    if fields["schema"] > SCHEMA_VERSION:
+        raise StateTooNew(f"the snapshot has schema {fields['schema']}, this server reads up to {SCHEMA_VERSION}")
+    return _read(fields)
+
+
+def _read(fields: dict[str, Any]) -> Header:
+    if tuple(fields) != _FIELDS:
+        raise InvalidState("the snapshot's header has other fields than ours, or in another order")
+    if fields["schema"] != SCHEMA_VERSION:
+        raise InvalidState("the snapshot's schema was never written")
+    _bytes("digest", fields["digest"], DIGEST_NUM_BYTES, DIGEST_NUM_BYTES)
+    fingerprint = _text("fingerprint", fields["fingerprint"])
+    if not _FINGERPRINT.fullmatch(fingerprint):
+        _refuse("fingerprint")
+    created = fields["created"]
+    if type(created) is not float or not 0 <= created < 2**53:
+        _refuse("created")
+    return Header(
+        fingerprint=fingerprint,
+        position=_int("position", fields["position"]),
+        tokens_digest=_digest("tokens_digest", fields["tokens_digest"]),
+        pending_token_ids=tuple(
+            _int("pending_token_ids", value)
+            for value in _list("pending_token_ids", fields["pending_token_ids"], MAX_PENDING_TOKENS)
+        ),
+        ledger=tuple(_digest("ledger", value) for value in _list("ledger", fields["ledger"], MAX_LEDGER)),
+        system_digest=None if fields["system_digest"] is None else _digest("system_digest", fields["system_digest"]),
+        open_ingest=None if fields["open_ingest"] is None else _open_ingest(fields["open_ingest"]),
+        metadata=_metadata(fields["metadata"]),
+        created=created,
+        tensors=tuple(_tensor_entry(value) for value in _list("tensors", fields["tensors"], _MAX_ITEMS)),
+        part_num_bytes=_int("part_num_bytes", fields["part_num_bytes"], least=1),
+        part_checksums=_part_checksums(fields["part_checksums"]),
+    )
+
+
+def _open_ingest(value: Any) -> OpenIngest:
+    if type(value) is not list or len(value) != 4:
+        _refuse("open_ingest")
+    document_id, offset, digest, carry = value
+    return OpenIngest(
+        document_id=_text("open_ingest", document_id),
+        offset=_int("open_ingest", offset),
+        digest=_digest("open_ingest", digest),
+        carry=_bytes("open_ingest", carry, 0, MAX_CARRY_NUM_BYTES),
+    )
+
+
+def _metadata(value: Any) -> dict[str, str]:
+    if type(value) is not dict or len(value) > MAX_METADATA:
+        _refuse("metadata")
+    return {_text("metadata", name): _text("metadata", text) for name, text in value.items()}
+
+
+def _tensor_entry(value: Any) -> TensorEntry:
+    if type(value) is not list or len(value) != 5:
+        _refuse("tensors")
+    name, dtype, shape, offset, num_bytes = value
+    return TensorEntry(
+        name=_text("tensors", name),
+        dtype=_text("tensors", dtype),
+        shape=tuple(_int("tensors", size) for size in _list("tensors", shape, 8)),
+        offset=_int("tensors", offset),
+        num_bytes=_int("tensors", num_bytes),
+    )
+
+
+def _part_checksums(value: Any) -> tuple[bytes, ...]:
+    joined = _bytes("part_checksums", value, PART_CHECKSUM_NUM_BYTES, _MAX_BYTES_NUM_BYTES)
+    if len(joined) % PART_CHECKSUM_NUM_BYTES:
+        _refuse("part_checksums")
+    starts = range(0, len(joined), PART_CHECKSUM_NUM_BYTES)
+    return tuple(joined[start : start + PART_CHECKSUM_NUM_BYTES] for start in starts)
+
+
+def _int(name: str, value: Any, least: int = 0) -> int:
+    if type(value) is not int or not least <= value <= _MAX_INT:
+        _refuse(name)
+    return value
+
+
+def _text(name: str, value: Any) -> str:
+    if type(value) is not str or len(value) > _MAX_TEXT_NUM_BYTES:
+        _refuse(name)
+    try:
+        if len(value.encode()) > _MAX_TEXT_NUM_BYTES:
+            _refuse(name)
+    except UnicodeEncodeError:
+        _refuse(name)
+    return value
+
+
+def _bytes(name: str, value: Any, least: int, most: int) -> bytes:
+    if type(value) is not bytes or not least <= len(value) <= most:
+        _refuse(name)
+    return value
+
+
+def _digest(name: str, value: Any) -> bytes:
+    return _bytes(name, value, 1, MAX_DIGEST_NUM_BYTES)
+
+
+def _list(name: str, value: Any, most: int) -> list[Any]:
+    if type(value) is not list or len(value) > most:
+        _refuse(name)
+    return value
+
+
+def _unique(pairs: list[tuple[Any, Any]]) -> dict[Any, Any]:
+    unique = dict(pairs)
+    if len(unique) != len(pairs):
+        raise ValueError("a repeated key")
+    return unique
+
+
+def _refuse_extension(code: int, data: bytes) -> NoReturn:
+    raise ValueError("an extension type")
+
+
+def _refuse(name: str) -> NoReturn:
+    raise InvalidState(f"the snapshot's header has a bad {name}")
