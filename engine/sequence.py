@@ -12,7 +12,7 @@ from enum import StrEnum
 from atlas_model.state import State
 from engine.errors import EmptyPrompt
 from engine.sampling_params import SamplingParams
-from engine.tokens_digest import INITIAL_DIGEST
+from engine.tokens_digest import INITIAL_DIGEST, extend_digest
 
 
 class FinishReason(StrEnum):
@@ -106,10 +106,27 @@ class Sequence:
         self.slot: int | None = None
         self.unfed: list[int] = list(self.prompt_token_ids)
         self.next_token_id: int | None = None
+        self.generated_token_ids: list[int] = []
         self.position = state.position if state is not None else 0
         self.tokens_digest = state.tokens_digest if state is not None else INITIAL_DIGEST
-        self.generated_token_ids: list[int] = []
 
     @property
     def is_prefilling(self) -> bool:
         return bool(self.unfed)
+
+    def next_token_ids(self, num_tokens: int) -> list[int]:
+        """The next ids to feed: up to `num_tokens` of the unfed ones, or the one that was sampled last."""
+        if self.unfed:
+            return self.unfed[:num_tokens]
+        assert self.next_token_id is not None
+        return [self.next_token_id]
+
+    def mark_fed(self, num_tokens: int) -> None:
+        """Counts what `next_token_ids(num_tokens)` returned as read."""
+        token_ids = self.next_token_ids(num_tokens)
+        self.tokens_digest = extend_digest(self.tokens_digest, token_ids)
+        self.position += len(token_ids)
+        if self.unfed:
+            del self.unfed[:num_tokens]
+        else:
+            self.next_token_id = None

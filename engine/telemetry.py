@@ -1,5 +1,6 @@
 """Plain numbers about the engine, for whoever publishes them. No metric library here."""
 
+from bisect import bisect_left
 from dataclasses import dataclass
 
 # Upper bounds of the histogram of tokens per step; the last count is of everything above.
@@ -23,3 +24,19 @@ class EngineStats:
     generation_tokens_total: int
     iteration_tokens_total: int
     iteration_tokens_counts: tuple[int, ...]
+
+
+class Counters:
+    """What the core counts as it goes."""
+
+    def __init__(self) -> None:
+        self.prompt_tokens_total = 0
+        self.generation_tokens_total = 0
+        self.iteration_tokens_total = 0
+        self.iteration_tokens_counts = [0] * (len(ITERATION_TOKENS_BOUNDS) + 1)
+
+    def count_step(self, num_tokens: int, is_prefill: bool) -> None:
+        self.iteration_tokens_total += num_tokens
+        self.iteration_tokens_counts[bisect_left(ITERATION_TOKENS_BOUNDS, num_tokens)] += 1
+        if is_prefill:
+            self.prompt_tokens_total += num_tokens
