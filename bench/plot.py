@@ -1,20 +1,23 @@
-"""Pictures of results; the only home of matplotlib, which is in the extra `bench`."""
+"""Pictures of results; the only home of matplotlib, which is in the extra `bench` and is loaded when a picture is."""
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-
-from matplotlib.figure import Figure
+from typing import TYPE_CHECKING
 
 from bench.summary import Proportion
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 Point = tuple[float, Proportion]
 
 
 def draw_recall(curves: Mapping[str, Sequence[Point]], path: Path) -> None:
     """Accuracy over length, one curve per condition, with the intervals."""
-    figure = Figure(figsize=(7, 4.5), layout="constrained")
+    figure = _new_figure(7, 4.5)
     axes = figure.add_subplot()
     for condition, points in curves.items():
         lengths = [length for length, _ in points]
@@ -30,12 +33,21 @@ def draw_recall(curves: Mapping[str, Sequence[Point]], path: Path) -> None:
 def draw_latencies(panels: Mapping[str, Sequence[float]], path: Path) -> None:
     """One cumulative curve per quantity, in seconds."""
     shown = {name: sorted(values) for name, values in panels.items() if values}
-    figure = Figure(figsize=(4 * max(len(shown), 1), 3.5), layout="constrained")
+    figure = _new_figure(4 * max(len(shown), 1), 3.5)
     for index, (name, values) in enumerate(shown.items(), start=1):
         axes = figure.add_subplot(1, len(shown), index)
         axes.step(values, [(rank + 1) / len(values) for rank in range(len(values))], where="post")
         axes.set(xlabel=f"{name} (s)", ylabel="share of values below", ylim=(0, 1.02))
     _save(figure, path)
+
+
+def _new_figure(width: float, height: float) -> Figure:
+    try:
+        module = importlib.import_module("matplotlib.figure")
+    except ModuleNotFoundError as error:
+        raise SystemExit("--plot needs matplotlib: pip install 'atlas-serve[bench]'") from error
+    figure: Figure = module.Figure(figsize=(width, height), layout="constrained")
+    return figure
 
 
 def _save(figure: Figure, path: Path) -> None:

@@ -19,12 +19,19 @@ from pathlib import Path
 Json = dict[str, object]
 
 ROOT = Path(__file__).resolve().parent.parent
+SHIPPED_MODEL = ROOT / "atlas_model" / "pretrained" / "atlas-demo"
 CPU_INFO = Path("/proc/cpuinfo")
 
 
 def add_output_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the document, raw records included, to FILE")
     parser.add_argument("--plot", type=Path, metavar="FILE", help="draw the result to FILE (png, svg or pdf)")
+
+
+def add_server_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--base-url", metavar="URL", help="a running server; without it, one of our own is started")
+    parser.add_argument("--api-key", default=os.environ.get("ATLAS_API_KEY"), help="default: ATLAS_API_KEY")
+    parser.add_argument("--model", type=Path, default=SHIPPED_MODEL, metavar="DIR", help="checkpoint folder")
 
 
 def header(bench: str) -> Json:

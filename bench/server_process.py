@@ -2,6 +2,7 @@
 
 Promises: `start` returns when `/ready` answers 200 or raises with the end of the log; every process started here is
 reaped; a process is started again on the same port. The choice of model and store is left to the given environment.
+`bench_server` is the server that a bench talks to, its own or somebody's.
 """
 
 from __future__ import annotations
@@ -14,7 +15,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -161,3 +163,39 @@ class ServerProcess:
 
     def _log_tail(self) -> str:
         return self.log[-LOG_TAIL_CHARACTERS:]
+
+
+class BenchServer:
+    """Where a bench sends its requests. Without a process it is somebody else's server, which is left alone."""
+
+    def __init__(self, base_url: str, process: ServerProcess | None) -> None:
+        self.base_url = base_url
+        self._process = process
+
+    def kill9_and_start(self) -> None:
+        if self._process is not None:
+            self._process.kill9()
+            self._process.start()
+
+
+@contextmanager
+def bench_server(base_url: str | None, model: Path, store: str | None) -> Iterator[BenchServer]:
+    """The server at `base_url`; without one, a new one with that model and that store (default: a temporary folder).
+
+    A server of our own takes the other ATLAS_* settings from our environment. Raises SystemExit when both a server and
+    a store are named, since a running server's store is its own affair.
+    """
+    if base_url is not None:
+        if store is not None:
+            raise SystemExit("bench: --store is for a server of our own, not for --base-url")
+        yield BenchServer(base_url, None)
+        return
+    with tempfile.TemporaryDirectory(prefix="atlas-bench-") as folder:
+        ours = {
+            "ATLAS_MODEL": str(model),
+            "ATLAS_DATA_DIR": folder,
+            "ATLAS_STORE": store or f"local://{folder}/store",
+        }
+        given = {name: value for name, value in os.environ.items() if name.startswith("ATLAS_")}
+        with ServerProcess({**given, **ours}) as process:
+            yield BenchServer(process.base_url, process)

@@ -1,0 +1,34 @@
+"""`python -m bench NAME`: one measurement. The last line of standard output is one JSON document."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import sys
+
+from clients.errors import ClientError
+
+BENCHES = {
+    "recall": "does a session know what it has read, by length, after a kill -9",
+    "load": "latency and throughput under concurrent streams",
+    "cost": "what a token and a snapshot cost, early and late in a session",
+    "gpu_check": "a CUDA device against the CPU: the same numbers, and how fast",
+}
+
+
+def main() -> None:
+    """The chosen bench is imported by name, so that those that talk HTTP never wait for torch."""
+    overview = argparse.ArgumentParser(prog="python -m bench", formatter_class=argparse.RawDescriptionHelpFormatter)
+    overview.epilog = "\n".join(f"  {name:<10} {what}" for name, what in BENCHES.items())
+    overview.add_argument("bench", choices=BENCHES, metavar="NAME")
+    name = overview.parse_args(sys.argv[1:2]).bench
+    bench = importlib.import_module(f"bench.{name}")
+    parser = argparse.ArgumentParser(prog=f"python -m bench {name}", description=BENCHES[name])
+    bench.add_arguments(parser)
+    try:
+        bench.run(parser.parse_args(sys.argv[2:]))
+    except (ClientError, FileNotFoundError) as error:
+        raise SystemExit(f"bench {name}: {error}") from error
+
+
+main()

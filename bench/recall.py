@@ -1,0 +1,153 @@
+"""`python -m bench recall`: does a session still know what it has read, by length, and after the server was killed?
+
+Documents that hide facts are ingested over HTTP; the server is killed with SIGKILL and started again (when it is ours);
+then every question is asked three ways: memory `on` (the document's own session), `off` (no session at all) and
+`swapped` (another document's session, which is what chance means). Only `on` may be above chance.
+Questions are asked read-only, and so independently of each other, unless `--writing` asks for committed turns.
+"""
+
+from __future__ import annotations
+
+import argparse
+import uuid
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
+from io import BytesIO
+from pathlib import Path
+from typing import TypeVar
+
+from atlas_model.training.documents import Question
+from bench import report
+from bench.plot import draw_recall
+from bench.recall_results import CONDITIONS, Answer, curves, summarise
+from bench.server_process import bench_server
+from bench.workload import Item, is_right, load_tokenizer, make_items, open_prose, parse_length
+from clients import Client, IngestResult
+from clients.protocol import ChatOptions
+
+MAX_ANSWER_TOKENS = 20
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--lengths", default="2k,16k,128k", help="tokens per document, comma-separated (2k = 2,000)")
+    parser.add_argument("--documents", type=int, default=5, help="documents per length, at least 2")
+    parser.add_argument("--questions", type=int, default=20, help="questions per document")
+    parser.add_argument("--corpus", type=Path, metavar="DIR", help="books to hide facts in; default: generated prose")
+    parser.add_argument("--store", metavar="URL", help="the store of our own server; default: a temporary local one")
+    parser.add_argument("--concurrency", type=int, default=4, help="requests in flight")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--writing", action="store_true", help="ask as committed turns, one after another")
+    report.add_server_arguments(parser)
+    report.add_output_arguments(parser)
+
+
+def run(arguments: argparse.Namespace) -> None:
+    lengths = [parse_length(text) for text in arguments.lengths.split(",")]
+    if arguments.documents < 2:
+        raise SystemExit("bench recall: --documents must be at least 2, or there is no session to swap with")
+    tokenizer = load_tokenizer(arguments.model)
+    items = make_items(
+        tokenizer, open_prose(arguments.corpus), lengths, arguments.documents, arguments.questions, arguments.seed
+    )
+    run_id = uuid.uuid4().hex[:8]
+    with (
+        bench_server(arguments.base_url, arguments.model, arguments.store) as server,
+        Client(server.base_url, arguments.api_key) as client,
+    ):
+        recall = Recall(client, items, run_id, arguments.concurrency)
+        readings = recall.read()
+        server.kill9_and_start()
+        answers = recall.ask(arguments.writing)
+        recall.forget()
+    rows = summarise(answers)
+    for row in rows:
+        print(row)
+    if arguments.plot is not None:
+        draw_recall(curves(rows), arguments.plot)
+    document = {
+        **report.header("recall"),
+        "model": arguments.model.name,
+        "prose": "generated" if arguments.corpus is None else "books",
+        "killed_between": arguments.base_url is None,
+        "writing": arguments.writing,
+        "seed": arguments.seed,
+        "num_documents": arguments.documents,
+        "num_questions": arguments.questions,
+        "results": [row.to_json() for row in rows],
+        "ingest_tokens_per_second_per_stream": sum(r.num_tokens for r in readings) / sum(r.seconds for r in readings),
+    }
+    records = {"readings": [asdict(reading) for reading in readings], "answers": [asdict(answer) for answer in answers]}
+    report.publish(document, records, arguments.json)
+
+
+class Recall:
+    """One workload on one server, which may be another process from one method to the next."""
+
+    def __init__(self, client: Client, items: list[Item], run_id: str, concurrency: int) -> None:
+        self._client = client
+        self._items = items
+        self._run_id = run_id
+        self._concurrency = concurrency
+
+    def read(self) -> list[IngestResult]:
+        """Ingest every document into a session of its own."""
+
+        def read_one(item: Item) -> IngestResult:
+            return self._client.ingest(self._session_of(item), BytesIO(item.document.text.encode()))
+
+        return self._in_parallel(read_one, self._items)
+
+    def ask(self, writing: bool) -> list[Answer]:
+        """Every question under every condition. With `writing`, `on` comes last: its turns change the sessions."""
+        answers: list[Answer] = []
+        for condition in reversed(CONDITIONS):
+            asked = [(condition, item) for item in self._items]
+            if condition == "on" and writing:
+                groups = self._in_parallel(lambda pair: self._ask_in_order(pair[1]), asked)
+                answers += [answer for group in groups for answer in group]
+            else:
+                single = [(condition, item, question) for _, item in asked for question in item.document.questions]
+                answers += self._in_parallel(lambda one: self._ask_one(*one, read_only=True), single)
+        return answers
+
+    def forget(self) -> None:
+        for item in self._items:
+            self._client.delete_session(self._session_of(item))
+
+    def _ask_in_order(self, item: Item) -> list[Answer]:
+        return [self._ask_one("on", item, question, read_only=False) for question in item.document.questions]
+
+    def _ask_one(self, condition: str, item: Item, question: Question, *, read_only: bool) -> Answer:
+        options: ChatOptions = {"temperature": 0.0, "max_tokens": MAX_ANSWER_TOKENS}
+        if condition != "off":
+            options["session_id"] = self._session_of(item if condition == "on" else self._other(item))
+            options["read_only"] = read_only
+            options["history"] = "new"
+        answer = self._client.chat(question.text, **options).text
+        return Answer(
+            length=item.length,
+            document=item.number,
+            condition=condition,
+            kind=str(question.kind),
+            question=question.text,
+            expected=question.answer,
+            answer=answer,
+            is_right=is_right(answer, question),
+            chance=1 / question.num_answers,
+        )
+
+    def _session_of(self, item: Item) -> str:
+        return f"recall-{self._run_id}-{item.length}-{item.number}"
+
+    def _other(self, item: Item) -> Item:
+        """The next document of the same length."""
+        same = [other for other in self._items if other.length == item.length]
+        return same[(item.number + 1) % len(same)]
+
+    def _in_parallel(self, function: Callable[[T], R], arguments: Iterable[T]) -> list[R]:
+        with ThreadPoolExecutor(self._concurrency) as pool:
+            return list(pool.map(function, arguments))

@@ -1,0 +1,109 @@
+"""What the benches send: documents that hide facts, their questions, and prompts of a given length.
+
+The generators are the ones that training uses (torch is not needed for them), so that "length" means the same there
+and here: tokens of the model. Promises: a workload is a function of its seed; the tasks come in all kinds, and some
+facts are overwritten later in the document, the latest wins.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from dataclasses import dataclass
+from pathlib import Path
+
+from atlas_model.text.tokenizer import Tokenizer
+from atlas_model.training.documents import Document, Question, make_document
+from atlas_model.training.prose import CorpusError, Prose, ProseSource
+from atlas_model.training.synthetic_prose import SyntheticProse
+
+OVERWRITE_PROBABILITY = 0.25
+# So many facts per question that enough different keys remain when a quarter of the facts overwrite others.
+FACTS_PER_QUESTION = 1.6
+MAX_TRIES = 100
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """A document with its place in the workload: the nominal length in tokens and its number among those."""
+
+    length: int
+    number: int
+    document: Document
+
+
+def parse_length(text: str) -> int:
+    """`2k` is 2,000 tokens, `1m` a million, a bare number itself. Raises ValueError."""
+    factors = {"k": 1_000, "m": 1_000_000}
+    factor = factors.get(text[-1:].lower())
+    length = int(text) if factor is None else round(float(text[:-1]) * factor)
+    if length < 1:
+        raise ValueError(f"{text} is not a length")
+    return length
+
+
+def open_prose(corpus: Path | None) -> ProseSource:
+    """The books of a corpus that training holds out, or all when it has none of those; without a corpus, a grammar."""
+    if corpus is None:
+        return SyntheticProse()
+    try:
+        return Prose(corpus, validation=True)
+    except CorpusError:
+        return Prose(corpus, held_out=())
+
+
+def load_tokenizer(model: Path) -> Tokenizer:
+    return Tokenizer.from_bytes((model / "tokenizer.model").read_bytes())
+
+
+def make_items(
+    tokenizer: Tokenizer, prose: ProseSource, lengths: list[int], num_documents: int, num_questions: int, seed: int
+) -> list[Item]:
+    """`num_documents` documents of each length, each with `num_questions` questions."""
+    return [
+        Item(length, number, _make_document(tokenizer, prose, length, num_questions, f"{seed}/{length}/{number}"))
+        for length in lengths
+        for number in range(num_documents)
+    ]
+
+
+def _make_document(tokenizer: Tokenizer, prose: ProseSource, length: int, num_questions: int, seed: str) -> Document:
+    num_facts = math.ceil(FACTS_PER_QUESTION * num_questions)
+    for attempt in range(MAX_TRIES):
+        try:
+            return make_document(
+                random.Random(f"{seed}/{attempt}"),
+                prose,
+                tokenizer,
+                length,
+                num_facts,
+                num_questions=num_questions,
+                overwrite_probability=OVERWRITE_PROBABILITY,
+            )
+        except ValueError:
+            # By chance too many facts overwrote others: fewer keys than questions.
+            num_facts += 1
+    raise ValueError(f"{num_questions} questions are more than a document of {length} tokens can hold")
+
+
+def is_right(answer: str, question: Question) -> bool:
+    """The whole answer, up to its first full stop or newline, is the expected one; case and article do not matter."""
+    return _normalise(answer) == _normalise(question.answer)
+
+
+def _normalise(answer: str) -> str:
+    words = answer.strip().lower().partition("\n")[0].partition(".")[0].split()
+    return " ".join(words[1:] if words[:1] == ["the"] else words)
+
+
+def prompt_of(tokenizer: Tokenizer, prose: ProseSource, num_tokens: int, seed: str) -> str:
+    """Prose of about `num_tokens` tokens, to ask about nothing: load needs text of a length, not a meaning."""
+    rng = random.Random(seed)
+    sentences: list[str] = []
+    missing = num_tokens
+    for sentence in prose.passage(rng):
+        sentences.append(sentence.text)
+        missing -= len(tokenizer.encode(" " + sentence.text))
+        if missing <= 0:
+            break
+    return " ".join(sentences)
