@@ -1,0 +1,258 @@
+"""`redis://` and `rediss://`: sessions that any replica can serve.
+
+Parts are staged under a time-to-live, so what is never flipped to goes away by itself; a generation that is dropped
+gets one long enough for any reader that is still loading it. Expiry follows Redis' own clock.
+"""
+
+from collections.abc import Sequence
+from contextlib import suppress
+
+from engine.checksums import part_checksum
+from engine.errors import (
+    CommitConflict,
+    SessionBusy,
+    SessionExists,
+    SessionNotFound,
+    StateCorrupt,
+    StateLost,
+    StoreFull,
+    StoreMisconfigured,
+    StoreUnavailable,
+    VersionNotFound,
+)
+from engine.failpoints import failpoint
+from engine.stores.base import Buffer, Generation, Head, NewGeneration, SessionKey
+from engine.stores.head import generations_dropped, is_unchanged, next_head
+from engine.stores.redis_client import RedisClient, RedisUrl, translated
+from engine.stores.redis_keys import RedisKeys
+from engine.stores.redis_scripts import ACQUIRE_LEASE, DELETE, FLIP, RELEASE_LEASE, RENEW
+
+STAGING_SECONDS = 600
+GRACE_SECONDS = 300
+QUARANTINE_SECONDS = 30 * 24 * 3600
+_DELETE_ATTEMPTS = 16
+
+
+class RedisStore:
+    def __init__(self, url: str) -> None:
+        """Does not connect yet; `check` does."""
+        self._url = RedisUrl.parse(url)
+        self._client = RedisClient(self._url)
+        self._keys = RedisKeys(self._url.prefix)
+        self._durability = "unknown"
+        self.name = self._url.without_secrets
+
+    @property
+    def durability(self) -> str:
+        """`none` without an append-only file, else its appendfsync; `unknown` when Redis does not tell."""
+        return self._durability
+
+    def check(self) -> None:
+        self._client.control("PING")
+        policy = self._client.read_settings("INFO", "memory").get("maxmemory_policy", "unknown")
+        if policy != "noeviction" and not self._url.allows_eviction:
+            raise StoreMisconfigured(
+                f"Redis' maxmemory-policy is {policy}: it would drop pieces of sessions. Set it to noeviction"
+                " (deploy/redis.conf), or add ?allow_eviction=1 to the URL to lose sessions knowingly"
+            )
+        settings = self._client.read_settings("CONFIG GET", "append*")
+        if settings:
+            self._durability = str(settings["appendfsync"]) if settings["appendonly"] == "yes" else "none"
+
+    def read_head(self, key: SessionKey) -> Head | None:
+        raw = self._client.control("HGET", self._keys.head(key), "head")
+        return None if raw is None else Head.from_json(raw)
+
+    def load(self, key: SessionKey, version: int | None = None) -> tuple[Head, list[Buffer]]:
+        missing: Generation | None = None
+        while True:
+            head, generation = self._find(key, version)
+            if generation == missing:
+                raise StateLost("the session's state is gone", self._last_whole_version(key, head))
+            parts = self._get_all(self._keys.parts(key, generation))
+            if parts is not None:
+                self._renew(key, head)
+                return head, parts
+            missing = generation
+
+    def load_extra(self, key: SessionKey) -> bytes:
+        missing: Generation | None = None
+        while True:
+            head, generation = self._find(key, None)
+            if generation == missing:
+                raise StateLost("the session's stored answers are gone", self._last_whole_version(key, head))
+            values = self._get_all(self._keys.extras(key, generation))
+            if values is not None:
+                extra = bytes(b"".join(values))
+                if part_checksum(extra).hex() != generation.extra_digest:
+                    raise StateCorrupt("the stored answers of a session were altered")
+                return extra
+            missing = generation
+
+    def create(self, key: SessionKey, new: NewGeneration) -> Head:
+        try:
+            return self._commit(key, None, new, version=0)
+        except CommitConflict as conflict:
+            raise SessionExists("a session with this id exists") from conflict
+
+    def commit(self, key: SessionKey, base: Head | None, new: NewGeneration) -> Head:
+        return self._commit(key, base, new, version=base.version + 1 if base else 1)
+
+    def delete(self, key: SessionKey) -> bool:
+        for _ in range(_DELETE_ATTEMPTS):
+            head = self.read_head(key)
+            if head is None:
+                self._unlist(key)
+                return False
+            keys = [self._keys.head(key), *self._keys.everything(key, (head.committed, *head.kept))]
+            if self._client.run_script(DELETE, keys, [_fence(head)]):
+                self._unlist(key)
+                return True
+        raise SessionBusy("the session is being written to")
+
+    def list_sessions(self, tenant: str, limit: int, after: str | None = None) -> list[tuple[str, Head]]:
+        page: list[tuple[str, Head]] = []
+        while len(page) < limit:
+            session_ids = self._listed(tenant, limit, after)
+            for session_id, raw in zip(session_ids, self._read_heads(tenant, session_ids), strict=True):
+                if raw is None:
+                    self._unlist(SessionKey(tenant, session_id))
+                    continue
+                with suppress(StateCorrupt):
+                    page.append((session_id, Head.from_json(raw)))
+            if len(session_ids) < limit:
+                break
+            after = session_ids[-1]
+        return page[:limit]
+
+    def quarantine(self, key: SessionKey, generation: Generation) -> None:
+        for source in self._keys.everything(key, [generation]):
+            target = source + b":quarantined"
+            self._client.control("COPY", source, target, "REPLACE")
+            self._client.control("EXPIRE", target, QUARANTINE_SECONDS)
+
+    def acquire_lease(self, key: SessionKey, owner: str, seconds: float) -> bool:
+        arguments = (owner.encode(), max(1, int(seconds * 1000)))
+        return bool(self._client.run_script(ACQUIRE_LEASE, [self._keys.lease(key)], arguments))
+
+    def release_lease(self, key: SessionKey, owner: str) -> None:
+        self._client.run_script(RELEASE_LEASE, [self._keys.lease(key)], [owner.encode()])
+
+    def close(self) -> None:
+        self._client.close()
+
+    def _commit(self, key: SessionKey, base: Head | None, new: NewGeneration, version: int) -> Head:
+        current = self.read_head(key)
+        if current is not None and new.generation in current.recent:
+            return current
+        if not is_unchanged(base, current):
+            raise CommitConflict("another writer committed this session first")
+        head = next_head(base, new, version)
+        try:
+            with translated():
+                failpoint("commit.before_parts")
+                self._stage(key, head.committed, new)
+                self._enlist(key)
+                failpoint("commit.before_flip")
+                head = self._flip(key, base, head)
+                failpoint("commit.after_flip")
+        except (CommitConflict, StoreFull):
+            with suppress(StoreUnavailable):
+                for name in self._keys.everything(key, [head.committed]):
+                    self._client.control("UNLINK", name)
+            raise
+        if base is None:
+            # A listing may have taken the id for a ghost between the first entry and the flip.
+            with suppress(StoreUnavailable):
+                self._enlist(key)
+        return head
+
+    def _stage(self, key: SessionKey, generation: Generation, new: NewGeneration) -> None:
+        """Write parts and extra under fresh names.
+
+        NX: should the first try have been applied after all, this one must not put a time-to-live on living parts.
+        """
+        keys = [*self._keys.parts(key, generation), *self._keys.extras(key, generation)]
+        for name, value in zip(keys, [*new.parts, new.extra], strict=False):
+            self._client.bulk("SET", name, memoryview(value), "EX", STAGING_SECONDS, "NX")
+            failpoint("commit.part")
+
+    def _flip(self, key: SessionKey, base: Head | None, head: Head) -> Head:
+        new = self._keys.everything(key, [head.committed])
+        kept = self._keys.everything(key, head.kept)
+        dropped = self._keys.everything(key, generations_dropped(base, head) if base else ())
+        arguments: list[bytes | int] = [
+            _fence(base),
+            _fence(head),
+            head.generation.encode(),
+            " ".join(head.recent).encode(),
+            head.to_json(),
+            _ttl_milliseconds(head),
+            GRACE_SECONDS * 1000,
+            len(new),
+            len(kept),
+        ]
+        keys = [self._keys.head(key), *new, *kept, *dropped]
+        status, raw = self._client.run_script(FLIP, keys, arguments)
+        if status == b"conflict":
+            raise CommitConflict("another writer committed this session first")
+        if status == b"missing":
+            raise StoreUnavailable("parts that were just written are gone from Redis")
+        return Head.from_json(raw)
+
+    def _renew(self, key: SessionKey, head: Head) -> None:
+        """A session with a time-to-live was used. Its bytes are in our hands, so a failure here fails nothing."""
+        if head.ttl_seconds is not None:
+            keys = [self._keys.head(key), *self._keys.everything(key, (head.committed, *head.kept))]
+            with suppress(StoreUnavailable):
+                self._client.run_script(RENEW, keys, [_fence(head), _ttl_milliseconds(head)])
+
+    def _find(self, key: SessionKey, version: int | None) -> tuple[Head, Generation]:
+        head = self.read_head(key)
+        if head is None:
+            raise SessionNotFound("there is no session with this id")
+        generation = head.committed if version is None else head.find(version)
+        if generation is None:
+            raise VersionNotFound(f"version {version} of the session is not kept")
+        return head, generation
+
+    def _get_all(self, keys: Sequence[bytes]) -> list[Buffer] | None:
+        """None when one of them is gone."""
+        values: list[Buffer] = []
+        for key in keys:
+            value = self._client.bulk("GET", key)
+            if value is None:
+                return None
+            values.append(value)
+        return values
+
+    def _last_whole_version(self, key: SessionKey, head: Head) -> int | None:
+        for kept in head.kept:
+            keys = self._keys.everything(key, [kept])
+            if not keys or self._client.control("EXISTS", *keys) == len(keys):
+                return kept.version
+        return None
+
+    def _read_heads(self, tenant: str, session_ids: Sequence[str]) -> list[bytes | None]:
+        keys = [self._keys.head(SessionKey(tenant, session_id)) for session_id in session_ids]
+        return self._client.control_many([("HGET", key, "head") for key in keys])
+
+    def _listed(self, tenant: str, limit: int, after: str | None) -> list[str]:
+        low = "-" if after is None else f"({after}"
+        names = self._client.control("ZRANGEBYLEX", self._keys.index(tenant), low, "+", "LIMIT", 0, limit)
+        return [name.decode() for name in names]
+
+    def _enlist(self, key: SessionKey) -> None:
+        self._client.control("ZADD", self._keys.index(key.tenant), 0, key.session_id)
+
+    def _unlist(self, key: SessionKey) -> None:
+        self._client.control("ZREM", self._keys.index(key.tenant), key.session_id)
+
+
+def _fence(head: Head | None) -> bytes:
+    """Empty for a session that must not exist."""
+    return f"{head.version}:{head.generation}".encode() if head else b""
+
+
+def _ttl_milliseconds(head: Head) -> int:
+    return 0 if head.ttl_seconds is None else head.ttl_seconds * 1000

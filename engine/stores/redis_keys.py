@@ -1,0 +1,43 @@
+"""The names of a Redis store's keys. The braces are the Cluster hash tag: a session's keys live on one node.
+
+{prefix}:{<tenant>/<session>}:head                 hash: fence, recent, head (engine/stores/redis_scripts.py)
+{prefix}:{<tenant>/<session>}:p:<generation>:<i>   one part
+{prefix}:{<tenant>/<session>}:x:<generation>       the extra, if there is one
+{prefix}:{<tenant>/<session>}:lease
+{prefix}:index:<tenant>                            sorted set of session ids, for listing; never trusted
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from engine.stores.base import Generation, SessionKey
+
+
+@dataclass(frozen=True, slots=True)
+class RedisKeys:
+    prefix: str
+
+    def head(self, key: SessionKey) -> bytes:
+        return self._name(key, "head")
+
+    def lease(self, key: SessionKey) -> bytes:
+        return self._name(key, "lease")
+
+    def parts(self, key: SessionKey, generation: Generation) -> list[bytes]:
+        return [self._name(key, f"p:{generation.generation}:{index}") for index in range(generation.num_parts)]
+
+    def extras(self, key: SessionKey, generation: Generation) -> list[bytes]:
+        """One name, or none when the generation has no extra."""
+        return [self._name(key, f"x:{generation.generation}")] if generation.extra_num_bytes else []
+
+    def everything(self, key: SessionKey, generations: Iterable[Generation]) -> list[bytes]:
+        """Parts and extras of all these generations."""
+        return [
+            name for generation in generations for name in (*self.parts(key, generation), *self.extras(key, generation))
+        ]
+
+    def index(self, tenant: str) -> bytes:
+        return f"{self.prefix}:index:{tenant}".encode()
+
+    def _name(self, key: SessionKey, rest: str) -> bytes:
+        return f"{self.prefix}:{{{key.tenant}/{key.session_id}}}:{rest}".encode()

@@ -1,0 +1,66 @@
+"""The atomic steps of the Redis store, in Lua. All keys are declared and share one hash tag, as Cluster demands.
+
+A head is a hash: `fence` (version:generation), `recent` (ids, separated by spaces) and `head` (JSON, opaque here).
+A time-to-live of 0 milliseconds means none. Every script checks first and writes afterwards, HSET before all others: it
+is the only write that Redis refuses for lack of memory.
+"""
+
+_SET_EXPIRY = """
+local function set_expiry(key, milliseconds)
+  if milliseconds > 0 then redis.call('PEXPIRE', key, milliseconds) else redis.call('PERSIST', key) end
+end
+"""
+
+# KEYS: head, the new generation's keys, the kept ones', the dropped ones'.
+# ARGV: the base's fence or '', the new one, its generation, recent, head, ttl, grace, numbers of new and of kept keys.
+FLIP = (
+    _SET_EXPIRY
+    + """
+local current = redis.call('HMGET', KEYS[1], 'fence', 'recent', 'head')
+if current[2] and string.find(' ' .. current[2] .. ' ', ' ' .. ARGV[3] .. ' ', 1, true) then
+  return {'mine', current[3]}
+end
+if (current[1] or '') ~= ARGV[1] then return {'conflict', ''} end
+local last_new = 1 + tonumber(ARGV[8])
+local last_kept = last_new + tonumber(ARGV[9])
+for i = 2, last_new do
+  if redis.call('EXISTS', KEYS[i]) == 0 then return {'missing', ''} end
+end
+redis.call('HSET', KEYS[1], 'fence', ARGV[2], 'recent', ARGV[4], 'head', ARGV[5])
+local ttl = tonumber(ARGV[6])
+for i = 1, last_kept do set_expiry(KEYS[i], ttl) end
+for i = last_kept + 1, #KEYS do redis.call('PEXPIRE', KEYS[i], tonumber(ARGV[7])) end
+return {'flipped', ARGV[5]}
+"""
+)
+
+# KEYS: head, all keys of its generations.   ARGV: fence, ttl.
+RENEW = (
+    _SET_EXPIRY
+    + """
+if redis.call('HGET', KEYS[1], 'fence') ~= ARGV[1] then return 0 end
+for i = 1, #KEYS do set_expiry(KEYS[i], tonumber(ARGV[2])) end
+return 1
+"""
+)
+
+# KEYS: head, all keys of its generations.   ARGV: fence.
+DELETE = """
+if redis.call('HGET', KEYS[1], 'fence') ~= ARGV[1] then return 0 end
+redis.call('UNLINK', unpack(KEYS))
+return 1
+"""
+
+# KEYS: lease.   ARGV: owner, milliseconds.
+ACQUIRE_LEASE = """
+local owner = redis.call('GET', KEYS[1])
+if owner and owner ~= ARGV[1] then return 0 end
+redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])
+return 1
+"""
+
+# KEYS: lease.   ARGV: owner.
+RELEASE_LEASE = """
+if redis.call('GET', KEYS[1]) == ARGV[1] then redis.call('UNLINK', KEYS[1]) end
+return 1
+"""
