@@ -18,7 +18,7 @@ from atlas_model.text.segmenter import segments
 
 SPACE_MARK = "\u2581"
 _NUM_FIXED_PIECES = 1 + 6 + 256 + 1
-_CHARACTER_COVERAGE = 0.9998
+_CHARACTER_COVERAGE = 0.99999
 
 
 class TokenizerError(ValueError):

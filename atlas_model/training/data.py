@@ -14,7 +14,8 @@ from torch import Tensor
 
 from atlas_model.text.chat_format import ChatFormat
 from atlas_model.text.tokenizer import Tokenizer
-from atlas_model.training.episodes import NOT_AN_ANSWER, Episode, EpisodeConfig, EpisodeMaker
+from atlas_model.training.episode_plan import EpisodeConfig
+from atlas_model.training.episodes import NOT_AN_ANSWER, Episode, EpisodeMaker
 from atlas_model.training.prose import ProseSource
 from atlas_model.training.tasks import ALL_KINDS, Kind
 
@@ -142,7 +143,7 @@ class EpisodeStream:
         start = self._segments[row] * self._segment_num_tokens
         stop = start + self._segment_num_tokens
         part = slice(start, stop + 1)
-        kinds = [ALL_KINDS.index(question.kind) for question in episode.questions]
+        kinds = [ALL_KINDS.index(kind) for kind in episode.question_kinds]
         answer_kinds = np.array([*kinds, NOT_AN_ANSWER], dtype=np.int64)[episode.answer_ids[part]]
         self._segments[row] += 1
         if stop + 1 == len(episode.token_ids):

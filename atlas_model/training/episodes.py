@@ -8,7 +8,7 @@ function of its random generator. Leaves batches and segments to `data`.
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,8 +16,9 @@ from numpy.typing import NDArray
 from atlas_model.text.chat_format import ChatFormat
 from atlas_model.text.tokenizer import Tokenizer
 from atlas_model.training.documents import Woven, weave
+from atlas_model.training.episode_plan import EpisodeConfig, Round, plan_rounds
 from atlas_model.training.prose import ProseSource, Sentence
-from atlas_model.training.tasks import ALL_KINDS, Fact, Kind, World
+from atlas_model.training.tasks import Fact, Kind
 
 NOT_AN_ANSWER = -1
 
@@ -31,57 +32,10 @@ TokenIds = NDArray[np.int32]
 
 
 @dataclass(frozen=True, slots=True)
-class EpisodeConfig:
-    """What episodes are like. Facts and questions that do not fit the length are left out.
-
-    `num_tokens` is an episode's length, drawn from `min_num_tokens` up to it when that is given. `num_facts` and
-    `num_questions` are inclusive ranges. A fact overwrites an earlier one with `overwrite_probability`. There are up
-    to `max_num_rounds` rounds; questions come after each ("spread") or after the last only ("end"). A share
-    `turn_fact_share` of episodes tells half of its facts in user turns. Answers weigh 1 in the loss, all else
-    `text_weight`. `kinds` are the kinds of facts, of which each episode uses a random part.
-    """
-
-    num_tokens: int = 256
-    min_num_tokens: int | None = None
-    num_facts: tuple[int, int] = (2, 8)
-    num_questions: tuple[int, int] = (2, 8)
-    overwrite_probability: float = 0.25
-    question_placement: Literal["spread", "end"] = "spread"
-    max_num_rounds: int = 4
-    turn_fact_share: float = 0.15
-    text_weight: float = 0.1
-    kinds: tuple[Kind, ...] = ALL_KINDS
-
-    def __post_init__(self) -> None:
-        """Refuse what no episode can be made of, by the field's name."""
-        shortest = self.num_tokens if self.min_num_tokens is None else self.min_num_tokens
-        if not 16 <= shortest <= self.num_tokens:
-            raise ValueError("num_tokens and min_num_tokens: need 16 <= min_num_tokens <= num_tokens")
-        for name in ("num_facts", "num_questions"):
-            lowest, highest = getattr(self, name)
-            if not 0 <= lowest <= highest:
-                raise ValueError(f"{name}: need 0 <= lowest <= highest")
-        for name in ("overwrite_probability", "turn_fact_share"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name} must be in [0, 1]")
-        if self.question_placement not in ("spread", "end"):
-            raise ValueError("question_placement must be 'spread' or 'end'")
-        if self.max_num_rounds < 1 or not self.kinds or self.text_weight < 0:
-            raise ValueError("max_num_rounds must be >= 1, kinds not empty, text_weight >= 0")
-
-
-class AskedQuestion(NamedTuple):
-    """A question of an episode: its kind, and how many of the world's facts came between the one asked for and it."""
-
-    kind: Kind
-    age_num_facts: int
-
-
-@dataclass(frozen=True, slots=True)
 class Episode:
     """An episode's tokens and, for each of them as a target, its weight and answer; all arrays are one-dimensional.
 
-    `is_prose` marks filler (nothing in it is ever asked about). `answer_ids` is the index into `questions` of the
+    `is_prose` marks filler (nothing in it is ever asked about). `answer_ids` is the index into `question_kinds` of the
     answer that a token belongs to (its `<end>` included), `NOT_AN_ANSWER` elsewhere. Padding at the end weighs 0.
     """
 
@@ -89,7 +43,7 @@ class Episode:
     weights: NDArray[np.float32]
     is_prose: NDArray[np.bool_]
     answer_ids: TokenIds
-    questions: tuple[AskedQuestion, ...]
+    question_kinds: tuple[Kind, ...]
 
 
 class _Part(NamedTuple):
@@ -99,19 +53,6 @@ class _Part(NamedTuple):
     weight: float
     is_prose: bool = False
     answer_id: int = NOT_AN_ANSWER
-
-
-@dataclass(slots=True)
-class _Round:
-    """What happens in one round, in this order."""
-
-    turns_before: list[Fact]
-    document: list[Fact]
-    turns_after: list[Fact]
-    questions: list[tuple[Fact, int]]
-
-    def tellings(self) -> tuple[list[Fact], list[Fact], list[Fact]]:
-        return self.turns_before, self.document, self.turns_after
 
 
 class EpisodeMaker:
@@ -132,46 +73,14 @@ class EpisodeMaker:
         num_facts = min(rng.randint(*config.num_facts), num_tokens // (2 * _FEWEST_TOKENS_PER_FACT))
         num_questions = min(rng.randint(*config.num_questions), num_tokens // (2 * _FEWEST_TOKENS_PER_QUESTION))
         while True:
-            rounds = self._plan(rng, num_facts, num_questions)
+            rounds = plan_rounds(rng, config, num_facts, num_questions)
             parts = self._realise(rng, rounds, num_tokens)
             if parts is not None:
-                questions = tuple(AskedQuestion(fact.key.kind, age) for r in rounds for fact, age in r.questions)
-                return _assemble(parts, questions, num_tokens, self._tokenizer.special.end)
+                kinds = tuple(fact.key.kind for this_round in rounds for fact in this_round.questions)
+                return _assemble(parts, kinds, num_tokens, self._tokenizer.special.end)
             num_facts, num_questions = max(0, num_facts - 1), max(0, num_questions - 1)
 
-    def _plan(self, rng: random.Random, num_facts: int, num_questions: int) -> list[_Round]:
-        """Which facts are told when and where, and what is asked after which round."""
-        config = self._config
-        num_rounds = rng.randint(1, config.max_num_rounds)
-        rounds = [_Round([], [], [], []) for _ in range(num_rounds)]
-        in_turns = rng.random() < config.turn_fact_share
-        places = sorted(
-            (rng.randrange(num_rounds), rng.choice((0, 1, 1, 2)) if in_turns else 1) for _ in range(num_facts)
-        )
-        asking = rounds[-1:] if config.question_placement == "end" else rounds
-        num_wanted = [0] * num_rounds
-        for _ in range(num_questions):
-            num_wanted[num_rounds - 1 - rng.randrange(len(asking))] += 1
-        world = World(rng, rng.sample(config.kinds, rng.randint(1, len(config.kinds))))
-        told_at: dict[Fact, int] = {}
-        asked: set[Fact] = set()
-        num_owed = 0
-        for i, this_round in enumerate(rounds):
-            for place in [place for number, place in places if number == i]:
-                fact = world.tell(config.overwrite_probability)
-                told_at[fact] = len(told_at)
-                this_round.tellings()[place].append(fact)
-            candidates = list(world.latest)
-            rng.shuffle(candidates)
-            candidates.sort(key=lambda fact: fact in asked)
-            num_owed += num_wanted[i]
-            for fact in candidates[:num_owed]:
-                this_round.questions.append((fact, len(told_at) - 1 - told_at[fact]))
-                asked.add(fact)
-            num_owed -= len(this_round.questions)
-        return rounds
-
-    def _realise(self, rng: random.Random, rounds: Sequence[_Round], num_tokens: int) -> list[_Part] | None:
+    def _realise(self, rng: random.Random, rounds: Sequence[Round], num_tokens: int) -> list[_Part] | None:
         """The parts of all rounds, prose filling the length; None when even without prose it is exceeded."""
         weight = self._config.text_weight
         frames: list[tuple[list[_Part], list[_Part]]] = []
@@ -179,7 +88,7 @@ class EpisodeMaker:
         for this_round in rounds:
             before = self._turns(rng, this_round.turns_before)
             after = self._turns(rng, this_round.turns_after)
-            for fact, _ in this_round.questions:
+            for fact in this_round.questions:
                 after += self._question(fact, answer_id)
                 answer_id += 1
             frames.append((before, after))
@@ -281,9 +190,7 @@ def _length(parts: Sequence[_Part]) -> int:
     return sum(len(part.token_ids) for part in parts)
 
 
-def _assemble(
-    parts: Sequence[_Part], questions: tuple[AskedQuestion, ...], num_tokens: int, padding_id: int
-) -> Episode:
+def _assemble(parts: Sequence[_Part], question_kinds: tuple[Kind, ...], num_tokens: int, padding_id: int) -> Episode:
     num_padding = num_tokens - _length(parts)
     parts = [*parts, _Part(np.full(num_padding, padding_id, dtype=np.int32), 0.0)]
     sizes = [len(part.token_ids) for part in parts]
@@ -292,5 +199,5 @@ def _assemble(
         weights=np.repeat(np.array([part.weight for part in parts], dtype=np.float32), sizes),
         is_prose=np.repeat(np.array([part.is_prose for part in parts]), sizes),
         answer_ids=np.repeat(np.array([part.answer_id for part in parts], dtype=np.int32), sizes),
-        questions=questions,
+        question_kinds=question_kinds,
     )

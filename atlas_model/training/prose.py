@@ -7,6 +7,7 @@ and tokens to others; `synthetic_prose` is the source that needs no corpus.
 
 import random
 import re
+from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from itertools import accumulate
 from pathlib import Path
@@ -45,9 +46,9 @@ class Prose:
     """
 
     def __init__(self, directory: Path, held_out: Sequence[str] = HELD_OUT, validation: bool = False) -> None:
-        """Read the files; `CorpusError` when none is left to read."""
+        """Read the files; `CorpusError` when none is left to read, or one is no UTF-8."""
         paths = sorted(path for path in Path(directory).rglob("*.txt") if (path.name in held_out) == validation)
-        self.books = [book for path in paths if (book := _sentences_of(path.read_text(encoding="utf-8")))]
+        self.books = [book for path in paths if (book := _sentences_of(_read(path)))]
         if not self.books:
             wanted = f"one of {', '.join(held_out)}" if validation else "a .txt file that is not held out"
             raise CorpusError(f"no text in {directory}: it needs {wanted}")
@@ -60,7 +61,7 @@ class Prose:
         """
         while True:
             place = rng.randrange(self._cumulative[-1])
-            number = next(i for i, total in enumerate(self._cumulative) if place < total)
+            number = bisect_right(self._cumulative, place)
             book = self.books[number]
             start = place - self._cumulative[number] + len(book)
             yield from book[start : start + _MAX_RUN_NUM_SENTENCES]
@@ -92,6 +93,13 @@ def split_sentences(line: str) -> list[str]:
     if rest := line[start:].strip(" "):
         sentences.append(rest)
     return sentences
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise CorpusError(f"{path} is no UTF-8 text") from error
 
 
 def _sentences_of(text: str) -> list[Sentence]:
