@@ -1,0 +1,19 @@
+"""Shared by all rooms: one thread per test process, and a Redis that is started once."""
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+from tests.redis_server import RedisServer, redis_is_installed
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
+    """Tests share it: each takes a `?prefix=` of its own, and none stops it."""
+    if not redis_is_installed():
+        pytest.skip("redis-server is not installed")
+    with RedisServer(tmp_path_factory.mktemp("redis")) as server:
+        yield server
