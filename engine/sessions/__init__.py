@@ -1,0 +1,26 @@
+"""Sessions: a conversation's durable memory, and the transactions on it (SESSIONS.md)."""
+
+from engine.sessions.ingest import IngestProgress, IngestRequest, IngestResult
+from engine.sessions.ledger import History, Message
+from engine.sessions.manager import SessionConfig, SessionManager
+from engine.sessions.observer import SessionObserver
+from engine.sessions.storage import Storage
+from engine.sessions.stored_turns import StoredTurn
+from engine.sessions.turn import CommittedSession, Turn, TurnRequest, Usage
+
+__all__ = [
+    "CommittedSession",
+    "History",
+    "IngestProgress",
+    "IngestRequest",
+    "IngestResult",
+    "Message",
+    "SessionConfig",
+    "SessionManager",
+    "SessionObserver",
+    "Storage",
+    "StoredTurn",
+    "Turn",
+    "TurnRequest",
+    "Usage",
+]

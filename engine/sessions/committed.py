@@ -1,0 +1,82 @@
+"""The committed generations of sessions, by the nearest road: this process' copy when the head still names it, else the
+store. Counts what it does; who may write is decided elsewhere."""
+
+import time
+from dataclasses import replace
+
+from engine.errors import AtlasError, SessionNotFound
+from engine.sessions.host_copies import HostCopies, LoadedSession
+from engine.sessions.observer import SessionObserver
+from engine.sessions.storage import Storage
+from engine.sessions.stored_turns import StoredTurns
+from engine.snapshot import SessionRecord
+from engine.stores.base import Head, SessionKey
+
+
+class CommittedSessions:
+    def __init__(self, storage: Storage, max_host_num_bytes: int, observer: SessionObserver) -> None:
+        self._storage = storage
+        self._copies = HostCopies(max_host_num_bytes)
+        self._observer = observer
+
+    @property
+    def durability(self) -> str:
+        return self._storage.durability
+
+    @property
+    def num_host_copies(self) -> int:
+        return len(self._copies)
+
+    async def find(self, key: SessionKey) -> LoadedSession | None:
+        """The session as it is committed now; None when there is none. Its stored answers may not be loaded."""
+        started = time.monotonic()
+        head = await self._storage.read_head(key)
+        if head is None:
+            self._copies.drop(key)
+            return None
+        copy = self._copies.get(key, head)
+        if copy is not None:
+            self._observer.resumed("host", time.monotonic() - started)
+            return copy
+        try:
+            head, record = await self._storage.load(key)
+        except SessionNotFound:
+            return None
+        except AtlasError as error:
+            self._observer.restore_failed(error.code)
+            raise
+        loaded = LoadedSession(head, record, None)
+        self._copies.put(key, loaded)
+        if record is not None:
+            self._observer.resumed("store", time.monotonic() - started)
+        return loaded
+
+    async def find_with_answers(self, key: SessionKey) -> LoadedSession | None:
+        """As `find`, with the stored answers. For writers: nobody else may commit in between."""
+        loaded = await self.find(key)
+        if loaded is None or loaded.stored is not None:
+            return loaded
+        loaded = replace(loaded, stored=await self._storage.load_stored(key))
+        self._copies.put(key, loaded)
+        return loaded
+
+    async def commit(
+        self, key: SessionKey, base: LoadedSession | None, record: SessionRecord, stored: StoredTurns
+    ) -> LoadedSession:
+        """The session after the commit. Raises CommitConflict, StoreUnavailable, StoreFull."""
+        started = time.monotonic()
+        base_head: Head | None = None if base is None else base.head
+        try:
+            head = await self._storage.commit(key, base_head, record, stored)
+        except AtlasError:
+            self._copies.drop(key)
+            raise
+        base_position = base.record.state.position if base is not None and base.record is not None else 0
+        self._observer.committed(time.monotonic() - started, head.num_bytes, record.state.position - base_position)
+        committed = LoadedSession(head, record, stored)
+        self._copies.put(key, committed)
+        return committed
+
+    async def delete(self, key: SessionKey) -> bool:
+        self._copies.drop(key)
+        return await self._storage.delete(key)

@@ -1,0 +1,177 @@
+"""The door to sessions: who may do what to which session, and when.
+
+One writer at a time, any number of readers; a turn or a document is opened here with its lease held, its session loaded
+and its history matched, and whatever happens inside, the lease is given back and nothing uncommitted remains.
+"""
+
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from dataclasses import dataclass
+
+from atlas_model.text import ChatFormat, Tokenizer
+from engine.engine import Engine
+from engine.errors import Draining, IngestOpen, SessionNotFound, VersionConflict
+from engine.sequence import Sequence
+from engine.sessions.committed import CommittedSessions
+from engine.sessions.host_copies import LoadedSession
+from engine.sessions.ingest import Ingest, IngestProgress, IngestRequest, IngestResult
+from engine.sessions.leases import Leases
+from engine.sessions.ledger import read_messages
+from engine.sessions.observer import SessionObserver
+from engine.sessions.storage import Storage
+from engine.sessions.stored_turns import StoredTurn
+from engine.sessions.turn import Turn, TurnRequest, new_sequence_id, prompt_token_ids
+from engine.stores.base import Head, SessionKey
+
+
+@dataclass(frozen=True, slots=True)
+class SessionConfig:
+    """commit_num_tokens: an ingest commits about so often.
+    max_host_num_bytes: of committed sessions kept in memory."""
+
+    lease_seconds: float = 10.0
+    commit_num_tokens: int = 16384
+    max_host_num_bytes: int = 2**30
+
+
+class SessionManager:
+    """Lives on the event loop that `engine` was started on."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        storage: Storage,
+        tokenizer: Tokenizer,
+        chat_format: ChatFormat,
+        config: SessionConfig,
+        observer: SessionObserver,
+    ) -> None:
+        self._engine = engine
+        self._storage = storage
+        self._tokenizer = tokenizer
+        self._chat_format = chat_format
+        self._config = config
+        self._committed = CommittedSessions(storage, config.max_host_num_bytes, observer)
+        self._leases = Leases(storage, config.lease_seconds)
+        self._is_draining = False
+        self._num_open = 0
+        self._all_closed = asyncio.Event()
+        self._all_closed.set()
+
+    @property
+    def num_host_copies(self) -> int:
+        return self._committed.num_host_copies
+
+    async def create(self, key: SessionKey, metadata: Mapping[str, str], ttl_seconds: int | None) -> Head:
+        """A session that has read nothing, at version 0. Raises SessionExists."""
+        with self._open():
+            return await self._storage.create(key, metadata, ttl_seconds)
+
+    async def describe(self, key: SessionKey) -> tuple[Head, str]:
+        """The head, and the tokens_digest in hex. Raises SessionNotFound."""
+        head = await self._storage.read_head(key)
+        while head is not None:
+            try:
+                stored = await self._storage.load_stored(key)
+            except SessionNotFound:
+                break
+            # Another generation may have been committed between the two reads.
+            again = await self._storage.read_head(key)
+            if again is not None and again.generation == head.generation:
+                return head, stored.tokens_digest
+            head = again
+        raise SessionNotFound("there is no session with this id")
+
+    async def list_sessions(self, tenant: str, limit: int, after: str | None) -> list[tuple[str, Head]]:
+        return await self._storage.list_sessions(tenant, limit, after)
+
+    async def delete(self, key: SessionKey) -> None:
+        """Raises SessionNotFound, SessionBusy."""
+        with self._open():
+            async with self._leases.hold(key):
+                if not await self._committed.delete(key):
+                    raise SessionNotFound("there is no session with this id")
+
+    @asynccontextmanager
+    async def turn(self, request: TurnRequest) -> AsyncIterator[Turn | StoredTurn]:
+        """A turn that is ready to run, or the stored one that `request` repeats.
+
+        Raises SessionBusy, SessionNotFound (read-only), VersionConflict, SessionDiverged, IngestOpen,
+        IdempotencyMismatch, InvalidRequest, Draining, and what loading a session does.
+        """
+        with self._open():
+            async with AsyncExitStack() as stack:
+                base: LoadedSession | None = None
+                if request.session is not None and request.writes:
+                    await stack.enter_async_context(self._leases.hold(request.session))
+                    base = await self._committed.find_with_answers(request.session)
+                    if (repeated := _find_repeated(request, base)) is not None:
+                        yield repeated
+                        return
+                elif request.session is not None:
+                    base = await self._committed.find(request.session)
+                    if base is None:
+                        raise SessionNotFound("there is no session with this id")
+                yield await self._prepare(request, base)
+
+    @asynccontextmanager
+    async def ingest(
+        self, request: IngestRequest, pieces: AsyncIterator[bytes]
+    ) -> AsyncIterator[AsyncGenerator[IngestProgress | IngestResult, None]]:
+        """A document that is ready to be read: iterate to read it."""
+        with self._open():
+            async with self._leases.hold(request.session):
+                ingest = Ingest(
+                    request,
+                    self._committed,
+                    self._engine,
+                    self._tokenizer,
+                    self._chat_format,
+                    self._config.commit_num_tokens,
+                )
+                yield ingest.run(pieces)
+
+    async def drain(self, seconds: float) -> None:
+        """Refuses new work, gives what runs `seconds` to finish, and waits until every commit has ended."""
+        self._is_draining = True
+        await self._engine.drain(seconds)
+        await self._all_closed.wait()
+
+    @contextmanager
+    def _open(self) -> Iterator[None]:
+        if self._is_draining:
+            raise Draining("the server is shutting down")
+        self._num_open += 1
+        self._all_closed.clear()
+        try:
+            yield
+        finally:
+            self._num_open -= 1
+            if self._num_open == 0:
+                self._all_closed.set()
+
+    async def _prepare(self, request: TurnRequest, base: LoadedSession | None) -> Turn:
+        version = 0 if base is None else base.head.version
+        if request.if_match is not None and request.if_match != version:
+            raise VersionConflict(f"the session is at version {version}", current=version)
+        record = None if base is None else base.record
+        if request.writes and record is not None and record.open_ingest is not None:
+            raise IngestOpen(f"a document is open in this session, at offset {record.open_ingest.offset}")
+        reading = read_messages(
+            request.messages,
+            record.ledger if record else (),
+            record.system_digest if record else None,
+            request.history,
+        )
+        token_ids = await asyncio.to_thread(
+            prompt_token_ids, self._tokenizer, self._chat_format, reading, record is None
+        )
+        sequence = Sequence(new_sequence_id(), token_ids, request.sampling, record.state if record else None)
+        return Turn(request, reading, sequence, base, self._engine, self._committed)
+
+
+def _find_repeated(request: TurnRequest, base: LoadedSession | None) -> StoredTurn | None:
+    if base is None or base.stored is None:
+        return None
+    return base.stored.find_turn(base.head.version, request.idempotency_key, request.digest, request.is_retry)

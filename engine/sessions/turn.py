@@ -1,0 +1,175 @@
+"""One turn of a conversation: what is fed, what comes out, and the commit (SESSIONS.md, 1).
+
+A turn works on values: until `commit` has returned, the session is as it was, whatever happens. Leaving a turn without
+a commit is the roll-back. Without a session the same turn starts from nothing and leaves nothing behind.
+"""
+
+import time
+import uuid
+from collections.abc import AsyncGenerator, Mapping
+from contextlib import aclosing
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from atlas_model.text import ChatFormat, Tokenizer
+from engine.engine import Engine
+from engine.sampling_params import SamplingParams
+from engine.sequence import Sequence, SequenceOutput
+from engine.sessions.committed import CommittedSessions
+from engine.sessions.host_copies import LoadedSession
+from engine.sessions.ledger import ASSISTANT, History, Message, Reading, extend_ledger, message_digest
+from engine.sessions.shielding import finish_even_if_cancelled
+from engine.sessions.stored_turns import StoredTurn, StoredTurns
+from engine.snapshot import SessionRecord
+from engine.stores.base import SessionKey
+
+
+@dataclass(frozen=True, slots=True)
+class TurnRequest:
+    """What the wire asks for.
+
+    session: None is a stateless turn.   if_match: the version that the client believes to be committed.
+    digest: of everything that makes this request what it is.   is_retry: the client's library says that it retries.
+    note: recorded with the stored turn.
+    """
+
+    messages: tuple[Message, ...]
+    sampling: SamplingParams
+    digest: str = ""
+    session: SessionKey | None = None
+    history: History = History.AUTO
+    read_only: bool = False
+    if_match: int | None = None
+    idempotency_key: str | None = None
+    is_retry: bool = False
+    note: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def writes(self) -> bool:
+        return self.session is not None and not self.read_only
+
+
+@dataclass(frozen=True, slots=True)
+class CommittedSession:
+    """What a client is told about its session with an answer."""
+
+    session_id: str
+    version: int
+    committed: bool
+    durability: str
+    position: int
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """Tokens: the logical context, what was sampled, what was in the memory already, what this call has learned."""
+
+    num_prompt_tokens: int
+    num_completion_tokens: int
+    num_cached_tokens: int
+    num_written_tokens: int
+
+
+class Turn:
+    """Made by the session manager, inside the session's lease. `text` is what has been printed so far."""
+
+    def __init__(
+        self,
+        request: TurnRequest,
+        reading: Reading,
+        sequence: Sequence,
+        base: LoadedSession | None,
+        engine: Engine,
+        committed: CommittedSessions,
+    ) -> None:
+        self._request = request
+        self._reading = reading
+        self._sequence = sequence
+        self._base = base
+        self._engine = engine
+        self._committed = committed
+        self._last: SequenceOutput | None = None
+        self.text = ""
+
+    @property
+    def base_version(self) -> int:
+        return 0 if self._base is None else self._base.head.version
+
+    @property
+    def usage(self) -> Usage:
+        """Whole once `outputs` has ended."""
+        assert self._last is not None
+        cached = self._base_position
+        written = self._position - cached if self._request.writes else 0
+        return Usage(cached + len(self._sequence.prompt_token_ids), self._last.num_generated_tokens, cached, written)
+
+    async def outputs(self) -> AsyncGenerator[SequenceOutput, None]:
+        """Runs the turn. Raises what ended it, if that was not `stop` or `length`; closing it early aborts."""
+        async with aclosing(self._engine.generate(self._sequence)) as outputs:
+            async for output in outputs:
+                self.text += output.text
+                self._last = output
+                yield output
+
+    def session(self) -> CommittedSession | None:
+        """What the client is told; for a turn that writes this holds only once `commit` has returned."""
+        key = self._request.session
+        if key is None:
+            return None
+        writes = self._request.writes
+        return CommittedSession(
+            session_id=key.session_id,
+            version=self.base_version + (1 if writes else 0),
+            committed=writes,
+            durability=self._committed.durability,
+            position=self._position if writes else self._base_position,
+        )
+
+    async def commit(self, response: Mapping[str, Any]) -> None:
+        """Makes the turn part of the session, `response` with it; nothing for a turn that does not write.
+
+        Raises SessionBusy when another writer was first, StoreUnavailable, StoreFull. Once this has begun, a
+        cancellation no longer takes the turn back.
+        """
+        request = self._request
+        if request.session is None or not request.writes:
+            return
+        assert self._last is not None
+        assert self._last.state is not None
+        base, record = self._base, None if self._base is None else self._base.record
+        answer = message_digest(Message(ASSISTANT, self.text))
+        new = SessionRecord(
+            state=self._last.state,
+            ledger=extend_ledger(record.ledger if record else (), (*self._reading.entries, answer)),
+            system_digest=self._reading.system_digest,
+            open_ingest=None,
+            metadata=dict(base.head.metadata) if base else {},
+            created=base.head.created if base else time.time(),
+        )
+        turn = StoredTurn(self.base_version + 1, request.idempotency_key, request.digest, response, request.note)
+        stored = (base.stored if base and base.stored else StoredTurns()).with_turn(turn)
+        stored = replace(stored, tokens_digest=new.state.tokens_digest.hex())
+        await finish_even_if_cancelled(self._committed.commit(request.session, base, new, stored))
+
+    @property
+    def _base_position(self) -> int:
+        return 0 if self._base is None or self._base.record is None else self._base.record.state.position
+
+    @property
+    def _position(self) -> int:
+        assert self._last is not None
+        assert self._last.state is not None
+        return self._last.state.position
+
+
+def prompt_token_ids(tokenizer: Tokenizer, chat_format: ChatFormat, reading: Reading, is_first: bool) -> list[int]:
+    """What a turn feeds, up to where the model begins to answer."""
+    token_ids = chat_format.session_start(tokenizer) if is_first else []
+    for message in reading.messages:
+        token_ids.extend(chat_format.message(tokenizer, message.role, message.content))
+    token_ids.extend(chat_format.generation_prompt(tokenizer))
+    return token_ids
+
+
+def new_sequence_id() -> str:
+    return uuid.uuid4().hex
