@@ -1,0 +1,118 @@
+"""`python -m server`: read the settings, open the store, serve, and drain on SIGTERM. The only home of uvicorn.
+
+Exit status: 0 after a drain, 1 when the process cannot serve (one line says why), 2 for a setting that cannot be used.
+"""
+
+import asyncio
+import logging
+import os
+import socket
+import sys
+from collections.abc import Mapping, Sequence
+from types import FrameType
+
+import uvicorn
+
+from engine import failpoints
+from engine.errors import AtlasError
+from server.app import create_app
+from server.config import ConfigError, ServerConfig
+from server.runtime import Runtime
+
+# For what is still being sent when everything has ended.
+CLOSE_SECONDS = 5
+KEEP_ALIVE_SECONDS = 75
+
+
+class DrainingServer(uvicorn.Server):
+    """The first SIGTERM (or Ctrl-C) drains while `/ready` still answers; the second one ends at once."""
+
+    def __init__(self, config: ServerConfig) -> None:
+        self.runtime = Runtime(config, self._fail)
+        self.exit_status = 0
+        self._tasks: list[asyncio.Task[None]] = []
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._is_draining = False
+        super().__init__(
+            uvicorn.Config(
+                create_app(self.runtime),
+                host=config.host,
+                port=config.port,
+                http="h11",
+                ws="none",
+                lifespan="on",
+                log_config=None,
+                access_log=False,
+                server_header=False,
+                timeout_keep_alive=KEEP_ALIVE_SECONDS,
+                timeout_graceful_shutdown=CLOSE_SECONDS,
+            )
+        )
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        self._loop = asyncio.get_running_loop()
+        self._tasks.append(asyncio.create_task(self._announce()))
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        if self._loop is None or self._is_draining:
+            self.should_exit = self.force_exit = True
+        else:
+            self._is_draining = True
+            self._loop.call_soon_threadsafe(self._begin_drain)
+
+    def _begin_drain(self) -> None:
+        self._tasks.append(asyncio.create_task(self._drain()))
+
+    async def _drain(self) -> None:
+        await self.runtime.drain()
+        self.should_exit = True
+
+    async def _announce(self) -> None:
+        await self.runtime.loaded.wait()
+        checkpoint = self.runtime.serving().checkpoint
+        host, port = self.servers[0].sockets[0].getsockname()[:2]
+        if ":" in host:
+            host = f"[{host}]"
+        sys.stdout.write(
+            f"atlas-serve listening on http://{host}:{port} · model {checkpoint.name} "
+            f"({checkpoint.model.num_parameters:,} parameters) · store {self.runtime.store_name}\n"
+        )
+        sys.stdout.flush()
+
+    def _fail(self, reason: str) -> None:
+        _complain(reason)
+        self.exit_status = 1
+        self.should_exit = True
+
+
+async def serve(config: ServerConfig) -> int:
+    server = DrainingServer(config)
+    try:
+        await server.runtime.open_store()
+    except AtlasError as error:
+        _complain(error.message)
+        return 1
+    await server.serve()
+    return server.exit_status
+
+
+def main(arguments: Sequence[str], environment: Mapping[str, str]) -> int:
+    try:
+        config = ServerConfig.build(arguments, environment)
+        failpoints.arm(environment.get("ATLAS_FAILPOINTS", ""))
+    except (ConfigError, ValueError) as error:
+        _complain(str(error))
+        return 2
+    logging.basicConfig(level=config.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s %(message)s")
+    if config.log_level != "debug":
+        logging.getLogger("uvicorn").setLevel(logging.WARNING)
+    return asyncio.run(serve(config))
+
+
+def _complain(reason: str) -> None:
+    sys.stderr.write(f"atlas-serve: {reason}\n")
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:], os.environ))

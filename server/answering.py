@@ -1,0 +1,91 @@
+"""Runs one turn for the chat route: text as it comes, then the answer, which is only told once it is committed."""
+
+import time
+from collections.abc import AsyncGenerator, Mapping
+from contextlib import aclosing
+from dataclasses import dataclass
+from typing import Any
+
+from engine.sequence import FinishReason, SequenceOutput
+from engine.sessions import SessionManager, StoredTurn, TurnRequest
+from server.chat_answer import ChatAnswer
+from server.metrics import Metrics
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """The turn has its session; nothing has been said yet."""
+
+    base_version: int
+
+
+@dataclass(frozen=True, slots=True)
+class Completed:
+    """The whole answer, committed if the turn writes. `is_replay` when it was committed by an earlier request."""
+
+    completion: Mapping[str, Any]
+    is_replay: bool
+
+
+AnswerEvent = Opened | str | Completed
+
+
+async def answer(
+    sessions: SessionManager, request: TurnRequest, frame: ChatAnswer, metrics: Metrics, arrived: float
+) -> AsyncGenerator[AnswerEvent, None]:
+    """Opened, then texts, then Completed. Closing it early takes the turn back, unless its commit has begun.
+
+    arrived: monotonic seconds.
+    """
+    watch = _Stopwatch(metrics, arrived)
+    outcome = FinishReason.ABORT
+    try:
+        async with sessions.turn(request) as turn:
+            if isinstance(turn, StoredTurn):
+                outcome = FinishReason.STOP
+                yield Opened(turn.version - 1)
+                yield Completed(turn.response, is_replay=True)
+                return
+            yield Opened(turn.base_version)
+            output = SequenceOutput("")
+            async with aclosing(turn.outputs()) as outputs:
+                async for output in outputs:
+                    watch.saw(output)
+                    if output.text:
+                        yield output.text
+            assert output.finish_reason is not None
+            completion = frame.completion(turn.text, output.finish_reason.value, turn.usage, turn.session())
+            await turn.commit(completion)
+            outcome = output.finish_reason
+        yield Completed(completion, is_replay=False)
+    except Exception:
+        outcome = FinishReason.ERROR
+        raise
+    finally:
+        watch.ended(outcome)
+
+
+class _Stopwatch:
+    """Turns the outputs of one answer into the latencies that clients see."""
+
+    def __init__(self, metrics: Metrics, arrived: float) -> None:
+        self._metrics = metrics
+        self._arrived = arrived
+        self._previous: float | None = None
+
+    def saw(self, output: SequenceOutput) -> None:
+        now = time.monotonic()
+        if output.token_ids:
+            if self._previous is None:
+                self._metrics.first_token_seconds.observe(now - self._arrived)
+            else:
+                self._metrics.inter_token_seconds.observe(now - self._previous)
+            self._previous = now
+        if output.finish_reason is not None:
+            self._metrics.queue_seconds.observe(output.timings.queue_seconds)
+            self._metrics.prefill_seconds.observe(output.timings.prefill_seconds)
+            self._metrics.decode_seconds.observe(output.timings.decode_seconds)
+
+    def ended(self, outcome: FinishReason) -> None:
+        self._metrics.request_seconds.observe(time.monotonic() - self._arrived)
+        self._metrics.finished(outcome.value)

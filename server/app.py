@@ -1,0 +1,79 @@
+"""The application: routes, errors in one shape, the outermost ring, and the runtime's life. No module-level app."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from importlib.metadata import version
+from typing import Any
+
+from fastapi import FastAPI
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+
+from engine.errors import AtlasError, InvalidRequest
+from server.errors import code_of, error_response, from_http_exception
+from server.middleware import Edge
+from server.routes import chat, health, models, sessions
+from server.runtime import Runtime
+from server.schemas import component_schemas
+
+
+def create_app(runtime: Runtime) -> FastAPI:
+    """`runtime` is started and stopped with the application."""
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        await runtime.start()
+        try:
+            yield
+        finally:
+            await runtime.stop()
+
+    app = FastAPI(title="Atlas Serve", version=version("atlas-serve"), lifespan=lifespan, redirect_slashes=False)
+    app.state.runtime = runtime
+    app.add_middleware(Edge, keys=runtime.config.keys, metrics=runtime.metrics)
+    for routes in (chat, sessions, models, health):
+        app.include_router(routes.router)
+    _add_error_handlers(app, runtime)
+    _complete_openapi(app)
+    return app
+
+
+def _add_error_handlers(app: FastAPI, runtime: Runtime) -> None:
+    def refuse(error: Exception) -> Response:
+        response = error_response(error)
+        runtime.metrics.refused(response.status_code, code_of(error))
+        return response
+
+    async def on_ours(_: Request, error: Exception) -> Response:
+        return refuse(error)
+
+    async def on_http(_: Request, error: Exception) -> Response:
+        assert isinstance(error, HTTPException)
+        response = from_http_exception(error)
+        runtime.metrics.refused(response.status_code, "http")
+        return response
+
+    async def on_validation(_: Request, error: Exception) -> Response:
+        assert isinstance(error, RequestValidationError)
+        first = error.errors()[0]
+        param = str(first["loc"][-1])
+        return refuse(InvalidRequest(f"{param}: {first['msg']}", param=param))
+
+    app.add_exception_handler(AtlasError, on_ours)
+    app.add_exception_handler(HTTPException, on_http)
+    app.add_exception_handler(RequestValidationError, on_validation)
+
+
+def _complete_openapi(app: FastAPI) -> None:
+    """Bodies are read by the routes themselves, strictly, so the framework does not know their schemas."""
+    generate = app.openapi
+
+    def openapi() -> dict[str, Any]:
+        schema = generate()
+        schema.setdefault("components", {}).setdefault("schemas", {}).update(component_schemas())
+        return schema
+
+    # The framework's own way to replace the generator is to assign it.
+    app.openapi = openapi  # type: ignore[method-assign]

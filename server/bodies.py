@@ -1,0 +1,71 @@
+"""Request bodies: bounded in size before they are parsed, and in time while they arrive."""
+
+import asyncio
+from collections.abc import AsyncGenerator
+from typing import Any
+
+from starlette.requests import ClientDisconnect, Request
+
+from server.errors import BodyTooLarge, RequestTimeout, UnsupportedMediaType
+from server.strict_json import parse_object
+
+# Parsing more than this would be felt by everybody else's stream.
+MAX_INLINE_NUM_BYTES = 2**20
+PIECE_NUM_BYTES = 2**16
+
+
+def media_type(request: Request) -> str:
+    """The Content-Type without its parameters. Raises UnsupportedMediaType for encodings that are not ours."""
+    if request.headers.get("content-encoding", "identity").lower() != "identity":
+        raise UnsupportedMediaType("compressed bodies are not supported")
+    kind, *parameters = (part.strip().lower() for part in request.headers.get("content-type", "").split(";"))
+    for parameter in parameters:
+        name, _, value = parameter.partition("=")
+        if name == "charset" and value.strip('"') not in ("utf-8", "utf8", "us-ascii"):
+            raise UnsupportedMediaType("only UTF-8 is supported")
+    return kind
+
+
+async def read_pieces(request: Request, idle_seconds: float) -> AsyncGenerator[bytes, None]:
+    """The body as it arrives. Raises RequestTimeout when it stands still, ClientDisconnect when it is cut."""
+    while True:
+        try:
+            async with asyncio.timeout(idle_seconds):
+                message = await request.receive()
+        except TimeoutError as error:
+            raise RequestTimeout("the body did not arrive in time") from error
+        if message["type"] == "http.disconnect":
+            raise ClientDisconnect
+        if piece := message.get("body", b""):
+            yield piece
+        if not message.get("more_body", False):
+            return
+
+
+async def read_json(
+    request: Request, max_num_bytes: int, idle_seconds: float, *, may_be_absent: bool = False
+) -> dict[str, Any]:
+    """The JSON object of the body. Raises UnsupportedMediaType, BodyTooLarge, InvalidRequest, InvalidUnicode."""
+    kind = media_type(request)
+    if kind != "application/json" and not (may_be_absent and not kind):
+        raise UnsupportedMediaType("the body must be application/json")
+    too_large = BodyTooLarge(f"the body is larger than {max_num_bytes} bytes")
+    declared = request.headers.get("content-length", "0")
+    if declared.isascii() and declared.isdigit() and int(declared[:20]) > max_num_bytes:
+        raise too_large
+    raw = bytearray()
+    async for piece in read_pieces(request, idle_seconds):
+        raw += piece
+        if len(raw) > max_num_bytes:
+            raise too_large
+    if may_be_absent and not raw:
+        return {}
+    if len(raw) > MAX_INLINE_NUM_BYTES:
+        return await asyncio.to_thread(parse_object, bytes(raw))
+    return parse_object(bytes(raw))
+
+
+async def cut_in_pieces(raw: bytes) -> AsyncGenerator[bytes, None]:
+    """Bytes that are here already, in the form of `read_pieces`."""
+    for start in range(0, len(raw), PIECE_NUM_BYTES):
+        yield raw[start : start + PIECE_NUM_BYTES]

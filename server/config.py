@@ -1,0 +1,177 @@
+"""The server's settings: one frozen object, built once at the edge. A flag goes before the environment, the environment
+before the default; a value that cannot be read, and an `ATLAS_*` variable that nobody knows, stop the process."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import ipaddress
+import types
+import typing
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, NoReturn, Self
+
+import platformdirs
+
+import atlas_model
+from server.auth import ApiKeys
+
+PREFIX = "ATLAS_"
+# Of the same family, and read by others: the failpoints of tests, and the client that runs in the same shell.
+FOREIGN_VARIABLES = frozenset({"ATLAS_FAILPOINTS", "ATLAS_BASE_URL", "ATLAS_API_KEY"})
+SHIPPED_MODEL = Path(atlas_model.__file__).parent / "pretrained" / "atlas-demo"
+LOG_LEVELS = ("debug", "info", "warning", "error")
+_TRUE, _FALSE = ("1", "true", "yes", "on"), ("0", "false", "no", "off")
+
+
+class ConfigError(Exception):
+    """A setting that cannot be used; the message names the flag or the variable and never holds its value."""
+
+
+@dataclass(frozen=True, slots=True)
+class ServerConfig:
+    """Sizes are in bytes, times in seconds. Each setting carries the text that `--help` shows."""
+
+    host: Annotated[str, "address to listen on"] = "127.0.0.1"
+    port: Annotated[int, "port to listen on; 0 takes a free one"] = 8000
+    model: Annotated[Path, "checkpoint folder; its name is the model's id"] = SHIPPED_MODEL
+    store: Annotated[
+        str | None,
+        "local:///ABSOLUTE/PATH, redis://…, rediss://… or memory://; default: a folder below the data directory",
+    ] = None
+    data_dir: Annotated[Path | None, "where the default store lives; default: the user's data directory"] = None
+    store_optional: Annotated[
+        bool, "start, not ready, when the store is down; stateless calls work, sessions answer 503"
+    ] = False
+    device: Annotated[str, "where the model runs: cpu or cuda"] = "cpu"
+    threads: Annotated[int | None, "torch's threads on the CPU; default: torch's own choice"] = None
+    max_num_sequences: Annotated[int, "sequences that run at once"] = 16
+    max_num_waiting: Annotated[int, "requests that may wait beyond those; the next one gets 429"] = 256
+    max_num_batched_tokens: Annotated[int, "tokens that one step may prefill"] = 2048
+    max_tokens_limit: Annotated[int, "the largest max_tokens that a request may ask for"] = 32768
+    ingest_commit_tokens: Annotated[int, "a document is committed about every so many tokens"] = 16384
+    host_cache_bytes: Annotated[int, "committed sessions kept in memory"] = 2**30
+    max_body_bytes: Annotated[int, "largest JSON body; documents sent as text/plain have no limit"] = 32 * 2**20
+    body_timeout_seconds: Annotated[float, "a request whose body stands still for so long is dropped"] = 60.0
+    lease_seconds: Annotated[float, "a session whose server was killed is free again after so long"] = 10.0
+    drain_seconds: Annotated[float, "what runs at SIGTERM may go on for so long"] = 30.0
+    api_keys: Annotated[
+        str | None, "comma-separated keys, each KEY or TENANT:KEY; better given by the environment than by a flag"
+    ] = None
+    allow_insecure: Annotated[bool, "listen beyond loopback without keys"] = False
+    log_level: Annotated[str, f"one of {', '.join(LOG_LEVELS)}"] = "info"
+
+    def __post_init__(self) -> None:
+        for name in ("lease_seconds", "drain_seconds", "body_timeout_seconds"):
+            if not 0 < getattr(self, name) < 86400:
+                raise ConfigError(f"{_flag(name)} must be above 0 and less than a day")
+        for name in ("max_tokens_limit", "ingest_commit_tokens", "max_body_bytes"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{_flag(name)} must be at least 1")
+        if not 0 <= self.port < 65536:
+            raise ConfigError("--port must be between 0 and 65535")
+        if self.log_level not in LOG_LEVELS:
+            raise ConfigError(f"--log-level must be one of {', '.join(LOG_LEVELS)}")
+        if not self.keys and not self.allow_insecure and not _is_loopback(self.host):
+            raise ConfigError(
+                f"{self.host} can be reached by others and no keys are set: "
+                "set ATLAS_API_KEYS, or say --allow-insecure (ATLAS_ALLOW_INSECURE=1)"
+            )
+
+    @classmethod
+    def build(cls, arguments: Sequence[str], environment: Mapping[str, str]) -> Self:
+        """Raises ConfigError. `--help` prints and exits, as it does everywhere."""
+        hints = typing.get_type_hints(cls)
+        variables = {_variable(name): name for name in hints}
+        values: dict[str, Any] = {}
+        for variable, text in environment.items():
+            if not variable.startswith(PREFIX) or variable in FOREIGN_VARIABLES:
+                continue
+            if variable not in variables:
+                raise ConfigError(f"unknown environment variable {variable}")
+            name = variables[variable]
+            values[name] = _read(variable, text, hints[name])
+        given = vars(_parser(cls).parse_args(arguments))
+        for name, text in given.items():
+            values[name] = text if isinstance(text, bool) else _read(_flag(name), text, hints[name])
+        return cls(**values)
+
+    @property
+    def keys(self) -> ApiKeys:
+        try:
+            return ApiKeys.parse(self.api_keys or "")
+        except ValueError as error:
+            raise ConfigError(f"ATLAS_API_KEYS: {error}") from error
+
+    @property
+    def store_url(self) -> str:
+        if self.store is not None:
+            return self.store
+        data_dir = self.data_dir or Path(platformdirs.user_data_dir("atlas-serve"))
+        return f"local://{data_dir.expanduser().absolute() / 'sessions'}"
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError(message)
+
+
+def _parser(config: type[ServerConfig]) -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="python -m server",
+        description="Serves a model whose memory learns at test time, over the OpenAI protocol.",
+        epilog="Every flag is an environment variable too: --max-num-sequences is ATLAS_MAX_NUM_SEQUENCES.",
+        argument_default=argparse.SUPPRESS,
+        allow_abbrev=False,
+    )
+    hints = typing.get_type_hints(config, include_extras=True)
+    for setting in dataclasses.fields(config):
+        hint, text = typing.get_args(hints[setting.name])
+        text = text.replace("%", "%%")
+        if hint is bool:
+            parser.add_argument(_flag(setting.name), action=argparse.BooleanOptionalAction, help=text)
+        else:
+            default = "" if setting.default is None else f" (default: {setting.default})"
+            parser.add_argument(_flag(setting.name), metavar=_kind(hint).__name__.upper(), help=text + default)
+    return parser
+
+
+def _flag(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+def _variable(name: str) -> str:
+    return PREFIX + name.upper()
+
+
+def _kind(hint: Any) -> type:
+    """`int` of `int | None`."""
+    if isinstance(hint, types.UnionType):
+        hint = next(argument for argument in typing.get_args(hint) if argument is not type(None))
+    assert isinstance(hint, type)
+    return hint
+
+
+def _read(name: str, text: str, hint: Any) -> Any:
+    kind = _kind(hint)
+    if kind is bool:
+        if text.lower() not in _TRUE + _FALSE:
+            raise ConfigError(f"{name} must be one of {', '.join(_TRUE + _FALSE)}")
+        return text.lower() in _TRUE
+    if text == "" and kind is not str:
+        raise ConfigError(f"{name} is empty")
+    try:
+        return kind(text)
+    except ValueError as error:
+        raise ConfigError(f"{name} must be of type {kind.__name__}") from error
+
+
+def _is_loopback(host: str) -> bool:
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False

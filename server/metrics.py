@@ -1,0 +1,136 @@
+"""What the server counts, under vLLM's names behind our prefix (API.md). The only home of prometheus-client.
+
+One registry per server, so that several can live in one process. No label ever holds a session, a tenant or a text.
+"""
+
+from collections.abc import Callable, Iterable, Iterator
+
+from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from engine.telemetry import ITERATION_TOKENS_BOUNDS, EngineStats
+
+PREFIX = "atlas_"
+EXPOSITION_TYPE = CONTENT_TYPE_LATEST
+
+_FIRST_TOKEN_SECONDS = (
+    *(0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5),
+    *(10.0, 20.0, 40.0, 80.0, 160.0, 640.0, 2560.0),
+)
+_INTER_TOKEN_SECONDS = (
+    *(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1.0, 2.5, 5.0),
+)
+_REQUEST_SECONDS = (
+    *(0.3, 0.5, 0.8, 1.0, 1.5, 2.0, 2.5, 5.0, 10.0, 15.0, 20.0, 30.0, 40.0, 50.0, 60.0),
+    *(120.0, 240.0, 480.0, 960.0, 1920.0, 7680.0),
+)
+_STORE_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
+_STATE_BYTES = tuple(float(2**exponent) for exponent in range(14, 31, 2))
+
+
+class Metrics:
+    """Everything that is pushed; what the engine counts itself is read when somebody asks (`watch`)."""
+
+    def __init__(self) -> None:
+        self._registry = CollectorRegistry()
+        self.first_token_seconds = self._histogram(
+            "time_to_first_token_seconds", "From a request's arrival to its first text.", _FIRST_TOKEN_SECONDS
+        )
+        self.inter_token_seconds = self._histogram(
+            "inter_token_latency_seconds", "Between two outputs of one answer.", _INTER_TOKEN_SECONDS
+        )
+        self.request_seconds = self._histogram(
+            "e2e_request_latency_seconds", "From a request's arrival to its end.", _REQUEST_SECONDS
+        )
+        self.queue_seconds = self._histogram(
+            "request_queue_time_seconds", "Waiting for a slot on the device.", _REQUEST_SECONDS
+        )
+        self.prefill_seconds = self._histogram(
+            "request_prefill_time_seconds", "From a slot to the first token.", _REQUEST_SECONDS
+        )
+        self.decode_seconds = self._histogram(
+            "request_decode_time_seconds", "From the first token to the last.", _REQUEST_SECONDS
+        )
+        self._success = self._counter("request_success", "Answers that ended.", ("finished_reason",))
+        self._rejected = self._counter("requests_rejected", "Requests that were refused or failed.", ("reason",))
+        self._resume_seconds = self._histogram(
+            "session_resume_seconds", "Making a committed session ready to go on.", _STORE_SECONDS, ("tier",)
+        )
+        self._commit_seconds = self._histogram(
+            "session_commit_seconds", "Encoding and committing a generation.", _STORE_SECONDS
+        )
+        self._state_bytes = self._histogram("session_state_bytes", "Size of committed generations.", _STATE_BYTES)
+        self._conflicts = self._counter("session_conflicts", "Turns refused because of others.", ("reason",))
+        self._restore_failures = self._counter(
+            "session_restore_failures", "Sessions that could not be loaded.", ("reason",)
+        )
+        self._memorized = self._counter("tokens_memorized", "Tokens that committed generations have learned.")
+
+    def watch(self, stats: Callable[[], EngineStats], num_host_copies: Callable[[], int]) -> None:
+        """Publish an engine's own numbers from now on."""
+        self._registry.register(_EngineCollector(stats))
+        sessions = self._gauge("sessions", "Sessions that are ready to go on, by where they are kept.", ("tier",))
+        sessions.labels("host").set_function(num_host_copies)
+
+    def finished(self, reason: str) -> None:
+        self._success.labels(reason).inc()
+
+    def refused(self, status: int, reason: str) -> None:
+        """`reason` is an error code."""
+        self._rejected.labels(reason).inc()
+        if status in (409, 412):
+            self._conflicts.labels(reason).inc()
+
+    def resumed(self, tier: str, seconds: float) -> None:
+        self._resume_seconds.labels(tier).observe(seconds)
+
+    def restore_failed(self, reason: str) -> None:
+        self._restore_failures.labels(reason).inc()
+
+    def committed(self, seconds: float, num_bytes: int, num_tokens: int) -> None:
+        self._commit_seconds.observe(seconds)
+        self._state_bytes.observe(num_bytes)
+        self._memorized.inc(num_tokens)
+
+    def exposition(self) -> bytes:
+        """The text that Prometheus reads."""
+        return generate_latest(self._registry)
+
+    def _counter(self, name: str, text: str, labels: Iterable[str] = ()) -> Counter:
+        return Counter(PREFIX + name, text, labels, registry=self._registry)
+
+    def _gauge(self, name: str, text: str, labels: Iterable[str] = ()) -> Gauge:
+        return Gauge(PREFIX + name, text, labels, registry=self._registry)
+
+    def _histogram(self, name: str, text: str, buckets: Iterable[float], labels: Iterable[str] = ()) -> Histogram:
+        return Histogram(PREFIX + name, text, labels, buckets=tuple(buckets), registry=self._registry)
+
+
+class _EngineCollector(Collector):
+    """The engine's plain numbers, read at each scrape."""
+
+    def __init__(self, stats: Callable[[], EngineStats]) -> None:
+        self._stats = stats
+
+    def describe(self) -> Iterable[Metric]:
+        return ()
+
+    def collect(self) -> Iterator[Metric]:
+        stats = self._stats()
+        yield GaugeMetricFamily(PREFIX + "num_requests_running", "Sequences in a slot.", stats.num_running)
+        yield GaugeMetricFamily(PREFIX + "num_requests_waiting", "Sequences without a slot.", stats.num_waiting)
+        yield GaugeMetricFamily(PREFIX + "state_slots_in_use", "Slots on the device in use.", stats.num_slots_in_use)
+        yield CounterMetricFamily(PREFIX + "prompt_tokens", "Tokens fed by prefill.", stats.prompt_tokens_total)
+        yield CounterMetricFamily(PREFIX + "generation_tokens", "Tokens sampled.", stats.generation_tokens_total)
+        cumulative, buckets = 0, []
+        bounds = (*(str(float(bound)) for bound in ITERATION_TOKENS_BOUNDS), "+Inf")
+        for bound, count in zip(bounds, stats.iteration_tokens_counts, strict=True):
+            cumulative += count
+            buckets.append((bound, cumulative))
+        yield HistogramMetricFamily(
+            PREFIX + "iteration_tokens_total",
+            "Tokens fed in one step.",
+            buckets=buckets,
+            sum_value=stats.iteration_tokens_total,
+        )

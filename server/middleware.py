@@ -1,0 +1,111 @@
+"""The outermost ring: every request gets an id, a tenant and one line in the log; what nobody handled becomes a 500."""
+
+import json
+import logging
+import re
+import time
+import uuid
+from dataclasses import dataclass, field
+from typing import Any
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.requests import ClientDisconnect, Request
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from engine.errors import AtlasError, InvalidRequest
+from server.auth import DEFAULT_TENANT, ApiKeys
+from server.errors import InvalidApiKey, code_of, error_response
+from server.metrics import Metrics
+
+OPEN_PATHS = ("/health", "/ready")
+CLIENT_GONE = 499
+_REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
+_logger = logging.getLogger("server.requests")
+
+
+@dataclass(slots=True)
+class RequestContext:
+    """What is known about a request beside the request. `note` goes into its line of the log."""
+
+    request_id: str
+    tenant: str
+    started: float
+    note: dict[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, request: Request) -> "RequestContext":
+        context = request.scope["state"]["context"]
+        assert isinstance(context, RequestContext)
+        return context
+
+
+class Edge:
+    def __init__(self, app: ASGIApp, keys: ApiKeys, metrics: Metrics) -> None:
+        self._app = app
+        self._keys = keys
+        self._metrics = metrics
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        headers = Headers(scope=scope)
+        wanted_id = headers.get("x-request-id", "")
+        request_id = wanted_id if _REQUEST_ID.fullmatch(wanted_id) else uuid.uuid4().hex
+        context = RequestContext(request_id, "", time.monotonic())
+        scope.setdefault("state", {})["context"] = context
+        status = CLIENT_GONE
+
+        async def send_with_id(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                MutableHeaders(scope=message)["X-Request-Id"] = request_id
+            await send(message)
+
+        try:
+            context.tenant = self._admit(scope, headers)
+            await self._app(scope, receive, send_with_id)
+        except AtlasError as error:
+            # Of `_admit`: the application answers for its own.
+            response = error_response(error)
+            response.headers["Connection"] = "close"
+            self._metrics.refused(response.status_code, error.code)
+            await response(scope, receive, send_with_id)
+        except ClientDisconnect:
+            _logger.debug("the client of %s went away", request_id)
+        except Exception as error:
+            # Boundary: a bug in one request is that request's 500, in our shape, and the others' nothing.
+            _logger.exception("request %s failed", request_id)
+            response = error_response(error)
+            self._metrics.refused(response.status_code, code_of(error))
+            if status != CLIENT_GONE:
+                raise
+            await response(scope, receive, send_with_id)
+        finally:
+            _log(scope, context, status)
+
+    def _admit(self, scope: Scope, headers: Headers) -> str:
+        """The tenant. Raises InvalidRequest for a body of two lengths, and InvalidApiKey."""
+        if "content-length" in headers and "transfer-encoding" in headers:
+            raise InvalidRequest("Content-Length and Transfer-Encoding exclude each other")
+        if scope["path"] in OPEN_PATHS:
+            return DEFAULT_TENANT
+        raw = headers.get("authorization")
+        tenant = self._keys.tenant_of(None if raw is None else raw.encode("latin-1"))
+        if tenant is None:
+            raise InvalidApiKey("the API key is missing or unknown")
+        return tenant
+
+
+def _log(scope: Scope, context: RequestContext, status: int) -> None:
+    line = {
+        "request_id": context.request_id,
+        "method": scope["method"],
+        "path": scope["path"],
+        "status": status,
+        "seconds": round(time.monotonic() - context.started, 6),
+        **context.note,
+    }
+    # JSON, so that nothing of a client's can begin a line of its own.
+    _logger.info("%s", json.dumps(line))

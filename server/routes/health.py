@@ -1,0 +1,29 @@
+"""Whether the server lives, whether it should get requests, and what it has counted."""
+
+from fastapi import APIRouter
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+
+from server.dependencies import runtime_of
+from server.metrics import EXPOSITION_TYPE
+
+router = APIRouter()
+
+
+@router.get("/health")
+async def health(request: Request) -> Response:
+    """Alive. Never touches the store."""
+    runtime_of(request).check_alive()
+    return JSONResponse({"status": "ok"})
+
+
+@router.get("/ready")
+async def ready(request: Request) -> Response:
+    """503 while loading, while draining, and without the store."""
+    await runtime_of(request).check_ready()
+    return JSONResponse({"status": "ready"})
+
+
+@router.get("/metrics")
+async def metrics(request: Request) -> Response:
+    return Response(runtime_of(request).metrics.exposition(), headers={"Content-Type": EXPOSITION_TYPE})

@@ -1,0 +1,196 @@
+"""/v1/sessions: create, list, tell, delete, and let one read a document.
+
+A document is the body of `POST /v1/sessions/{id}/ingest`: text/plain of any length as it arrives, or JSON `{"text"}`.
+The end of the body is the end of the document. Query: `document_id` names it, so that it is never learned twice;
+`offset` is the byte at which an interrupted one goes on (the session's `open_ingest` says which).
+"""
+
+import asyncio
+import logging
+import uuid
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Query
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import JSONResponse, Response
+
+from engine.errors import AtlasError, UnsupportedParameter
+from engine.sessions import IngestProgress, IngestRequest, IngestResult
+from engine.stores.base import Head, SessionKey
+from server.bodies import cut_in_pieces, media_type, read_json, read_pieces
+from server.chat_answer import session_object
+from server.dependencies import idempotency_key, if_match, path_session, runtime_of
+from server.errors import UnsupportedMediaType, code_of, error_body, status_of
+from server.middleware import RequestContext
+from server.runtime import Runtime
+from server.schemas import CreateSessionRequest, IngestTextRequest, request_body, validate
+from server.streaming import DONE, MEDIA_TYPE, EventStream, event, latest
+
+Limit = Annotated[int, Query(ge=1, le=1000)]
+DocumentId = Annotated[str | None, Query(pattern=r"\A[A-Za-z0-9._:-]{1,128}\z")]
+Offset = Annotated[int, Query(ge=0, lt=2**63)]
+
+router = APIRouter(prefix="/v1/sessions")
+_logger = logging.getLogger(__name__)
+
+
+@router.post("", openapi_extra=request_body(CreateSessionRequest))
+async def create_session(request: Request) -> Response:
+    """A session that has read nothing, at version 0."""
+    runtime = runtime_of(request)
+    config = runtime.config
+    body = await read_json(request, config.max_body_bytes, config.body_timeout_seconds, may_be_absent=True)
+    if body.get("from") is not None:
+        raise UnsupportedParameter("from: forking a session is not supported", param="from")
+    wanted = validate(CreateSessionRequest, {name: value for name, value in body.items() if name != "from"})
+    session_id = wanted.id if wanted.id is not None else f"s-{uuid.uuid4().hex}"
+    key = SessionKey(RequestContext.of(request).tenant, session_id)
+    head = await runtime.serving().sessions.create(key, wanted.metadata or {}, wanted.ttl_seconds)
+    return JSONResponse(_describe(key.session_id, head), headers=_headers(key, head.version))
+
+
+@router.get("")
+async def list_sessions(request: Request, limit: Limit = 100, after: str | None = None) -> Response:
+    """The caller's sessions in the order of their ids, those after `after`."""
+    tenant = RequestContext.of(request).tenant
+    found = await runtime_of(request).serving().sessions.list_sessions(tenant, limit + 1, after)
+    data = [_describe(session_id, head) for session_id, head in found[:limit]]
+    return JSONResponse({"object": "list", "data": data, "has_more": len(found) > limit})
+
+
+@router.get("/{session_id}")
+async def get_session(request: Request) -> Response:
+    """What is committed; `tokens_digest` says which tokens were read, exactly."""
+    key = path_session(request)
+    head, tokens_digest = await runtime_of(request).serving().sessions.describe(key)
+    body = {**_describe(key.session_id, head), "tokens_digest": tokens_digest}
+    return JSONResponse(body, headers=_headers(key, head.version))
+
+
+@router.delete("/{session_id}")
+async def delete_session(request: Request) -> Response:
+    key = path_session(request)
+    await runtime_of(request).serving().sessions.delete(key)
+    return JSONResponse({"id": key.session_id, "object": "session.deleted", "deleted": True})
+
+
+@router.post("/{session_id}/ingest", openapi_extra=request_body(IngestTextRequest))
+async def ingest(request: Request, document_id: DocumentId = None, offset: Offset = 0) -> Response:
+    """Read a document. With `Accept: text/event-stream` the answer is progress events and then the result."""
+    runtime = runtime_of(request)
+    key = path_session(request)
+    wanted = IngestRequest(
+        session=key,
+        document_id=document_id,
+        offset=offset,
+        idempotency_key=idempotency_key(request),
+        if_match=if_match(request),
+    )
+    pieces = await _pieces(request, runtime)
+    steps = _run(runtime, wanted, pieces)
+    if MEDIA_TYPE in request.headers.get("accept", ""):
+        stream = latest(steps)
+        try:
+            first = await anext(stream)
+        except BaseException:
+            await stream.aclose()
+            raise
+        stall_seconds = runtime.config.body_timeout_seconds
+        headers = {"X-Session-Id": key.session_id}
+        return EventStream(_events(runtime, first, stream), headers, stall_seconds=stall_seconds, watches=False)
+    async with aclosing(steps):
+        async for step in steps:
+            if isinstance(step, IngestResult):
+                return JSONResponse(_result(step), headers=_headers(key, step.session.version))
+    raise AssertionError("an ingest ends with its result")
+
+
+async def _pieces(request: Request, runtime: Runtime) -> AsyncGenerator[bytes, None]:
+    config = runtime.config
+    kind = media_type(request)
+    if kind in ("text/plain", ""):
+        return read_pieces(request, config.body_timeout_seconds)
+    if kind != "application/json":
+        raise UnsupportedMediaType("a document is text/plain, or JSON with a text")
+    body = await read_json(request, config.max_body_bytes, config.body_timeout_seconds)
+    document = validate(IngestTextRequest, body)
+    return cut_in_pieces(await asyncio.to_thread(document.text.encode))
+
+
+async def _run(
+    runtime: Runtime, wanted: IngestRequest, pieces: AsyncGenerator[bytes, None]
+) -> AsyncGenerator[IngestProgress | IngestResult, None]:
+    sessions = runtime.serving().sessions
+    async with aclosing(pieces), sessions.ingest(wanted, pieces) as steps, aclosing(steps):
+        async for step in steps:
+            yield step
+
+
+async def _events(
+    runtime: Runtime,
+    first: IngestProgress | IngestResult,
+    stream: AsyncGenerator[IngestProgress | IngestResult, None],
+) -> AsyncGenerator[bytes, None]:
+    step = first
+    async with aclosing(stream):
+        try:
+            while isinstance(step, IngestProgress):
+                yield event(_progress(step))
+                step = await anext(stream)
+        except ClientDisconnect:
+            raise
+        except Exception as error:
+            # Boundary: the status has been sent, so whatever failed is told inside the stream.
+            if not isinstance(error, AtlasError):
+                _logger.exception("an ingest failed")
+            runtime.metrics.refused(status_of(error), code_of(error))
+            yield event(error_body(error))
+            return
+        yield event(_result(step))
+        yield DONE
+
+
+def _describe(session_id: str, head: Head) -> dict[str, Any]:
+    mark = head.open_ingest
+    return {
+        "id": session_id,
+        "object": "session",
+        "version": head.version,
+        "position": head.position,
+        "bytes": head.num_bytes,
+        "created": head.created,
+        "last_used": head.updated,
+        "ttl_seconds": head.ttl_seconds,
+        "metadata": dict(head.metadata),
+        "open_ingest": None if mark is None else {"document_id": mark.document_id, "offset": mark.offset},
+    }
+
+
+def _headers(key: SessionKey, version: int) -> dict[str, str]:
+    return {"X-Session-Id": key.session_id, "X-Session-Version": str(version)}
+
+
+def _progress(step: IngestProgress) -> dict[str, Any]:
+    return {
+        "object": "session.ingest.progress",
+        "bytes": step.num_bytes,
+        "tokens": step.num_tokens,
+        "tokens_per_second": step.tokens_per_second,
+        "position": step.position,
+        "version": step.version,
+    }
+
+
+def _result(step: IngestResult) -> dict[str, Any]:
+    return {
+        "object": "session.ingest",
+        "done": True,
+        "document_id": step.document_id,
+        "bytes": step.num_bytes,
+        "tokens": step.num_tokens,
+        "tokens_per_second": step.num_tokens / max(step.seconds, 1e-9),
+        "seconds": step.seconds,
+        "session": session_object(step.session),
+    }

@@ -1,0 +1,94 @@
+"""Server-sent events: framing, and a response that stops working for a client that is gone or does not read."""
+
+import asyncio
+import json
+from collections.abc import AsyncGenerator, Mapping
+from contextlib import aclosing
+from typing import Any, TypeVar
+
+from starlette.requests import ClientDisconnect
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from server.disconnect import run_until_disconnect
+
+DONE = b"data: [DONE]\n\n"
+MEDIA_TYPE = "text/event-stream"
+
+T = TypeVar("T")
+
+
+def event(value: Mapping[str, Any]) -> bytes:
+    return b"data: " + json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode() + b"\n\n"
+
+
+class EventStream(Response):
+    """Sends what `events` yields, one message each, and closes it whatever happens.
+
+    stall_seconds: a client that takes nothing for so long is treated as gone.
+    watches: whether a disconnect is noticed at once; False for those who are still reading the request's body.
+    """
+
+    def __init__(
+        self,
+        events: AsyncGenerator[bytes, None],
+        headers: Mapping[str, str],
+        *,
+        stall_seconds: float,
+        watches: bool = True,
+    ) -> None:
+        super().__init__(headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no", **headers})
+        del self.headers["content-length"]
+        self.headers["content-type"] = MEDIA_TYPE
+        self._events = events
+        self._stall_seconds = stall_seconds
+        self._watches = watches
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async with aclosing(self._events):
+            if self._watches:
+                await run_until_disconnect(receive, self._send_all(send))
+            else:
+                await self._send_all(send)
+
+    async def _send_all(self, send: Send) -> None:
+        await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+        async for body in self._events:
+            try:
+                async with asyncio.timeout(self._stall_seconds):
+                    await send({"type": "http.response.body", "body": body, "more_body": True})
+            except TimeoutError as error:
+                raise ClientDisconnect from error
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+
+async def latest(source: AsyncGenerator[T, None]) -> AsyncGenerator[T, None]:
+    """What `source` yields, at the reader's pace: items that the reader is too slow for are skipped, never the last.
+
+    For progress to a client that may not read before it has sent everything: `source` must not wait for it.
+    """
+    items: list[T] = []
+    changed = asyncio.Event()
+
+    async def pump() -> None:
+        try:
+            async with aclosing(source):
+                async for item in source:
+                    items[:] = [item]
+                    changed.set()
+        finally:
+            changed.set()
+
+    pumping = asyncio.create_task(pump())
+    try:
+        while True:
+            await changed.wait()
+            changed.clear()
+            while items:
+                yield items.pop()
+            if pumping.done():
+                break
+        await pumping
+    finally:
+        pumping.cancel()
+        await asyncio.gather(pumping, return_exceptions=True)
