@@ -20,11 +20,16 @@ Json = dict[str, object]
 
 ROOT = Path(__file__).resolve().parent.parent
 SHIPPED_MODEL = ROOT / "atlas_model" / "pretrained" / "atlas-demo"
+RESULTS = ROOT / "bench" / "results"
 CPU_INFO = Path("/proc/cpuinfo")
 
 
-def add_output_arguments(parser: argparse.ArgumentParser) -> None:
+def add_json_argument(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the document, raw records included, to FILE")
+
+
+def add_output_arguments(parser: argparse.ArgumentParser) -> None:
+    add_json_argument(parser)
     parser.add_argument("--plot", type=Path, metavar="FILE", help="draw the result to FILE (png, svg or pdf)")
 
 
