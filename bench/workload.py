@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import random
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,11 +35,10 @@ class Item:
 
 def parse_length(text: str) -> int:
     """`2k` is 2,000 tokens, `1m` a million, a bare number itself. Raises ValueError."""
-    factors = {"k": 1_000, "m": 1_000_000}
-    factor = factors.get(text[-1:].lower())
-    length = int(text) if factor is None else round(float(text[:-1]) * factor)
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)([km]?)", text.strip().lower())
+    length = 0 if match is None else round(float(match[1]) * {"": 1, "k": 1_000, "m": 1_000_000}[match[2]])
     if length < 1:
-        raise ValueError(f"{text} is not a length")
+        raise ValueError(f"not a length: {text!r}")
     return length
 
 
