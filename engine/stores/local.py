@@ -143,7 +143,6 @@ class LocalStore:
         with writing():
             failpoint("commit.before_parts")
             self._blobs.write(new.generation, [*new.parts, new.extra])
-            failpoint("commit.before_flip")
             head = self._flip(key, base, new, version)
             failpoint("commit.after_flip")
         self._idle_times.touch(key, head)
@@ -165,6 +164,7 @@ class LocalStore:
             return head
 
         try:
+            failpoint("commit.before_flip")
             self._index.update(key, decide)
         except CommitConflict:
             self._blobs.remove(new.generation)
