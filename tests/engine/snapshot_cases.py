@@ -1,0 +1,96 @@
+"""Tiny states with every kind of bit pattern, and snapshots that lie but carry correct checksums."""
+
+import struct
+from collections.abc import Callable
+from hashlib import blake2b
+from typing import Any, Literal
+
+import msgpack
+import torch
+from torch import Tensor
+
+from atlas_model.config import AtlasConfig, AttentionConfig, MemoryConfig
+from atlas_model.memory import TensorSpec
+from atlas_model.state import State, state_spec
+from engine.checksums import digest
+from engine.sequence import SequenceState
+from engine.snapshot import SessionRecord, encode_snapshot
+from engine.snapshot_header import OpenIngest
+
+FINGERPRINT = "0123456789abcdef"
+PART_NUM_BYTES = 4096
+StateDtype = Literal["float32", "bfloat16", "float64"]
+
+_BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+
+
+def tiny_config(state_dtype: StateDtype = "float32") -> AtlasConfig:
+    memory = MemoryConfig(2, 4, 4, network="mlp", memory_chunk_size=4, feature_degree=2, feature_width=2)
+    attention = AttentionConfig(num_heads=2, window=5)
+    return AtlasConfig(300, 16, 2, 24, "mag", memory, attention, state_dtype=state_dtype)
+
+
+def random_state(config: AtlasConfig, position: int, seed: int = 0) -> State:
+    """Any bit pattern whatever: NaNs with payloads, infinities, -0.0 and subnormals are all among them."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def random_bits(spec: TensorSpec) -> Tensor:
+        shape = (1, *spec.shape, spec.dtype.itemsize)
+        bits = torch.randint(0, 256, shape, generator=generator, dtype=torch.uint8)
+        return bits.view(spec.dtype).reshape(1, *spec.shape)
+
+    tensors = {name: random_bits(spec) for name, spec in state_spec(config).items()}
+    tensors["position"] = torch.tensor([position])
+    for name in [name for name in tensors if name.endswith("memory.w_in")]:
+        tensors[name].view(-1)[:3] = torch.tensor([-0.0, float("inf"), float("nan")])
+    return State.from_named_tensors(config, tensors)
+
+
+def full_record(config: AtlasConfig, position: int = 123_456, seed: int = 0) -> SessionRecord:
+    return SessionRecord(
+        state=SequenceState(random_state(config, position, seed), bytes(range(16)), (7, 299)),
+        ledger=tuple(bytes([index]) * 16 for index in range(5)),
+        system_digest=b"s" * 16,
+        open_ingest=OpenIngest("document-1", 10**12, b"d" * 16, "ende… ".encode()),
+        metadata={"título": "señal \U0001f9ed"},
+        created=1234.5678,
+    )
+
+
+def full_snapshot(config: AtlasConfig) -> bytes:
+    return b"".join(encode_snapshot(full_record(config), FINGERPRINT, PART_NUM_BYTES).parts)
+
+
+def equal_bits(left: Tensor, right: Tensor) -> bool:
+    bits = _BITS[left.dtype.itemsize]
+    return left.dtype == right.dtype and torch.equal(left.contiguous().view(bits), right.contiguous().view(bits))
+
+
+def tensor_digests(state: State) -> dict[str, str]:
+    """blake2b-128 of every tensor's bytes, in hex."""
+    raw = {
+        name: tensor.contiguous().view(torch.uint8).numpy().tobytes() for name, tensor in state.named_tensors().items()
+    }
+    return {name: blake2b(each, digest_size=16).hexdigest() for name, each in raw.items()}
+
+
+def header_end(snapshot: bytes) -> int:
+    num_bytes: int = struct.unpack_from("<4sI", snapshot)[1]
+    return 8 + num_bytes
+
+
+def with_header_bytes(snapshot: bytes, packed: bytes) -> bytes:
+    """The snapshot with another header, sealed as if it were ours; `packed` ends with 16 bytes for the digest."""
+    framed = struct.pack("<4sI", b"ATLS", len(packed)) + packed[:-16]
+    data = snapshot[-(-header_end(snapshot) // 4096) * 4096 :]
+    sealed = framed + digest(framed)
+    return sealed + bytes(-len(sealed) % 4096) + data
+
+
+def with_header(snapshot: bytes, change: Callable[[dict[str, Any]], object]) -> bytes:
+    """The snapshot with a changed header, sealed as if it were ours."""
+    fields = msgpack.unpackb(snapshot[8 : header_end(snapshot)])
+    changed = change(fields)
+    fields = changed if isinstance(changed, dict) else fields
+    fields.setdefault("digest", bytes(16))
+    return with_header_bytes(snapshot, msgpack.packb(fields))
