@@ -1,0 +1,266 @@
+"""The engine without its thread: `step()` is schedule, run, sample, stop, outputs, and can be called in a test.
+
+Promises: the end is decided before the token that would pass it is fed; whatever ends a sequence, its slot is zeroed
+and free when the call returns; one sequence's failure ends that sequence alone; nothing is dropped without an output.
+Leaves policy to the scheduler, tensors to the runner and the pool, what a stop string is to `stopping`, and threads to
+`engine`.
+"""
+
+import logging
+import secrets
+import time
+
+import torch
+from torch import Tensor
+
+from atlas_model.checkpoint import Checkpoint
+from engine.config import EngineConfig
+from engine.errors import AtlasError, Draining, InvalidRequest, MemoryDiverged
+from engine.model_runner import ModelRunner
+from engine.progress import Progress
+from engine.sampler import Draw, Sampler
+from engine.scheduler import Batch, Scheduler
+from engine.sequence import FinishReason, Sequence, SequenceOutput, SequenceState
+from engine.state_pool import StatePool, diverged_tensor
+from engine.stopping import Stopping
+from engine.telemetry import Counters, EngineStats
+
+_logger = logging.getLogger(__name__)
+
+
+class EngineCore:
+    """Not thread-safe: one thread calls everything but `check`."""
+
+    def __init__(self, checkpoint: Checkpoint, config: EngineConfig) -> None:
+        device = torch.device(config.device)
+        model = checkpoint.model.to(device)
+        self._tokenizer = checkpoint.tokenizer
+        self._end_token_id = checkpoint.tokenizer.special.end
+        self._vocab_size = model.config.vocab_size
+        self._token_bytes = [self._tokenizer.decode_bytes(i) for i in range(self._tokenizer.vocab_size)]
+        self._max_state_norm = config.max_state_norm
+        silent = [i for i in range(self._vocab_size) if i >= len(self._token_bytes) or not self._token_bytes[i]]
+        with torch.inference_mode():
+            self._initial_state = model.initial_state(1)
+            self._pool = StatePool(model.config, config.max_num_sequences, device)
+            self._sampler = Sampler(self._vocab_size, self._end_token_id, silent, device)
+        self._runner = ModelRunner(model, self._pool, device)
+        self._scheduler = Scheduler(config)
+        self._progress: dict[str, Progress] = {}
+        self._outputs: list[SequenceOutput] = []
+        self._counters = Counters()
+
+    @property
+    def has_work(self) -> bool:
+        """Whether a step would do or say anything."""
+        return bool(self._progress or self._outputs)
+
+    @property
+    def num_free_slots(self) -> int:
+        return self._pool.num_free
+
+    def check(self, sequence: Sequence) -> None:
+        """Raises InvalidRequest for ids that the model does not have. Any thread may call it."""
+        if not all(0 <= token_id < self._vocab_size for token_id in sequence.prompt_token_ids):
+            raise InvalidRequest("a token id is out of the vocabulary")
+
+    def add(self, sequence: Sequence) -> None:
+        """Queues the sequence. Raises InvalidRequest or QueueFull; then nothing of it is kept."""
+        self.check(sequence)
+        if sequence.sequence_id in self._progress:
+            raise InvalidRequest(f"sequence {sequence.sequence_id} is already running")
+        self._scheduler.add(sequence)
+        params = sequence.params
+        stopping = None if params is None else Stopping(params, self._end_token_id, self._token_bytes)
+        seed = secrets.randbits(64) if params is None or params.seed is None else params.seed
+        self._progress[sequence.sequence_id] = Progress(sequence, stopping, seed, time.monotonic())
+
+    def abort(self, sequence_id: str) -> None:
+        """Ends the sequence in whatever phase it is; one that has ended already is none."""
+        progress = self._progress.get(sequence_id)
+        if progress is not None:
+            with torch.inference_mode():
+                self._remove(progress, FinishReason.ABORT)
+
+    def cut_short(self) -> None:
+        """Ends everything now: what is writing with `length`, the rest with `abort` and Draining as its error. One that
+        has met a stop string is left to end by itself."""
+        with torch.inference_mode():
+            for progress in list(self._progress.values()):
+                token_id = progress.sequence.next_token_id
+                if progress.stopping is not None and token_id is not None:
+                    text = progress.detokenizer.push(progress.stopping.release_all())
+                    self._finish(progress, FinishReason.LENGTH, (token_id, self._end_token_id), text)
+                elif not progress.pending_after_feed:
+                    self._remove(progress, FinishReason.ABORT, Draining("the server is shutting down"))
+
+    def step(self) -> list[SequenceOutput]:
+        """One batch through the model. At most one output a sequence, and nothing after its `finish_reason`."""
+        with torch.inference_mode():
+            self._admit()
+            batch = self._scheduler.schedule()
+            if batch is not None:
+                self._counters.count_step(batch.num_tokens, batch.is_prefill)
+                for progress, token_id in self._sample(self._run(batch)):
+                    self._advance(progress, token_id)
+        outputs, self._outputs = self._outputs, []
+        return outputs
+
+    def stats(self) -> EngineStats:
+        return EngineStats(
+            num_running=self._scheduler.num_running,
+            num_waiting=self._scheduler.num_waiting,
+            num_slots=self._pool.num_slots,
+            num_slots_in_use=self._pool.num_slots - self._pool.num_free,
+            prompt_tokens_total=self._counters.prompt_tokens_total,
+            generation_tokens_total=self._counters.generation_tokens_total,
+            iteration_tokens_total=self._counters.iteration_tokens_total,
+            iteration_tokens_counts=tuple(self._counters.iteration_tokens_counts),
+        )
+
+    def check_integrity(self) -> None:
+        """Asserts that every slot is owned by one running sequence or zeroed and free. Reads every free slot."""
+        used = [sequence.slot for sequence in self._scheduler.running if sequence.slot is not None]
+        assert len(used) == len(set(used)), "two sequences share a slot"
+        assert self._pool.free_slots.isdisjoint(used), "a free slot is in use"
+        assert len(used) + self._pool.num_free == self._pool.num_slots, "a slot is lost"
+        assert all(self._pool.is_zeroed(slot) for slot in self._pool.free_slots), "a free slot is not zeroed"
+        assert all(sequence.slot is None for sequence in self._scheduler.waiting), "a slot is held while waiting"
+        known = {sequence.sequence_id for sequence in (*self._scheduler.running, *self._scheduler.waiting)}
+        assert known == self._progress.keys(), "a sequence is neither waiting nor running"
+        assert all(progress.num_copies <= 2 for progress in self._progress.values()), "copies of a state pile up"
+
+    def _admit(self) -> None:
+        for sequence in self._scheduler.admit():
+            progress = self._progress[sequence.sequence_id]
+            progress.mark_admitted(time.monotonic())
+            sequence.slot = self._pool.acquire()
+            state = self._initial_state if sequence.state is None else sequence.state.tensors
+            try:
+                self._pool.load(sequence.slot, state)
+            except Exception as error:
+                # Boundary: a state that does not fit must end its own sequence only.
+                self._fail(progress, error)
+
+    def _run(self, batch: Batch) -> list[tuple[Progress, Tensor]]:
+        """Feeds the batch; ends those that only feed; returns those that go on with their logits [V]."""
+        try:
+            logits = self._forward(batch)
+        except Exception as error:
+            # Boundary: no slot has changed; alone, each either goes on or is the one to blame.
+            if len(batch.pieces) == 1:
+                self._fail(self._progress[batch.pieces[0].sequence.sequence_id], error)
+                return []
+            return [each for piece in batch.pieces for each in self._run(Batch(batch.is_prefill, (piece,)))]
+        writing = []
+        for piece, row in zip(batch.pieces, logits, strict=True):
+            progress = self._progress[piece.sequence.sequence_id]
+            piece.sequence.mark_fed(piece.num_tokens)
+            if piece.sequence.unfed:
+                continue
+            if progress.pending_after_feed is not None:
+                self._finish(progress, FinishReason.STOP, progress.pending_after_feed)
+            else:
+                writing.append((progress, row))
+        return writing
+
+    def _forward(self, batch: Batch) -> Tensor:
+        slots, pieces = [], []
+        for piece in batch.pieces:
+            assert piece.sequence.slot is not None
+            slots.append(piece.sequence.slot)
+            pieces.append(piece.sequence.next_token_ids(piece.num_tokens))
+        if batch.is_prefill:
+            return self._runner.prefill(slots, pieces)
+        return self._runner.decode(slots, [token_id for (token_id,) in pieces])
+
+    def _sample(self, writing: list[tuple[Progress, Tensor]]) -> list[tuple[Progress, int]]:
+        """One token for each; those whose logits are not finite end here."""
+        if not writing:
+            return []
+        draws = []
+        for progress, _ in writing:
+            params, stopping = progress.sequence.params, progress.stopping
+            assert params is not None
+            assert stopping is not None
+            draws.append(Draw(params, progress.seed, progress.sequence.position, stopping.can_end))
+        token_ids = self._sampler.sample(torch.stack([row for _, row in writing]), draws)
+        sampled = []
+        for (progress, _), token_id in zip(writing, token_ids, strict=True):
+            progress.mark_prefilled(time.monotonic())
+            if token_id is None:
+                assert progress.sequence.slot is not None
+                layer = diverged_tensor(self._pool.copy(progress.sequence.slot), self._max_state_norm) or "logits"
+                self._fail(progress, MemoryDiverged(f"{layer} is not finite", layer))
+            else:
+                sampled.append((progress, token_id))
+        return sampled
+
+    def _advance(self, progress: Progress, token_id: int) -> None:
+        """Decides, before `token_id` is fed, what becomes of the sequence."""
+        sequence, stopping = progress.sequence, progress.stopping
+        assert stopping is not None
+        verdict = stopping.accept(token_id)
+        text = progress.detokenizer.push(verdict.released)
+        new_token_ids: tuple[int, ...] = ()
+        if token_id != self._end_token_id:
+            new_token_ids = (token_id,)
+            sequence.generated_token_ids.append(token_id)
+            self._counters.generation_tokens_total += 1
+
+        if verdict.cut is not None:
+            progress.rewind(verdict.cut, self._pool, self._tokenizer.encode)
+            progress.pending_after_feed = (self._end_token_id,)
+            if not sequence.unfed:
+                self._finish(progress, FinishReason.STOP, progress.pending_after_feed, text, new_token_ids)
+                return
+            text += progress.detokenizer.finish()
+        elif verdict.finish_reason is not None:
+            pending = (*new_token_ids, self._end_token_id)
+            self._finish(progress, verdict.finish_reason, pending, text, new_token_ids)
+            return
+        else:
+            progress.keep_way_back(self._pool)
+            sequence.next_token_id = token_id
+        self._outputs.append(progress.output(time.monotonic(), text, new_token_ids))
+
+    def _finish(
+        self,
+        progress: Progress,
+        reason: FinishReason,
+        pending: tuple[int, ...],
+        text: str = "",
+        token_ids: tuple[int, ...] = (),
+    ) -> None:
+        """Ends the sequence with its state, unless that state is not fit to be kept."""
+        sequence = progress.sequence
+        assert sequence.slot is not None
+        progress.mark_prefilled(time.monotonic())
+        tensors = self._pool.export(sequence.slot)
+        layer = diverged_tensor(tensors, self._max_state_norm)
+        if layer is not None:
+            self._fail(progress, MemoryDiverged(f"{layer} is not finite or too large", layer))
+            return
+        text += progress.detokenizer.finish()
+        state = SequenceState(tensors, sequence.tokens_digest, pending)
+        self._drop(progress)
+        self._outputs.append(progress.output(time.monotonic(), text, token_ids, reason, state))
+
+    def _fail(self, progress: Progress, error: Exception) -> None:
+        if not isinstance(error, AtlasError):
+            _logger.error("sequence %s failed", progress.sequence.sequence_id, exc_info=error)
+            cause, error = error, AtlasError("the model could not process this request")
+            error.__cause__ = cause
+        self._remove(progress, FinishReason.ERROR, error)
+
+    def _remove(self, progress: Progress, reason: FinishReason, error: Exception | None = None) -> None:
+        self._drop(progress)
+        self._outputs.append(progress.output(time.monotonic(), finish_reason=reason, error=error))
+
+    def _drop(self, progress: Progress) -> None:
+        sequence = progress.sequence
+        self._scheduler.remove(sequence)
+        del self._progress[sequence.sequence_id]
+        if sequence.slot is not None:
+            self._pool.release(sequence.slot)
+            sequence.slot = None

@@ -1,0 +1,108 @@
+"""How far one sequence has come, as the core alone needs to know it: its text, its clock, its way back.
+
+The way back: while bytes are held that may become a stop string, the state from before the first held token must be
+recoverable, because a memory cannot be rewound. At most two copies of it are kept, however long the hold moves on.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from atlas_model.state import State
+from engine.detokenizer import Detokenizer
+from engine.sequence import FinishReason, Sequence, SequenceOutput, SequenceState, Timings
+from engine.state_pool import StatePool
+from engine.stopping import Cut, Stopping
+
+
+@dataclass(frozen=True, slots=True)
+class StateCopy:
+    """A sequence's state when `num_generated_tokens` of its sampled tokens were fed."""
+
+    num_generated_tokens: int
+    tensors: State
+    tokens_digest: bytes
+    position: int
+
+
+class Progress:
+    """One per sequence in the core, from `add` on. `stopping` is None for a sequence that only feeds."""
+
+    def __init__(self, sequence: Sequence, stopping: Stopping | None, seed: int, now: float) -> None:
+        self.sequence = sequence
+        self.stopping = stopping
+        self.seed = seed
+        self.detokenizer = Detokenizer()
+        # When not None, the sequence ends with `stop` as soon as all is fed, and leaves these pending.
+        self.pending_after_feed: tuple[int, ...] | None = () if stopping is None else None
+        self._copies: list[StateCopy] = []
+        self._added_at = now
+        self._admitted_at: float | None = None
+        self._prefilled_at: float | None = None
+
+    @property
+    def num_copies(self) -> int:
+        return len(self._copies)
+
+    def mark_admitted(self, now: float) -> None:
+        self._admitted_at = now
+
+    def mark_prefilled(self, now: float) -> None:
+        """The first call counts."""
+        if self._prefilled_at is None:
+            self._prefilled_at = now
+
+    def timings(self, now: float) -> Timings:
+        admitted_at = now if self._admitted_at is None else self._admitted_at
+        prefilled_at = now if self._prefilled_at is None else self._prefilled_at
+        return Timings(admitted_at - self._added_at, prefilled_at - admitted_at, now - prefilled_at)
+
+    def keep_way_back(self, pool: StatePool) -> None:
+        """Copies the state if it may have to be restored. To be called when a token was sampled and is not fed yet."""
+        held = None if self.stopping is None else self.stopping.first_held_token
+        if held is None:
+            self._copies.clear()
+            return
+        while len(self._copies) > 1 and self._copies[1].num_generated_tokens <= held:
+            del self._copies[0]
+        if not self._copies or self._copies[-1].num_generated_tokens < held:
+            sequence = self.sequence
+            assert sequence.slot is not None
+            num_fed = len(sequence.generated_token_ids) - 1
+            tensors = pool.copy(sequence.slot)
+            self._copies.append(StateCopy(num_fed, tensors, sequence.tokens_digest, sequence.position))
+
+    def rewind(self, cut: Cut, pool: StatePool, encode: Callable[[str], list[int]]) -> None:
+        """Goes back to a state that has read nothing of what the stop string hides, and leaves unfed what is visible
+        beyond it, encoded anew where the cut goes through a token. The last token that was sampled is not fed yet."""
+        sequence = self.sequence
+        assert sequence.slot is not None
+        num_fed = len(sequence.generated_token_ids) - 1
+        if cut.num_kept_tokens < num_fed:
+            copy = [copy for copy in self._copies if copy.num_generated_tokens <= cut.num_kept_tokens][-1]
+            pool.load(sequence.slot, copy.tensors)
+            sequence.tokens_digest, sequence.position = copy.tokens_digest, copy.position
+            num_fed = copy.num_generated_tokens
+        kept = sequence.generated_token_ids[num_fed : cut.num_kept_tokens]
+        sequence.unfed = [*kept, *encode(cut.visible.decode("utf-8"))]
+        self._copies.clear()
+
+    def output(
+        self,
+        now: float,
+        text: str = "",
+        token_ids: tuple[int, ...] = (),
+        finish_reason: FinishReason | None = None,
+        state: SequenceState | None = None,
+        error: Exception | None = None,
+    ) -> SequenceOutput:
+        return SequenceOutput(
+            self.sequence.sequence_id,
+            text,
+            token_ids,
+            finish_reason,
+            state,
+            error,
+            num_prompt_tokens=len(self.sequence.prompt_token_ids),
+            num_generated_tokens=len(self.sequence.generated_token_ids),
+            timings=self.timings(now),
+        )

@@ -1,0 +1,57 @@
+import pytest
+import torch
+
+from engine.model_runner import ModelRunner
+from engine.state_pool import StatePool
+from tests.tiny import tiny_checkpoint
+
+CPU = torch.device("cpu")
+PIECES = [[5, 6, 7, 8, 9, 10, 11], [12], [13, 14, 15, 16]]
+
+
+def runner_with_pool(num_slots: int = 4) -> tuple[ModelRunner, StatePool]:
+    """Every slot holds a session that was fed nothing."""
+    model = tiny_checkpoint().model
+    pool = StatePool(model.config, num_slots, CPU)
+    for _ in range(num_slots):
+        pool.load(pool.acquire(), model.initial_state(1))
+    return ModelRunner(model, pool, CPU), pool
+
+
+def test_a_piece_in_a_ragged_batch_gives_what_it_gives_alone() -> None:
+    with torch.inference_mode():
+        runner, pool = runner_with_pool()
+        together = runner.prefill([2, 0, 3], PIECES)
+        alone_runner, alone_pool = runner_with_pool()
+        for row, (slot, piece) in enumerate(zip([2, 0, 3], PIECES, strict=True)):
+            alone = alone_runner.prefill([slot], [piece])
+            torch.testing.assert_close(together[row], alone[0], rtol=1e-9, atol=1e-9)
+        expected = alone_pool.gather([0, 1, 2, 3]).named_tensors()
+        for name, tensor in pool.gather([0, 1, 2, 3]).named_tensors().items():
+            torch.testing.assert_close(tensor, expected[name], rtol=1e-9, atol=1e-9)
+
+
+def test_decoding_tokens_gives_what_prefilling_them_gives() -> None:
+    with torch.inference_mode():
+        runner, pool = runner_with_pool()
+        expected = runner.prefill([1, 2], [PIECES[0], PIECES[2]])
+        for position in range(7):
+            slots = [0, 3] if position < 4 else [0]
+            logits = runner.decode(slots, [PIECES[0][position], *PIECES[2][position : position + 1]])
+            if position == 3:
+                torch.testing.assert_close(logits[1], expected[1], rtol=1e-9, atol=1e-9)
+        torch.testing.assert_close(logits[0], expected[0], rtol=1e-9, atol=1e-9)
+        assert pool.gather([0, 1, 2, 3]).position.tolist() == [7, 7, 4, 4]
+
+
+def test_when_the_model_raises_no_slot_has_changed() -> None:
+    with torch.inference_mode():
+        runner, pool = runner_with_pool()
+        runner.prefill([0, 1], [[5, 6], [7, 8]])
+        before = pool.gather([0, 1, 2, 3]).named_tensors()
+        with pytest.raises(IndexError):
+            runner.prefill([0, 1], [[5], [10**6]])
+        with pytest.raises(IndexError):
+            runner.decode([0, 1], [5, 10**6])
+        after = pool.gather([0, 1, 2, 3]).named_tensors()
+        assert all(torch.equal(before[name], after[name]) for name in before)
