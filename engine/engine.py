@@ -2,7 +2,7 @@
 
 The thread owns the core and the device. The loop never touches a tensor: commands cross to the thread in one queue, and
 after each step one call brings that step's outputs back. What a caller sees is `generate`, an async iterator with at
-most one message per step, and `feed`. Leaving the iterator early aborts the sequence; the death of the thread ends every
+most one message per step, and `feed`. Leaving the iterator early aborts the sequence; a dead thread ends every
 open one with EngineDead. Sessions, texts and tokens are somebody else's.
 """
 
@@ -149,7 +149,7 @@ class Engine:
             if self._config.num_threads is not None:
                 torch.set_num_threads(self._config.num_threads)
             self._serve()
-        except Exception:
+        except BaseException:
             # Boundary: whatever ended the thread, nobody may be left waiting for it.
             _logger.exception("the engine died")
         finally:
