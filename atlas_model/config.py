@@ -1,0 +1,195 @@
+"""What a model is: every number that changes what it computes, checked once, when it is built.
+
+A configuration is part of a checkpoint (`config.json`) and of its fingerprint. It holds no tuning knob: how fast a
+model is served is the engine's configuration. Names are the words of the Atlas family (arXiv 2505.23735); the symbols
+of the papers stand in the docstrings.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, Self
+
+
+class ConfigError(ValueError):
+    """A configuration that no model can be built from; the message names the key."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Config:
+    """Strict reading from and writing to plain JSON values, shared by all configurations of this module."""
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        """Build from JSON values. Raises ConfigError for a key that is unknown, missing or of the wrong type."""
+        hints = typing.get_type_hints(cls)
+        fields = {field.name: field for field in dataclasses.fields(cls)}
+        for name in values:
+            if name not in fields:
+                raise ConfigError(f"{cls.__name__}: unknown key {name!r}")
+        for name, field in fields.items():
+            if name not in values and field.default is dataclasses.MISSING:
+                raise ConfigError(f"{cls.__name__}: missing key {name!r}")
+        return cls(**{name: _read(f"{cls.__name__}.{name}", value, hints[name]) for name, value in values.items()})
+
+    def to_dict(self) -> dict[str, Any]:
+        """The same configuration as plain JSON values."""
+        return dataclasses.asdict(self)
+
+    def _require(self, holds: bool, message: str) -> None:
+        if not holds:
+            raise ConfigError(f"{type(self).__name__}: {message}")
+
+
+def _read(name: str, value: Any, hint: Any) -> Any:
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin is Literal:
+        if value not in arguments:
+            raise ConfigError(f"{name} must be one of {', '.join(map(repr, arguments))}")
+        return value
+    if origin is types.UnionType:
+        if value is None and type(None) in arguments:
+            return None
+        return _read(name, value, next(argument for argument in arguments if argument is not type(None)))
+    if origin is tuple:
+        if not isinstance(value, list | tuple) or len(value) != len(arguments):
+            raise ConfigError(f"{name} must be a list of {len(arguments)} values")
+        return tuple(_read(name, item, argument) for item, argument in zip(value, arguments, strict=True))
+    if dataclasses.is_dataclass(hint):
+        if not isinstance(value, Mapping):
+            raise ConfigError(f"{name} must be an object")
+        return typing.cast(type[_Config], hint).from_dict(value)
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if not isinstance(value, hint) or (isinstance(value, bool) and hint is not bool):
+        raise ConfigError(f"{name} must be of type {hint.__name__}")
+    return value
+
+
+@dataclass(frozen=True, slots=True)
+class NewtonSchulzConfig(_Config):
+    """The orthogonalisation of the `muon` rule (Atlas, Eq 32; coefficients of Muon). Part of a checkpoint."""
+
+    num_steps: int = 5
+    coefficients: tuple[float, float, float] = (3.4445, -4.7750, 2.0315)
+    eps: float = 1e-7
+
+    def __post_init__(self) -> None:
+        self._require(self.num_steps >= 1, "num_steps must be at least 1")
+        self._require(self.eps > 0, "eps must be positive")
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryConfig(_Config):
+    """The neural memory of one layer and the rule that trains it while it reads.
+
+    num_heads, key_width, value_width: heads, and the widths d_k and d_v of one head.
+    network: `matrix` (x W) or `mlp` (residual + gelu(x W_in) W_out, Atlas Eq 42).
+    rule: `gd` (OmegaNet: the momentum itself is the step) or `muon` (Atlas: Newton-Schulz of it, once a chunk).
+    read_granularity: `token`, each token reads its own memory, or `chunk`, it reads the chunk's first.
+    step: `bounded` keeps the sum of a chunk's steps from overshooting; `free` is the papers' rule.
+    memory_chunk_size: b, tokens that share one gradient anchor, counted from the start of the session.
+    omega_window: c, how many past tokens the Omega loss looks back over (Eq 9); 1 is the plain delta rule.
+    feature_degree, feature_width: degree p of the polynomial features and how many projected dimensions r get them.
+    max_momentum_decay: the largest momentum_decay (theta) a gate can reach, below 1; 0 removes the momentum.
+    read_norm_eps: added to the mean square of what is read before it is normalised.
+    """
+
+    num_heads: int
+    key_width: int
+    value_width: int
+    network: Literal["matrix", "mlp"] = "matrix"
+    rule: Literal["gd", "muon"] = "gd"
+    read_granularity: Literal["token", "chunk"] = "token"
+    step: Literal["bounded", "free"] = "bounded"
+    memory_chunk_size: int = 32
+    omega_window: int = 1
+    feature_degree: int = 1
+    feature_width: int = 16
+    max_momentum_decay: float = 0.9
+    read_norm_eps: float = 1e-6
+    newton_schulz: NewtonSchulzConfig = NewtonSchulzConfig()
+
+    def __post_init__(self) -> None:
+        for name in ("num_heads", "key_width", "value_width", "memory_chunk_size", "omega_window"):
+            self._require(getattr(self, name) >= 1, f"{name} must be at least 1")
+        self._require(self.feature_degree in (1, 2), "feature_degree must be 1 or 2")
+        self._require(1 <= self.feature_width <= self.key_width, "feature_width must be between 1 and key_width")
+        self._require(0 <= self.max_momentum_decay < 1, "max_momentum_decay must be in [0, 1)")
+        self._require(self.read_norm_eps > 0, "read_norm_eps must be positive")
+        if self.rule == "muon":
+            self._require(self.read_granularity == "chunk", "rule 'muon' steps once a chunk: read_granularity 'chunk'")
+            self._require(self.step == "free", "rule 'muon' is bounded by Newton-Schulz: set step to 'free'")
+
+
+@dataclass(frozen=True, slots=True)
+class AttentionConfig(_Config):
+    """Sliding-window attention beside the memory: each token sees itself and the `window` - 1 tokens before it."""
+
+    num_heads: int
+    window: int
+    rotary_base: float = 10_000.0
+
+    def __post_init__(self) -> None:
+        self._require(self.num_heads >= 1, "num_heads must be at least 1")
+        self._require(self.window >= 1, "window must be at least 1")
+        self._require(self.rotary_base > 1, "rotary_base must be above 1")
+
+
+@dataclass(frozen=True, slots=True)
+class AtlasConfig(_Config):
+    """A whole model. `lmm` has the memory alone in each block; `mag` has sliding-window attention beside it.
+
+    The queries, keys and values of a block are shared by its memory and its attention, so both have the same inner
+    width: num_heads * key_width of the memory, which must split evenly over the attention's heads.
+    """
+
+    vocab_size: int
+    width: int
+    num_layers: int
+    feed_forward_width: int
+    layout: Literal["lmm", "mag"]
+    memory: MemoryConfig
+    attention: AttentionConfig | None = None
+    conv_width: int = 4
+    norm_eps: float = 1e-6
+    state_dtype: Literal["float32", "bfloat16", "float64"] = "float32"
+
+    def __post_init__(self) -> None:
+        for name in ("vocab_size", "width", "num_layers", "feed_forward_width", "conv_width"):
+            self._require(getattr(self, name) >= 1, f"{name} must be at least 1")
+        self._require(self.norm_eps > 0, "norm_eps must be positive")
+        self._require((self.layout == "mag") == (self.attention is not None), "'mag' and only 'mag' has attention")
+        if self.layout == "lmm":
+            self._require(
+                self.memory.read_granularity == "token",
+                "layout 'lmm' with read_granularity 'chunk' is refused: nothing would see the open chunk",
+            )
+        if self.attention is not None:
+            for inner_width in (self.key_inner_width, self.value_inner_width):
+                self._require(
+                    inner_width % self.attention.num_heads == 0, "the inner width must split over the attention's heads"
+                )
+            self._require(
+                (self.key_inner_width // self.attention.num_heads) % 2 == 0,
+                "rotary attention needs an even width per head",
+            )
+            if self.memory.read_granularity == "chunk":
+                self._require(
+                    self.attention.window >= self.memory.memory_chunk_size,
+                    "read_granularity 'chunk' needs an attention window that covers the chunk",
+                )
+
+    @property
+    def key_inner_width(self) -> int:
+        """Width of all heads' queries (or keys) side by side."""
+        return self.memory.num_heads * self.memory.key_width
+
+    @property
+    def value_inner_width(self) -> int:
+        """Width of all heads' values side by side."""
+        return self.memory.num_heads * self.memory.value_width

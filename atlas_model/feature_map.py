@@ -1,0 +1,63 @@
+"""Polynomial features of keys and queries (Atlas, section 3.1): what gives a matrix memory super-linear capacity.
+
+phi(q) . phi(k) = a_0 + a_1 (q . k) + a_2 (Pq . Pk)^2 with learnable a_i >= 0, initially 1 / i!. Each feature carries
+the root of its coefficient, so the product needs no weights of its own. P is a learned projection to `feature_width`
+dimensions (decided here: it makes a session's size a design parameter); with feature_width = key_width there is no
+projection and the map is the paper's. Degree 1 is the identity: no constant, no scale.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from atlas_model.config import MemoryConfig
+
+
+def num_features(config: MemoryConfig) -> int:
+    """How many features one key has: the input width of the memory network."""
+    if config.feature_degree == 1:
+        return config.key_width
+    return 1 + config.key_width + config.feature_width * (config.feature_width + 1) // 2
+
+
+class FeatureMap(nn.Module):
+    """phi: [B, H, T, key_width] -> [B, H, T, num_features]. One set of coefficients and projections per head.
+
+    `coefficient_roots` [degree + 1, H] holds the roots of the a_i: their squares cannot be negative.
+    """
+
+    def __init__(self, config: MemoryConfig) -> None:
+        super().__init__()
+        self.degree = config.feature_degree
+        self.projection: nn.Parameter | None = None
+        if self.degree == 1:
+            return
+        roots = torch.tensor([1.0 / math.sqrt(math.factorial(i)) for i in range(self.degree + 1)])
+        self.coefficient_roots = nn.Parameter(roots[:, None].repeat(1, config.num_heads))
+        if config.feature_width < config.key_width:
+            bound = config.key_width**-0.5
+            shape = (config.num_heads, config.key_width, config.feature_width)
+            self.projection = nn.Parameter(torch.empty(shape).normal_(std=bound * 2.0))
+        rows, columns = torch.triu_indices(config.feature_width, config.feature_width)
+        # NOTE: picking by a product with zeros and ones: the backward of an index is a scatter, slow on a CPU.
+        picks = torch.eye(config.feature_width)
+        self.register_buffer("pick_rows", picks[rows].T.contiguous(), persistent=False)
+        self.register_buffer("pick_columns", picks[columns].T.contiguous(), persistent=False)
+        scale = torch.where(rows == columns, 1.0, math.sqrt(2.0))
+        self.register_buffer("pair_scale", scale, persistent=False)
+
+    pick_rows: Tensor
+    pick_columns: Tensor
+    pair_scale: Tensor
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.degree == 1:
+            return x
+        projected = x if self.projection is None else x @ self.projection
+        pairs = (projected @ self.pick_rows) * (projected @ self.pick_columns) * self.pair_scale
+        roots = self.coefficient_roots[:, :, None, None]
+        constant = roots[0].expand(*x.shape[:-1], 1)
+        return torch.cat([constant, roots[1] * x, roots[2] * pairs], dim=-1)

@@ -1,0 +1,93 @@
+"""The four gates of a memory, one scalar per token and head, from small linear maps of the block's input.
+
+token_gate and retention lie in [0, 1] and reach both ends exactly: a gate that is only almost shut leaks, and a
+retention of 1 - 1e-4 has forgotten everything after 1e5 tokens. inner_lr lies in [0, a learned maximum per head],
+momentum_decay in [0, max_momentum_decay].
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from atlas_model.config import AtlasConfig
+
+
+@dataclass(frozen=True, slots=True)
+class Gates:
+    """Each [B, H, T]. The papers' gamma (token_gate), alpha (retention), eta (inner_lr), theta (momentum_decay)."""
+
+    token_gate: Tensor
+    retention: Tensor
+    inner_lr: Tensor
+    momentum_decay: Tensor
+
+    def stack(self) -> Tensor:
+        """All four in one tensor, [B, H, T, 4]."""
+        return torch.stack([self.token_gate, self.retention, self.inner_lr, self.momentum_decay], dim=-1)
+
+    @staticmethod
+    def unstack(stacked: Tensor) -> Gates:
+        return Gates(*stacked.unbind(-1))
+
+
+NEUTRAL_GATES = (0.0, 1.0, 0.0, 1.0)
+"""Gates of a token that changes nothing: it writes nothing, forgets nothing, pushes nothing, brakes nothing."""
+
+
+class _HardSigmoid(torch.autograd.Function):
+    """clamp(x / 6 + 1/2, 0, 1), with a straight-through gradient where it saturates.
+
+    A clamp alone has no gradient there and a shut gate would stay shut. The gradient passes only where it leads back
+    inside, so that a saturated gate does not drift ever further out.
+    """
+
+    @staticmethod
+    def forward(ctx: torch.autograd.function.FunctionCtx, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
+        return (x / 6.0 + 0.5).clamp(0.0, 1.0)
+
+    @staticmethod
+    def backward(ctx: torch.autograd.function.FunctionCtx, *grad_outputs: Tensor) -> Tensor:
+        (x,) = ctx.saved_tensors  # type: ignore[attr-defined]
+        (grad,) = grad_outputs
+        blocked = ((x <= -3.0) & (grad > 0.0)) | ((x >= 3.0) & (grad < 0.0))
+        return torch.where(blocked, torch.zeros_like(grad), grad / 6.0)
+
+
+def hard_sigmoid(x: Tensor) -> Tensor:
+    """clamp(x / 6 + 1/2, 0, 1) that can be trained out of both of its ends."""
+    result: Tensor = _HardSigmoid.apply(x)  # type: ignore[no-untyped-call]
+    return result
+
+
+class GateMaps(nn.Module):
+    """[B, T, width] -> Gates. Starts half open for writing, with retention 1 and half of the maximal momentum_decay."""
+
+    def __init__(self, config: AtlasConfig) -> None:
+        super().__init__()
+        num_heads = config.memory.num_heads
+        self.num_heads = num_heads
+        self.max_momentum_decay = config.memory.max_momentum_decay
+        self.linear = nn.Linear(config.width, 4 * num_heads)
+        nn.init.normal_(self.linear.weight, std=config.width**-0.5)
+        with torch.no_grad():
+            self.linear.bias.copy_(torch.tensor([0.0, 3.5, 0.0, 0.0]).repeat_interleave(num_heads))
+        self.log_max_inner_lr = nn.Parameter(torch.zeros(num_heads))
+
+    @property
+    def max_inner_lr(self) -> Tensor:
+        """The largest inner_lr of each head, [H]."""
+        return self.log_max_inner_lr.exp()
+
+    def forward(self, x: Tensor) -> Gates:
+        opened = hard_sigmoid(self.linear(x))
+        token_gate, retention, inner_lr, momentum_decay = opened.transpose(1, 2).tensor_split(4, dim=1)
+        return Gates(
+            token_gate,
+            retention,
+            inner_lr * self.max_inner_lr[:, None],
+            momentum_decay * self.max_momentum_decay,
+        )

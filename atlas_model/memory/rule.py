@@ -1,0 +1,93 @@
+"""What the three forms of the memory share: the rule, its inputs, its state.
+
+    Omega loss   L_t(M) = sum_{i=t-c+1..t} gamma_i 1/2 |M(phi(k_i)) - v_i|^2          Atlas, Eq 9
+    momentum     S_t = theta_t S_{t-1} + grad L_t(M_anchor)                           Eq 33
+    memory       M_t = alpha_t M_{t-1} - eta_t P(S_t)                                 Eq 32
+    read         y_t = M_t(phi(q_t))
+
+P is the identity for `gd` and Newton-Schulz, once a chunk, for `muon`. All gradients of a chunk are taken at the
+memory of the chunk's start, the anchor. Chunks are counted from the start of the session, never of a call.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from atlas_model.config import MemoryConfig
+from atlas_model.gates import Gates
+from atlas_model.memory_networks import MemoryNetwork, Weights, memory_network
+
+
+@dataclass(frozen=True, slots=True)
+class TensorSpec:
+    """Shape (without the batch dimension) and dtype of one tensor of a state."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryRule:
+    """The rule of one layer. max_inner_lr [H] is the largest inner_lr its gates can reach."""
+
+    config: MemoryConfig
+    network: MemoryNetwork
+    feature_map: Callable[[Tensor], Tensor]
+    max_inner_lr: Tensor
+
+    @property
+    def future_push(self) -> Tensor:
+        """How far a unit of momentum can still push the memory after its chunk, [H]; the bounded step counts it in."""
+        decay = self.config.max_momentum_decay
+        return self.max_inner_lr * (decay / (1.0 - decay))
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryInputs:
+    """queries and keys [B, H, T, key_width], values [B, H, T, value_width], gates each [B, H, T]; one dtype."""
+
+    queries: Tensor
+    keys: Tensor
+    values: Tensor
+    gates: Gates
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryState:
+    """What a layer's memory carries from token to token; a value, never changed in place.
+
+    memory, momentum: the anchor's matrices, each [B, H, inputs, outputs].
+    keys, values, gates: a buffer of omega_window - 1 tokens before the open chunk, then room for the open chunk's
+    memory_chunk_size - 1; [B, H, buffer, key_width | value_width | 4]. Unused places are zero, and a window from
+    before the session's first token is zero too: a token_gate of 0 writes nothing.
+    """
+
+    memory: Weights
+    momentum: Weights
+    keys: Tensor
+    values: Tensor
+    gates: Tensor
+
+
+def buffer_length(config: MemoryConfig) -> int:
+    """Tokens the buffer of a MemoryState has room for."""
+    return config.omega_window - 1 + config.memory_chunk_size - 1
+
+
+def memory_state_spec(
+    config: MemoryConfig, memory_dtype: torch.dtype, buffer_dtype: torch.dtype
+) -> dict[str, TensorSpec]:
+    """The tensors of one MemoryState by name, `memory.w`, `momentum.w`, `keys` and so on, in a fixed order."""
+    heads, length = config.num_heads, buffer_length(config)
+    shapes = memory_network(config).shapes()
+    spec: dict[str, TensorSpec] = {}
+    for kind in ("memory", "momentum"):
+        for name, shape in shapes.items():
+            spec[f"{kind}.{name}"] = TensorSpec((heads, *shape), memory_dtype)
+    for name, width in (("keys", config.key_width), ("values", config.value_width), ("gates", 4)):
+        spec[name] = TensorSpec((heads, length, width), buffer_dtype)
+    return spec
