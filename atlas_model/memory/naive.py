@@ -221,7 +221,7 @@ class _StepBound:
             name: torch.linalg.matrix_norm(self._memory[name] + self._push * self._momentum[name])
             for name in self._outer
         }
-        inverse = norms["features"]
+        inverse: Tensor = norms["features"]
         if self._gain is not None:
             inverse = norms["hidden"] + self._gain * norms["features"]
-        return 1.0 / inverse.clamp(min=1.0)
+        return inverse.clamp(min=1.0).reciprocal()

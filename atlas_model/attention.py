@@ -1,0 +1,113 @@
+"""Sliding-window attention: each token sees itself and the `window` - 1 tokens before it, so its state is constant.
+
+Queries and keys are l2-normalised, with a learned scale per head, and turned by rotary angles. An angle is computed in
+float64 from the position: at position 1e7 a float32 angle is off by about a radian.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import normalize, pad, scaled_dot_product_attention
+
+from atlas_model.config import AtlasConfig, AttentionConfig
+from atlas_model.memory import TensorSpec
+from atlas_model.ragged import tail
+
+
+@dataclass(frozen=True, slots=True)
+class AttentionState:
+    """The last window - 1 tokens: keys (already turned) and values, [B, window - 1, num_heads, d]."""
+
+    keys: Tensor
+    values: Tensor
+
+
+def attention_state_spec(config: AtlasConfig, attention: AttentionConfig, dtype: torch.dtype) -> dict[str, TensorSpec]:
+    """The tensors of an AttentionState by name."""
+    length, heads = attention.window - 1, attention.num_heads
+    return {
+        "keys": TensorSpec((length, heads, config.key_inner_width // heads), dtype),
+        "values": TensorSpec((length, heads, config.value_inner_width // heads), dtype),
+    }
+
+
+class SlidingWindowAttention(nn.Module):
+    """[B, T, inner] queries, keys and values -> [B, T, value_inner_width]."""
+
+    def __init__(self, config: AtlasConfig, attention: AttentionConfig) -> None:
+        super().__init__()
+        self.num_heads = attention.num_heads
+        self.window = attention.window
+        self.rotary_base = attention.rotary_base
+        self.head_width = config.key_inner_width // attention.num_heads
+        self.log_scale = nn.Parameter(torch.full((attention.num_heads,), 2.3))
+
+    def forward(
+        self,
+        queries: Tensor,
+        keys: Tensor,
+        values: Tensor,
+        state: AttentionState,
+        position: Tensor,
+        lengths: Tensor | None,
+    ) -> tuple[Tensor, AttentionState]:
+        """position: int64 [B], tokens fed before; lengths: real tokens per row, None for all of them."""
+        batch_size, num_new = queries.shape[:2]
+        queries, keys, values = (x.unflatten(-1, (self.num_heads, -1)) for x in (queries, keys, values))
+        angles = self._angles(position, num_new)
+        queries = _turn(normalize(queries, dim=-1) * self.log_scale.exp()[:, None], angles)
+        keys = _turn(normalize(keys, dim=-1), angles)
+        # NOTE: rounded at birth, so that a token read from the state equals one that never left.
+        keys, values = (x.to(state.keys.dtype).to(queries.dtype) for x in (keys, values))
+        all_keys = torch.cat([state.keys.to(keys.dtype), keys], dim=1)
+        all_values = torch.cat([state.values.to(values.dtype), values], dim=1)
+
+        block = min(self.window, num_new)
+        padding = -num_new % block
+        span = block + self.window - 1
+        blocked_queries = pad(queries, (0, 0, 0, 0, 0, padding)).unflatten(1, (-1, block))
+        num_blocks = blocked_queries.shape[1]
+        mixed = scaled_dot_product_attention(
+            blocked_queries.flatten(0, 1).transpose(1, 2),
+            self._blocks(all_keys, padding, span, block),
+            self._blocks(all_values, padding, span, block),
+            attn_mask=self._mask(position, num_blocks, block, span).flatten(0, 1)[:, None],
+            scale=1.0,
+        )
+        mixed = mixed.transpose(1, 2).reshape(batch_size, num_blocks * block, -1)[:, :num_new]
+        length = self.window - 1
+        new_state = AttentionState(
+            tail(all_keys, lengths, length).to(state.keys.dtype), tail(all_values, lengths, length).to(state.keys.dtype)
+        )
+        return mixed, new_state
+
+    def _blocks(self, x: Tensor, padding: int, span: int, block: int) -> Tensor:
+        """Every block's keys or values: [B, window - 1 + T, h, d] -> [B * blocks, h, span, d]."""
+        unfolded = pad(x, (0, 0, 0, 0, 0, padding)).unfold(1, span, block)
+        return unfolded.flatten(0, 1).transpose(-1, -2)
+
+    def _mask(self, position: Tensor, num_blocks: int, block: int, span: int) -> Tensor:
+        """True where a query may look: [B, blocks, block, span]."""
+        device = position.device
+        distance = torch.arange(block, device=device)[:, None] - torch.arange(span, device=device) + self.window - 1
+        in_window = (distance >= 0) & (distance < self.window)
+        first = position[:, None] - (self.window - 1) + torch.arange(num_blocks, device=device) * block
+        exists = first[:, :, None] + torch.arange(span, device=device) >= 0
+        return in_window & exists[:, :, None, :]
+
+    def _angles(self, position: Tensor, num_new: int) -> Tensor:
+        """Rotary angles in float64: [B, T, 1, head_width / 2]."""
+        steps = torch.arange(0, self.head_width, 2, device=position.device, dtype=torch.float64)
+        frequencies = self.rotary_base ** (-steps / self.head_width)
+        positions = position[:, None] + torch.arange(num_new, device=position.device)
+        return (positions.double()[..., None] * frequencies)[:, :, None]
+
+
+def _turn(x: Tensor, angles: Tensor) -> Tensor:
+    """Turn each pair (x_i, x_{i + d/2}) of [B, T, h, d] by its angle."""
+    first, second = x.chunk(2, dim=-1)
+    cos, sin = angles.cos().to(x.dtype), angles.sin().to(x.dtype)
+    return torch.cat([first * cos - second * sin, first * sin + second * cos], dim=-1)

@@ -1,0 +1,169 @@
+"""One layer: pre-norm, mixer, residual; pre-norm, SwiGLU, residual.
+
+Mixer: linear queries, keys and values; a short causal convolution on each, which binds a key to the token after it;
+the memory on l2-normalised SiLU of them; in `mag` sliding-window attention on the same convolved vectors beside it.
+The output is W_o concat(attention, memory * sigmoid(gate)), so the memory can bring content by itself.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import normalize, rms_norm, silu
+
+from atlas_model.attention import SlidingWindowAttention
+from atlas_model.config import AtlasConfig
+from atlas_model.feature_map import FeatureMap
+from atlas_model.gates import GateMaps, Gates
+from atlas_model.memory import MemoryInputs, MemoryRule, MemoryState, chunk, recurrent
+from atlas_model.memory_networks import Weights, memory_network
+from atlas_model.ragged import tail
+from atlas_model.state import LayerState, memory_dtype
+
+
+class MemoryForm(Protocol):
+    """The chunk or the recurrent form of the memory, as a block calls it."""
+
+    def __call__(
+        self, rule: MemoryRule, inputs: MemoryInputs, state: MemoryState, position: Tensor
+    ) -> tuple[Tensor, MemoryState]: ...
+
+
+class ShortConvolution(nn.Module):
+    """Causal depthwise convolution, [B, T, channels] -> the same; its tail is part of the state."""
+
+    def __init__(self, channels: int, width: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(width, channels).normal_(std=width**-0.5))
+        with torch.no_grad():
+            self.weight[-1] += 1.0
+
+    def forward(self, x: Tensor, before: Tensor, lengths: Tensor | None) -> tuple[Tensor, Tensor]:
+        """before: [B, width - 1, channels]. Returns the convolved tokens and the tail after them."""
+        width = self.weight.shape[0]
+        x = x.to(before.dtype).to(self.weight.dtype)
+        extended = torch.cat([before.to(x.dtype), x], dim=1)
+        num_new = x.shape[1]
+        mixed = extended[:, :num_new] * self.weight[0]
+        for offset in range(1, width):
+            mixed = mixed + extended[:, offset : offset + num_new] * self.weight[offset]
+        return mixed, tail(extended, lengths, width - 1).to(before.dtype)
+
+
+class NeuralMemory(nn.Module):
+    """The memory of one layer: its learned start, its features, and the norm on what is read."""
+
+    def __init__(self, config: AtlasConfig) -> None:
+        super().__init__()
+        self.config = config.memory
+        self.network = memory_network(config.memory)
+        self.feature_map = FeatureMap(config.memory)
+        heads = config.memory.num_heads
+        self.initial = nn.ParameterDict(
+            {
+                name: nn.Parameter(torch.empty(heads, *shape).normal_(std=1.0) * self.network.initial(name))
+                for name, shape in self.network.shapes().items()
+            }
+        )
+        self.read_scale = nn.Parameter(torch.ones(heads, config.memory.value_width))
+
+    def initial_weights(self, batch_size: int) -> tuple[Weights, Weights]:
+        """Memory and momentum of a sequence that has read nothing."""
+        memory = {name: weights.expand(batch_size, *weights.shape) for name, weights in self.initial.items()}
+        return memory, {name: torch.zeros_like(weights) for name, weights in memory.items()}
+
+    def forward(
+        self, inputs: MemoryInputs, max_inner_lr: Tensor, state: MemoryState, position: Tensor, form: MemoryForm
+    ) -> tuple[Tensor, MemoryState]:
+        """What each token reads, normalised, [B, T, value_inner_width], and the memory after the last of them."""
+        rule = MemoryRule(self.config, self.network, self.feature_map, max_inner_lr)
+        read, state = form(rule, inputs, state, position)
+        normed = rms_norm(read, read.shape[-1:], eps=self.config.read_norm_eps) * self.read_scale[:, None]
+        return normed.transpose(1, 2).flatten(2), state
+
+
+class Mixer(nn.Module):
+    """Memory, and in `mag` attention, over one layer's normalised input [B, T, width]."""
+
+    def __init__(self, config: AtlasConfig) -> None:
+        super().__init__()
+        self.memory_dtype = memory_dtype(config)
+        self.num_heads = config.memory.num_heads
+        self.widths = (config.key_inner_width, config.key_inner_width, config.value_inner_width)
+        self.project = nn.Linear(config.width, sum(self.widths), bias=False)
+        self.convolution = ShortConvolution(sum(self.widths), config.conv_width)
+        self.gate_maps = GateMaps(config)
+        self.memory = NeuralMemory(config)
+        self.attention = None if config.attention is None else SlidingWindowAttention(config, config.attention)
+        self.output_gate = nn.Linear(config.width, config.value_inner_width, bias=False)
+        branches = 1 if self.attention is None else 2
+        self.out = nn.Linear(branches * config.value_inner_width, config.width, bias=False)
+
+    def forward(
+        self, x: Tensor, state: LayerState, position: Tensor, lengths: Tensor | None, is_step: bool
+    ) -> tuple[Tensor, LayerState, Gates]:
+        projected = self.project(x)
+        output_gate = torch.sigmoid(self.output_gate(x))
+        # NOTE: the memory computes in its own dtype: bfloat16 keys would round away what a fact changes.
+        with torch.autocast(x.device.type, enabled=False):
+            x = x.to(self.memory_dtype)
+            convolved, convolution = self.convolution(projected, state.convolution, lengths)
+            gates = self.gate_maps(x)
+            queries, keys, values = convolved.split(self.widths, dim=-1)
+            inputs = self._memory_inputs(queries, keys, values, gates, state.memory)
+
+            def form(
+                rule: MemoryRule, inputs: MemoryInputs, memory: MemoryState, position: Tensor
+            ) -> tuple[Tensor, MemoryState]:
+                if is_step:
+                    return recurrent(rule, inputs, memory, position)
+                return chunk(rule, inputs, memory, position, lengths)
+
+            read, memory = self.memory(inputs, self.gate_maps.max_inner_lr, state.memory, position, form)
+            branches = [read * output_gate]
+            attention = None
+            if self.attention is not None and state.attention is not None:
+                attended, attention = self.attention(queries, keys, silu(values), state.attention, position, lengths)
+                branches.insert(0, attended)
+        return self.out(torch.cat(branches, dim=-1)), LayerState(memory, convolution, attention), inputs.gates
+
+    def _memory_inputs(
+        self, queries: Tensor, keys: Tensor, values: Tensor, gates: Gates, state: MemoryState
+    ) -> MemoryInputs:
+        """Heads apart, SiLU, l2 norm; rounded at birth to the dtype in which the state keeps the open chunk."""
+
+        def rounded(x: Tensor) -> Tensor:
+            return x.to(state.keys.dtype).to(x.dtype)
+
+        def heads(x: Tensor) -> Tensor:
+            split: Tensor = silu(x).unflatten(-1, (self.num_heads, -1))
+            return split.transpose(1, 2)
+
+        return MemoryInputs(
+            queries=normalize(heads(queries), dim=-1),
+            keys=rounded(normalize(heads(keys), dim=-1)),
+            values=rounded(heads(values)),
+            gates=Gates.unstack(rounded(gates.stack())),
+        )
+
+
+class Block(nn.Module):
+    """[B, T, width] -> the same, with the layer's state in and out."""
+
+    def __init__(self, config: AtlasConfig) -> None:
+        super().__init__()
+        self.mixer_norm = nn.RMSNorm(config.width, eps=config.norm_eps)
+        self.mixer = Mixer(config)
+        self.feed_forward_norm = nn.RMSNorm(config.width, eps=config.norm_eps)
+        self.expand = nn.Linear(config.width, 2 * config.feed_forward_width, bias=False)
+        self.contract = nn.Linear(config.feed_forward_width, config.width, bias=False)
+
+    def forward(
+        self, x: Tensor, state: LayerState, position: Tensor, lengths: Tensor | None, is_step: bool
+    ) -> tuple[Tensor, LayerState, Gates]:
+        mixed, state, gates = self.mixer(self.mixer_norm(x), state, position, lengths, is_step)
+        x = x + mixed
+        gate, up = self.expand(self.feed_forward_norm(x)).chunk(2, dim=-1)
+        return x + self.contract(silu(gate) * up), state, gates

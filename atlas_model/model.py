@@ -1,0 +1,115 @@
+"""The language model: embedding, blocks, norm, and the embedding again as the output layer.
+
+`forward` reads many tokens in chunk form (training, prefill), `step` reads one a row (decode); both take a State and
+return the next, and agree for any split of the tokens.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from atlas_model.block import Block
+from atlas_model.config import AtlasConfig
+from atlas_model.gates import Gates
+from atlas_model.state import State, memory_dtype, state_spec
+
+
+@dataclass(frozen=True, slots=True)
+class ModelOutput:
+    """logits: [B, T, vocab_size], or [B, vocab_size] of each row's last token. gates: per layer, each [B, H, T]."""
+
+    logits: Tensor
+    state: State
+    gates: tuple[Gates, ...]
+
+
+class AtlasModel(nn.Module):
+    """A decoder whose blocks hold a memory that is trained while it reads.
+
+    Parameters are float32 (float64 where the configuration's state_dtype is): the memory is per sequence and lives in
+    the State, never in a parameter.
+    """
+
+    def __init__(self, config: AtlasConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.embedding = nn.Embedding(config.vocab_size, config.width)
+        nn.init.normal_(self.embedding.weight, std=config.width**-0.5)
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.num_layers))
+        self.norm = nn.RMSNorm(config.width, eps=config.norm_eps)
+        self._init_linear_layers()
+        self.to(memory_dtype(config))
+
+    def _init_linear_layers(self) -> None:
+        """Normal weights; what writes into the residual stream starts smaller, the deeper the model."""
+        into_residual = (2 * self.config.num_layers) ** -0.5
+        for name, parameter in self.named_parameters():
+            if name.endswith(("project.weight", "output_gate.weight", "expand.weight")):
+                nn.init.normal_(parameter, std=parameter.shape[1] ** -0.5)
+            elif name.endswith(("out.weight", "contract.weight")):
+                nn.init.normal_(parameter, std=parameter.shape[1] ** -0.5 * into_residual)
+
+    @property
+    def num_parameters(self) -> int:
+        return sum(parameter.numel() for parameter in self.parameters())
+
+    def initial_state(self, batch_size: int) -> State:
+        """The state of `batch_size` sequences that have read nothing, on the model's device."""
+        device = self.embedding.weight.device
+        tensors = {
+            name: torch.zeros(batch_size, *spec.shape, dtype=spec.dtype, device=device)
+            for name, spec in state_spec(self.config).items()
+        }
+        for index, block in enumerate(self.blocks):
+            memory, _ = block.mixer.memory.initial_weights(batch_size)  # type: ignore[union-attr, operator]
+            for name, weights in memory.items():
+                tensors[f"layers.{index}.memory.{name}"] = weights
+        return State.from_named_tensors(self.config, tensors)
+
+    def hidden(
+        self, token_ids: Tensor, state: State | None = None, lengths: Tensor | None = None
+    ) -> tuple[Tensor, State, tuple[Gates, ...]]:
+        """Normalised last hidden states [B, T, width], the state after each row's last real token, and the gates."""
+        return self._run(token_ids, self.initial_state(token_ids.shape[0]) if state is None else state, lengths, False)
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Scores of the next token, [..., width] -> [..., vocab_size]."""
+        return nn.functional.linear(hidden, self.embedding.weight)
+
+    def forward(
+        self,
+        token_ids: Tensor,
+        state: State | None = None,
+        lengths: Tensor | None = None,
+        logits: Literal["all", "last"] = "all",
+    ) -> ModelOutput:
+        """Read int64 [B, T] in chunk form. Rows may stand at any position and have 1..T real tokens (`lengths`).
+
+        state: where the rows stand; None for new sequences. logits: of every token, or of each row's last alone.
+        """
+        hidden, state, gates = self.hidden(token_ids, state, lengths)
+        if logits == "last":
+            last = torch.full_like(state.position, token_ids.shape[1] - 1) if lengths is None else lengths - 1
+            hidden = hidden[torch.arange(hidden.shape[0], device=hidden.device), last]
+        return ModelOutput(self.logits(hidden), state, gates)
+
+    def step(self, token_ids: Tensor, state: State) -> tuple[Tensor, State]:
+        """Read one token a row, int64 [B], in recurrent form: logits [B, vocab_size] and the state after it."""
+        hidden, state, _ = self._run(token_ids[:, None], state, None, True)
+        return self.logits(hidden[:, 0]), state
+
+    def _run(
+        self, token_ids: Tensor, state: State, lengths: Tensor | None, is_step: bool
+    ) -> tuple[Tensor, State, tuple[Gates, ...]]:
+        x = self.embedding(token_ids)
+        layers, gates = [], []
+        for block, layer in zip(self.blocks, state.layers, strict=True):
+            x, new_layer, layer_gates = block(x, layer, state.position, lengths, is_step)
+            layers.append(new_layer)
+            gates.append(layer_gates)
+        position = state.position + (token_ids.shape[1] if lengths is None else lengths)
+        return self.norm(x), State(position, tuple(layers)), tuple(gates)

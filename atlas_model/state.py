@@ -1,0 +1,162 @@
+"""Everything a sequence carries from token to token, as a value. Its size does not depend on how much was read.
+
+A State is never changed in place: a forward takes one and returns another. The batch is the first dimension of every
+tensor. `state_spec` computes names, shapes and dtypes from a configuration alone, so that whoever stores states can
+check a foreign one before a byte is allocated.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from atlas_model.attention import AttentionState, attention_state_spec
+from atlas_model.config import AtlasConfig
+from atlas_model.memory import MemoryState, TensorSpec, memory_state_spec
+
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
+
+
+def memory_dtype(config: AtlasConfig) -> torch.dtype:
+    """Memory and momentum are float32, whatever the buffers are; float64 in a float64 model."""
+    return torch.float64 if config.state_dtype == "float64" else torch.float32
+
+
+def buffer_dtype(config: AtlasConfig) -> torch.dtype:
+    """dtype of the token buffers: the open chunk, the convolution's tail, the attention window."""
+    return _DTYPES[config.state_dtype]
+
+
+@dataclass(frozen=True, slots=True)
+class LayerState:
+    """One block. convolution: the last inputs of the short convolution, [B, conv_width - 1, channels]."""
+
+    memory: MemoryState
+    convolution: Tensor
+    attention: AttentionState | None
+
+    def named_tensors(self) -> dict[str, Tensor]:
+        named = {f"memory.{name}": weights for name, weights in self.memory.memory.items()}
+        named |= {f"momentum.{name}": weights for name, weights in self.memory.momentum.items()}
+        named |= {"keys": self.memory.keys, "values": self.memory.values, "gates": self.memory.gates}
+        named["convolution"] = self.convolution
+        if self.attention is not None:
+            named |= {"attention.keys": self.attention.keys, "attention.values": self.attention.values}
+        return named
+
+    @classmethod
+    def from_named_tensors(cls, tensors: Mapping[str, Tensor]) -> LayerState:
+        def weights(kind: str) -> dict[str, Tensor]:
+            return {name.removeprefix(kind): each for name, each in tensors.items() if name.startswith(kind)}
+
+        attention = None
+        if "attention.keys" in tensors:
+            attention = AttentionState(tensors["attention.keys"], tensors["attention.values"])
+        memory = MemoryState(
+            weights("memory."), weights("momentum."), tensors["keys"], tensors["values"], tensors["gates"]
+        )
+        return cls(memory, tensors["convolution"], attention)
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """position: int64 [B], tokens fed since the session began. layers: one LayerState per block."""
+
+    position: Tensor
+    layers: tuple[LayerState, ...]
+
+    @property
+    def batch_size(self) -> int:
+        return self.position.shape[0]
+
+    def named_tensors(self) -> dict[str, Tensor]:
+        """Every tensor by name, in the order of `state_spec`."""
+        named = {"position": self.position}
+        for index, layer in enumerate(self.layers):
+            named |= {f"layers.{index}.{name}": tensor for name, tensor in layer.named_tensors().items()}
+        return named
+
+    @classmethod
+    def from_named_tensors(cls, config: AtlasConfig, tensors: Mapping[str, Tensor]) -> State:
+        """The inverse of named_tensors. ValueError when a name, a shape or a dtype is not the configuration's."""
+        spec = state_spec(config)
+        if list(tensors) != list(spec):
+            raise ValueError("the tensors of a state must be exactly those of its configuration, in their order")
+        for name, tensor in tensors.items():
+            if tensor.shape[1:] != spec[name].shape or tensor.dtype != spec[name].dtype:
+                raise ValueError(f"{name}: {tensor.dtype} {tuple(tensor.shape[1:])} is not the configuration's")
+        layers = []
+        for index in range(config.num_layers):
+            prefix = f"layers.{index}."
+            layers.append(
+                LayerState.from_named_tensors(
+                    {name.removeprefix(prefix): each for name, each in tensors.items() if name.startswith(prefix)}
+                )
+            )
+        return cls(tensors["position"], tuple(layers))
+
+    def map(self, transform: Callable[[Tensor], Tensor]) -> State:
+        """The state with every tensor transformed, in the order of `named_tensors`."""
+        position = transform(self.position)
+        layers = tuple(
+            LayerState.from_named_tensors({name: transform(each) for name, each in layer.named_tensors().items()})
+            for layer in self.layers
+        )
+        return State(position, layers)
+
+    def replace_rows(self, rows: Tensor, other: State) -> State:
+        """This state, with the rows that are True (bool [B]) taken from the other."""
+        theirs = iter(other.named_tensors().values())
+
+        def choose(mine: Tensor) -> Tensor:
+            return torch.where(rows.reshape(-1, *[1] * (mine.ndim - 1)), next(theirs), mine)
+
+        return self.map(choose)
+
+    def gather(self, rows: Tensor) -> State:
+        """The given rows (int64 [R]) as a batch of their own, copied."""
+        return self.map(lambda tensor: tensor.index_select(0, rows))
+
+    def clone(self) -> State:
+        return self.map(torch.clone)
+
+    def detach(self) -> State:
+        """The same values, cut off from the graph that computed them."""
+        return self.map(torch.detach)
+
+    def to(self, device: torch.device | str) -> State:
+        return self.map(lambda tensor: tensor.to(device))
+
+    @staticmethod
+    def concatenate(states: Sequence[State]) -> State:
+        """The rows of all states as one batch, copied."""
+        layers = []
+        for parts in zip(*(state.layers for state in states), strict=True):
+            named = [part.named_tensors() for part in parts]
+            layers.append(
+                LayerState.from_named_tensors({name: torch.cat([each[name] for each in named]) for name in named[0]})
+            )
+        return State(torch.cat([state.position for state in states]), tuple(layers))
+
+
+def state_spec(config: AtlasConfig) -> dict[str, TensorSpec]:
+    """Name -> shape without the batch dimension and dtype, for every tensor of a State, in a fixed order."""
+    channels = 2 * config.key_inner_width + config.value_inner_width
+    layer = memory_state_spec(config.memory, memory_dtype(config), buffer_dtype(config))
+    layer["convolution"] = TensorSpec((config.conv_width - 1, channels), buffer_dtype(config))
+    if config.attention is not None:
+        attention = attention_state_spec(config, config.attention, buffer_dtype(config))
+        layer |= {f"attention.{name}": spec for name, spec in attention.items()}
+    spec = {"position": TensorSpec((), torch.int64)}
+    for index in range(config.num_layers):
+        spec |= {f"layers.{index}.{name}": each for name, each in layer.items()}
+    return spec
+
+
+def session_num_bytes(config: AtlasConfig) -> int:
+    """Bytes of one sequence's tensors: constant, whatever was read."""
+    return sum(math.prod(spec.shape) * spec.dtype.itemsize for spec in state_spec(config).values())

@@ -1,0 +1,168 @@
+"""Rows 3-5 of the correctness table on the whole model: prefill and steps agree, for any split and any neighbours."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from itertools import pairwise
+
+import pytest
+import torch
+from torch import Tensor
+
+from atlas_model.config import AtlasConfig, AttentionConfig
+from atlas_model.model import AtlasModel
+from atlas_model.state import State, session_num_bytes, state_spec
+from tests.atlas_model.memory_cases import largest_error
+from tests.tiny import TINY_MEMORY, tiny_config, tiny_model
+
+TOLERANCE = 1e-9
+LAYOUTS = {
+    "lmm": tiny_config(layout="lmm", attention=None),
+    "mag": tiny_config(),
+    "mag-mlp": tiny_config(memory=replace(TINY_MEMORY, network="mlp")),
+    "mag-chunk-read": tiny_config(memory=replace(TINY_MEMORY, read_granularity="chunk")),
+    "mag-muon": tiny_config(memory=replace(TINY_MEMORY, rule="muon", read_granularity="chunk", step="free")),
+    "mag-window-1": tiny_config(attention=AttentionConfig(num_heads=2, window=1)),
+    "mag-long-window": tiny_config(attention=AttentionConfig(num_heads=1, window=40)),
+    "lmm-unequal-widths": tiny_config(layout="lmm", attention=None, memory=replace(TINY_MEMORY, value_width=6)),
+    "lmm-no-convolution": tiny_config(layout="lmm", attention=None, conv_width=1),
+}
+every_layout = pytest.mark.parametrize("config", LAYOUTS.values(), ids=LAYOUTS.keys())
+
+
+def tokens(config: AtlasConfig, rows: int, count: int, seed: int = 1) -> Tensor:
+    return torch.randint(0, config.vocab_size, (rows, count), generator=torch.Generator().manual_seed(seed))
+
+
+def assert_same_state(actual: State, expected: State, tolerance: float = TOLERANCE) -> None:
+    assert torch.equal(actual.position, expected.position)
+    others = expected.named_tensors()
+    for name, tensor in actual.named_tensors().items():
+        assert largest_error(tensor.double(), others[name].double()) <= tolerance, name
+
+
+def feed_steps(model: AtlasModel, token_ids: Tensor, state: State) -> tuple[Tensor, State]:
+    logits = []
+    for at in range(token_ids.shape[1]):
+        step_logits, state = model.step(token_ids[:, at], state)
+        logits.append(step_logits)
+    return torch.stack(logits, dim=1), state
+
+
+@every_layout
+@pytest.mark.parametrize("num_prefilled", [0, 1, 4, 5, 6, 11])
+def test_prefill_then_teacher_forced_steps_equal_one_forward(config: AtlasConfig, num_prefilled: int) -> None:
+    model = tiny_model(config)
+    ids = tokens(config, 2, 17)
+    whole = model(ids)
+    state, parts = model.initial_state(2), []
+    if num_prefilled:
+        prefilled = model(ids[:, :num_prefilled])
+        state, parts = prefilled.state, [prefilled.logits]
+    stepped, state = feed_steps(model, ids[:, num_prefilled:], state)
+    assert largest_error(torch.cat([*parts, stepped], dim=1), whole.logits) <= TOLERANCE
+    assert_same_state(state, whole.state)
+
+
+@every_layout
+def test_any_split_equals_one_forward(config: AtlasConfig) -> None:
+    model = tiny_model(config)
+    ids = tokens(config, 1, 23)
+    whole = model(ids)
+    for cuts in [(0, 1, 23), (0, 7, 23), (0, 8, 22, 23), (0, 5, 10, 15, 20, 23), (0, 11, 12, 23)]:
+        state, parts = model.initial_state(1), []
+        for start, stop in pairwise(cuts):
+            output = model(ids[:, start:stop], state)
+            state = output.state
+            parts.append(output.logits)
+        assert largest_error(torch.cat(parts, dim=1), whole.logits) <= TOLERANCE
+        assert_same_state(state, whole.state)
+
+
+@every_layout
+def test_rows_at_any_position_and_of_any_length_equal_each_row_alone(config: AtlasConfig) -> None:
+    model = tiny_model(config)
+    before, lengths = [0, 3, 10, 26], [13, 1, 9, 5]
+    ids = tokens(config, 4, 60)
+    states, expected = [], []
+    for row in range(4):
+        state = model.initial_state(1)
+        if before[row]:
+            state = model(ids[row : row + 1, : before[row]], state).state
+        states.append(state)
+        expected.append(model(ids[row : row + 1, before[row] : before[row] + lengths[row]], state, logits="last"))
+    padded = torch.zeros(4, max(lengths), dtype=torch.int64)
+    for row in range(4):
+        padded[row, : lengths[row]] = ids[row, before[row] : before[row] + lengths[row]]
+    joined = State.concatenate(states)
+    output = model(padded, joined, torch.tensor(lengths), logits="last")
+    steps, stepped_state = model.step(ids[:, 50], output.state)
+    for row in range(4):
+        pick = torch.tensor([row])
+        assert largest_error(output.logits[pick], expected[row].logits) <= TOLERANCE
+        assert_same_state(output.state.gather(pick), expected[row].state)
+        alone, alone_state = model.step(ids[row : row + 1, 50], expected[row].state)
+        assert largest_error(steps[pick], alone) <= TOLERANCE
+        assert_same_state(stepped_state.gather(pick), alone_state)
+
+
+def test_float32_prefill_stays_near_float64() -> None:
+    exact, rough = tiny_model(tiny_config()), tiny_model(tiny_config(torch.float32))
+    ids = tokens(exact.config, 1, 40)
+    assert largest_error(rough(ids).logits.double(), exact(ids).logits) <= 1e-4
+    stepped, _ = feed_steps(rough, ids, rough.initial_state(1))
+    assert largest_error(stepped, rough(ids).logits) <= 1e-4
+
+
+def test_bfloat16_buffers_do_not_depend_on_the_split() -> None:
+    """What the state rounds is rounded when it is born, so a token is the same from the buffer or fresh."""
+    model = tiny_model(tiny_config(torch.float32, state_dtype="bfloat16"))
+    ids = tokens(model.config, 1, 19)
+    whole = model(ids)
+    first = model(ids[:, :8])
+    second = model(ids[:, 8:], first.state)
+    assert largest_error(second.logits, whole.logits[:, 8:]) <= 1e-4
+    assert second.state.layers[0].memory.keys.dtype == torch.bfloat16
+
+
+def test_no_token_sees_what_comes_after_it() -> None:
+    model = tiny_model(tiny_config())
+    ids = tokens(model.config, 1, 20)
+    changed = ids.clone()
+    changed[0, 12] = (changed[0, 12] + 1) % model.config.vocab_size
+    before, after = model(ids).logits, model(changed).logits
+    assert torch.equal(before[:, :12], after[:, :12])
+    assert not torch.allclose(before[:, 12:], after[:, 12:])
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-7), (torch.float32, 1e-4)])
+def test_attention_at_position_ten_million_equals_attention_at_the_start(dtype: torch.dtype, tolerance: float) -> None:
+    """In one layer, once the window is full: only distances count. A float32 angle would be off by a radian there."""
+    model = tiny_model(tiny_config(dtype, num_layers=1))
+    ids = tokens(model.config, 1, 30)
+    start = model.initial_state(1)
+    far = replace(start, position=start.position + 10_000_000)
+    window = 7
+    assert largest_error(model(ids, far).logits[:, window:], model(ids, start).logits[:, window:]) <= tolerance
+
+
+def test_reading_never_changes_parameters_or_the_state_it_was_given() -> None:
+    model = tiny_model(tiny_config())
+    parameters = {name: each.clone() for name, each in model.state_dict().items()}
+    state = model(tokens(model.config, 2, 9)).state
+    copy = state.clone()
+    model(tokens(model.config, 2, 9, seed=2), state)
+    model.step(torch.tensor([1, 2]), state)
+    assert_same_state(state, copy, 0.0)
+    assert all(torch.equal(each, parameters[name]) for name, each in model.state_dict().items())
+
+
+@every_layout
+def test_state_has_the_size_that_the_configuration_computes_at_any_length(config: AtlasConfig) -> None:
+    model = tiny_model(config)
+    for count in (1, 50):
+        named = model(tokens(config, 1, count)).state.named_tensors()
+        assert {name: (t.shape[1:], t.dtype) for name, t in named.items()} == {
+            name: (spec.shape, spec.dtype) for name, spec in state_spec(config).items()
+        }
+        assert sum(tensor.nbytes for tensor in named.values()) == session_num_bytes(config)
