@@ -1,0 +1,81 @@
+"""`python -m atlas_model.training --corpus DIR --out DIR`: tokenizer and model from a folder of text files alone.
+
+Under `torchrun --nproc-per-node N -m atlas_model.training ...` N processes share the rows of each batch: on a CPU one
+thread each is faster than N threads of one process, and steadier beside other work.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import random
+import sys
+from pathlib import Path
+
+import torch
+import torch.distributed
+
+from atlas_model.text import ChatFormat, Tokenizer, train_tokenizer
+from atlas_model.training.loop import Corpus, Processes, Trainer
+from atlas_model.training.prose import MixedProse, Prose
+from atlas_model.training.recipe import RECIPES, scaled
+from atlas_model.training.synthetic_prose import SyntheticProse
+from atlas_model.training.tokenizer_texts import tokenizer_texts
+
+_WEIGHTS_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+def main() -> None:
+    """Read the arguments, train, and leave a checkpoint folder that serves as it is."""
+    parser = argparse.ArgumentParser(prog="python -m atlas_model.training", description=__doc__.splitlines()[0])
+    parser.add_argument(
+        "--corpus", type=Path, required=True, help="folder of .txt files: prose in which facts are hidden"
+    )
+    parser.add_argument("--out", type=Path, required=True, help="folder for the checkpoint, the metrics and resuming")
+    parser.add_argument("--recipe", choices=sorted(RECIPES), default="demo")
+    parser.add_argument("--scale", type=float, default=1.0, help="multiply every stage's steps (default 1)")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--threads", type=int, default=1, help="threads of torch")
+    parser.add_argument("--save-seconds", type=float, default=180.0, help="seconds between two saves")
+    parser.add_argument("--weights-dtype", choices=sorted(_WEIGHTS_DTYPES), default="bfloat16", help="on disk")
+    parser.add_argument("--resume", action="store_true", help="go on from --out's last save")
+    arguments = parser.parse_args()
+    if not arguments.corpus.is_dir():
+        parser.error(f"--corpus: {arguments.corpus} is not a folder")
+    if arguments.scale <= 0:
+        parser.error("--scale must be positive")
+    torch.set_num_threads(arguments.threads)
+    processes = Processes(int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1")))
+    if processes.count > 1:
+        torch.distributed.init_process_group("gloo")
+
+    recipe = scaled(RECIPES[arguments.recipe], arguments.scale)
+    books = Prose(arguments.corpus)
+    tokenizer_file = arguments.out / "tokenizer.model"
+    if arguments.resume and tokenizer_file.is_file():
+        tokenizer_model = tokenizer_file.read_bytes()
+    else:
+        tokenizer_model = train_tokenizer(
+            tokenizer_texts(random.Random(arguments.seed), books), recipe.model.vocab_size
+        )
+    prose = MixedProse(books, SyntheticProse(), recipe.synthetic_prose_share)
+    corpus = Corpus(prose, Tokenizer(tokenizer_model), ChatFormat())
+    trainer = Trainer(
+        recipe, corpus, arguments.out, arguments.seed, _WEIGHTS_DTYPES[arguments.weights_dtype], processes
+    )
+    if arguments.resume and not trainer.resume():
+        parser.error(f"--resume: {arguments.out} holds no saved state")
+    if processes.rank == 0:
+        _say(f"{trainer.model.num_parameters:,} parameters, {recipe.num_steps:,} steps, from step {trainer.step}")
+    trainer.run(arguments.save_seconds, _say)
+    if processes.count > 1:
+        torch.distributed.destroy_process_group()
+
+
+def _say(line: str) -> None:
+    sys.stdout.write(line + "\n")
+    sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    main()

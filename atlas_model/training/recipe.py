@@ -1,0 +1,127 @@
+"""Recipes: a model's configuration and the stages it is trained in, as values.
+
+A stage fixes the length of the segments that are differentiated through, the episodes they are cut from and how hard
+writing prose into the memory is punished. Episodes longer than a segment carry their state across segments, detached.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+from atlas_model.config import AtlasConfig, AttentionConfig, MemoryConfig
+from atlas_model.training.episode_plan import EpisodeConfig
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """num_steps optimiser steps on batch_size rows of segment_num_tokens tokens.
+
+    write_penalty: weight of the mean of token_gate * inner_lr over prose, added to the loss.
+    """
+
+    num_steps: int
+    batch_size: int
+    segment_num_tokens: int
+    episodes: EpisodeConfig
+    write_penalty: float
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """text_share: how much of the text between the answers is scored, at random.
+
+    max_lr is reached after num_warmup_steps, held, and brought to 0 linearly over the last `decay_share` of all steps.
+    """
+
+    model: AtlasConfig
+    stages: tuple[Stage, ...]
+    synthetic_prose_share: float = 0.1
+    text_share: float = 0.3
+    max_lr: float = 1.5e-3
+    num_warmup_steps: int = 200
+    decay_share: float = 0.25
+    weight_decay: float = 0.01
+    max_grad_norm: float = 1.0
+
+    @property
+    def num_steps(self) -> int:
+        return sum(stage.num_steps for stage in self.stages)
+
+    def lr(self, step: int) -> float:
+        """Learning rate of step 0, 1, ..."""
+        warm = min(1.0, (step + 1) / self.num_warmup_steps)
+        remaining = (self.num_steps - step) / (self.decay_share * self.num_steps)
+        return self.max_lr * min(warm, remaining, 1.0)
+
+    def stage_at(self, step: int) -> tuple[int, Stage]:
+        """The stage that step 0, 1, ... belongs to, and its index."""
+        for index, stage in enumerate(self.stages):
+            if step < stage.num_steps:
+                return index, stage
+            step -= stage.num_steps
+        raise ValueError("the recipe has no such step")
+
+
+DEMO_MODEL = AtlasConfig(
+    vocab_size=4096,
+    width=256,
+    num_layers=3,
+    feed_forward_width=704,
+    layout="mag",
+    memory=MemoryConfig(
+        num_heads=4,
+        key_width=64,
+        value_width=64,
+        network="matrix",
+        rule="gd",
+        read_granularity="token",
+        step="bounded",
+        memory_chunk_size=32,
+        feature_degree=2,
+        feature_width=16,
+        max_momentum_decay=0.3,
+        read_norm_eps=1e-2,
+    ),
+    attention=AttentionConfig(num_heads=4, window=48),
+)
+
+_DEMO_STAGES = (
+    Stage(
+        num_steps=1500,
+        batch_size=16,
+        segment_num_tokens=256,
+        episodes=EpisodeConfig(num_tokens=256, num_facts=(1, 6), num_questions=(3, 8)),
+        write_penalty=0.05,
+    ),
+    Stage(
+        num_steps=700,
+        batch_size=8,
+        segment_num_tokens=512,
+        episodes=EpisodeConfig(num_tokens=512, num_facts=(2, 12), num_questions=(4, 14)),
+        write_penalty=0.2,
+    ),
+    Stage(
+        num_steps=600,
+        batch_size=4,
+        segment_num_tokens=1024,
+        episodes=EpisodeConfig(num_tokens=1024, num_facts=(4, 20), num_questions=(8, 24)),
+        write_penalty=0.5,
+    ),
+    Stage(
+        num_steps=900,
+        batch_size=4,
+        segment_num_tokens=1024,
+        episodes=EpisodeConfig(num_tokens=12288, min_num_tokens=1024, num_facts=(4, 28), num_questions=(20, 80)),
+        write_penalty=1.0,
+    ),
+)
+
+RECIPES: Mapping[str, Recipe] = {"demo": Recipe(DEMO_MODEL, _DEMO_STAGES)}
+
+
+def scaled(recipe: Recipe, share: float) -> Recipe:
+    """The same recipe with every stage's steps multiplied: for trials at a smaller budget."""
+    stages = tuple(replace(stage, num_steps=max(1, round(stage.num_steps * share))) for stage in recipe.stages)
+    warmup = max(1, round(recipe.num_warmup_steps * min(1.0, share)))
+    return replace(recipe, stages=stages, num_warmup_steps=warmup)
