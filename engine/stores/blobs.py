@@ -7,7 +7,7 @@ Names are generation ids, so that nothing a client chooses becomes a path.
 import mmap
 import os
 import secrets
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -95,9 +95,9 @@ class BlobDirectory:
             os.link(self._path / name, other._path / name)
             sync_directory(other._path)
 
-    def names(self) -> Iterator[str]:
+    def names(self) -> list[str]:
         """Everything in the directory, temporary files included."""
-        return (entry.name for entry in os.scandir(self._path))
+        return os.listdir(self._path)
 
 
 def _write_all(descriptor: int, buffer: Buffer) -> None:

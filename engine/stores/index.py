@@ -25,16 +25,12 @@ class Index:
         self._reader = _connect(path)
         self._write_lock = threading.Lock()
         self._read_lock = threading.Lock()
-        with self._transaction() as connection:
-            (schema_version,) = connection.execute("PRAGMA user_version").fetchone()
-            if schema_version > _SCHEMA_VERSION:
-                raise StoreMisconfigured(f"the store's index has schema {schema_version}, newer than this server's")
-            connection.execute(
-                "CREATE TABLE IF NOT EXISTS sessions (tenant TEXT NOT NULL, session_id TEXT NOT NULL,"
-                " head BLOB NOT NULL, PRIMARY KEY (tenant, session_id)) WITHOUT ROWID"
-            )
-            connection.execute(f"PRAGMA user_version = {_SCHEMA_VERSION}")
-        sync_directory(path.parent)
+        try:
+            self._create_table()
+            sync_directory(path.parent)
+        except BaseException:
+            self.close()
+            raise
 
     def read(self, key: SessionKey) -> Head | None:
         with self._read_lock:
@@ -74,6 +70,17 @@ class Index:
         with self._write_lock, self._read_lock:
             self._reader.close()
             self._writer.close()
+
+    def _create_table(self) -> None:
+        with self._transaction() as connection:
+            (schema_version,) = connection.execute("PRAGMA user_version").fetchone()
+            if schema_version > _SCHEMA_VERSION:
+                raise StoreMisconfigured(f"the store's index has schema {schema_version}, newer than this server's")
+            connection.execute(
+                "CREATE TABLE IF NOT EXISTS sessions (tenant TEXT NOT NULL, session_id TEXT NOT NULL,"
+                " head BLOB NOT NULL, PRIMARY KEY (tenant, session_id)) WITHOUT ROWID"
+            )
+            connection.execute(f"PRAGMA user_version = {_SCHEMA_VERSION}")
 
     @contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:

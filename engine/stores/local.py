@@ -9,7 +9,7 @@ import fcntl
 import os
 import sqlite3
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 from engine.checksums import part_checksum
@@ -45,20 +45,18 @@ class LocalStore:
         self.name = f"local://{directory}"
         self._idle_times = IdleTimes()
         self._leases = ProcessLeases()
-        with reading():
+        with reading(), ExitStack() as opened:
             make_directory(directory)
-            self._lock_descriptor = _lock(directory / "lock")
-            try:
-                self._blobs = BlobDirectory(directory / "blobs")
-                self._quarantined = BlobDirectory(directory / "quarantine")
-                index_path = directory / "index.sqlite3"
-                if not index_path.exists() and any(self._blobs.names()):
-                    raise StoreMisconfigured(f"{index_path} is gone, but snapshots are there: restore it, or move them")
-                self._index = Index(index_path)
-                self._sweep_blobs()
-            except BaseException:
-                os.close(self._lock_descriptor)
-                raise
+            opened.callback(os.close, _lock(directory / "lock"))
+            self._blobs = BlobDirectory(directory / "blobs")
+            self._quarantined = BlobDirectory(directory / "quarantine")
+            index_path = directory / "index.sqlite3"
+            if not index_path.exists() and self._blobs.names():
+                raise StoreMisconfigured(f"{index_path} is gone, but snapshots are there: restore it, or move them")
+            self._index = Index(index_path)
+            opened.callback(self._index.close)
+            self._sweep_blobs()
+            self._opened = opened.pop_all()
 
     def check(self) -> None:
         """An open store is fit for use."""
@@ -129,8 +127,7 @@ class LocalStore:
         self._leases.release(key, owner)
 
     def close(self) -> None:
-        self._index.close()
-        os.close(self._lock_descriptor)
+        self._opened.close()
 
     def _commit(self, key: SessionKey, base: Head | None, new: NewGeneration, version: int) -> Head:
         if self._idle_times.sweep_is_due():
@@ -237,7 +234,7 @@ class LocalStore:
         if None in heads:
             return
         named = {generation.generation for head in heads if head for generation in (head.committed, *head.kept)}
-        for name in list(self._blobs.names()):
+        for name in self._blobs.names():
             if name not in named:
                 self._blobs.remove(name)
 
