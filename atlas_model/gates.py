@@ -59,7 +59,7 @@ class _HardSigmoid(torch.autograd.Function):
 
 def hard_sigmoid(x: Tensor) -> Tensor:
     """clamp(x / 6 + 1/2, 0, 1) that can be trained out of both of its ends."""
-    result: Tensor = _HardSigmoid.apply(x)
+    result: Tensor = _HardSigmoid.apply(x)  # type: ignore[no-untyped-call]
     return result
 
 
