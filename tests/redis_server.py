@@ -19,8 +19,9 @@ def redis_is_installed() -> bool:
 class RedisServer:
     """Started on entry. `restart` keeps port and directory, so an append-only file is read again."""
 
-    def __init__(self, directory: Path, *extra_args: str) -> None:
+    def __init__(self, directory: Path, *extra_args: str, config: Path | None = None) -> None:
         self._directory = directory
+        self._config = config
         self._extra_args = extra_args
         self._process: subprocess.Popen[bytes] | None = None
         self.port = _free_port()
@@ -32,7 +33,8 @@ class RedisServer:
     def start(self) -> None:
         assert self._process is None
         self._directory.mkdir(parents=True, exist_ok=True)
-        command = ["redis-server", "--port", str(self.port), "--bind", "127.0.0.1", "--save", ""]
+        command = ["redis-server", *([str(self._config)] if self._config else [])]
+        command += ["--port", str(self.port), "--bind", "127.0.0.1", "--save", ""]
         command += ["--dir", str(self._directory), *self._extra_args]
         with (self._directory / "redis.log").open("ab") as log:
             self._process = subprocess.Popen(command, stdout=log, stderr=log)

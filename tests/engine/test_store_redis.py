@@ -1,0 +1,397 @@
+"""What only Redis can do to a session. Every server here is real; those that are harmed are a test's own."""
+
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+import redis
+
+from engine import failpoints
+from engine.errors import (
+    SessionNotFound,
+    StateCorrupt,
+    StateLost,
+    StoreFull,
+    StoreMisconfigured,
+    StoreUnavailable,
+)
+from engine.stores import open_store
+from engine.stores.base import Head, SessionKey, Store
+from engine.stores.redis import GRACE_SECONDS, STAGING_SECONDS, RedisStore
+from engine.stores.redis_client import RedisUrl
+from tests.engine.store_cases import KEY, NUM_PARTS, PART_NUM_BYTES, commit_number, generation_of, whole_number
+from tests.redis_server import RedisServer, redis_is_installed
+
+pytestmark = [
+    pytest.mark.redis,
+    pytest.mark.skipif(not redis_is_installed(), reason="redis-server is not installed"),
+]
+REPOSITORY = Path(__file__).resolve().parents[2]
+PREFIX = f"atlas:{{{KEY.tenant}/{KEY.session_id}}}:"
+
+
+@pytest.fixture
+def own(tmp_path: Path) -> Iterator[Callable[..., RedisServer]]:
+    """Starts servers of the test's own."""
+    servers: list[RedisServer] = []
+
+    def start(*extra_args: str) -> RedisServer:
+        server = RedisServer(tmp_path / f"redis{len(servers)}", *extra_args)
+        servers.append(server)
+        server.start()
+        return server
+
+    yield start
+    for server in servers:
+        server.kill()
+
+
+@pytest.fixture
+def server(own: Callable[..., RedisServer]) -> RedisServer:
+    return own()
+
+
+@pytest.fixture
+def store(server: RedisServer) -> Iterator[Store]:
+    store = open_store(server.url)
+    store.check()
+    yield store
+    store.close()
+
+
+@pytest.fixture
+def raw(server: RedisServer) -> Iterator["redis.Redis"]:
+    with redis.Redis(port=server.port, protocol=2) as client:
+        yield client
+
+
+def keys_of(raw: "redis.Redis") -> set[str]:
+    return {key.decode() for key in raw.scan_iter("*")}
+
+
+def test_every_key_of_a_session_has_the_same_cluster_hash_tag(store: Store, raw: "redis.Redis") -> None:
+    head = commit_number(store, 1, base=None)
+    store.acquire_lease(KEY, "me", 10)
+    expected = {f"{PREFIX}head", f"{PREFIX}lease", f"{PREFIX}x:{head.generation}"}
+    expected |= {f"{PREFIX}p:{head.generation}:{index}" for index in range(NUM_PARTS)}
+    assert keys_of(raw) == {*expected, f"atlas:index:{KEY.tenant}"}
+
+
+def test_what_is_committed_never_expires_and_what_is_dropped_waits_for_its_readers(
+    store: Store, raw: "redis.Redis"
+) -> None:
+    head = None
+    generations = []
+    for number in (1, 2, 3):
+        head = commit_number(store, number, base=head)
+        generations.append(head.generation)
+    for key in keys_of(raw):
+        if generations[0] in key:
+            assert GRACE_SECONDS - 60 < raw.ttl(key) <= GRACE_SECONDS
+        else:
+            assert raw.ttl(key) == -1, key
+
+
+@pytest.mark.usefixtures("disarmed")
+def test_what_is_staged_and_never_flipped_to_goes_away_by_itself(store: Store, raw: "redis.Redis") -> None:
+    head = commit_number(store, 1, base=None)
+    new = generation_of(2)
+    failpoints.arm("commit.before_flip=1:error")
+    with pytest.raises(StoreUnavailable):
+        store.commit(KEY, head, new)
+    staged = [key for key in keys_of(raw) if new.generation in key]
+    assert len(staged) == NUM_PARTS + 1
+    assert all(STAGING_SECONDS - 60 < raw.ttl(key) <= STAGING_SECONDS for key in staged)
+
+
+@pytest.mark.usefixtures("disarmed")
+def test_a_retry_whose_first_try_was_applied_after_all_puts_no_time_to_live_on_living_parts(
+    store: Store, raw: "redis.Redis", server: RedisServer
+) -> None:
+    """The first try's flip arrives late: after the retry has read the head, before it stages."""
+    head = commit_number(store, 1, base=None)
+    new = generation_of(2)
+    late = open_store(server.url)
+
+    class LateFlip(RedisStore):
+        def read_head(self, key: SessionKey) -> Head | None:
+            current = super().read_head(key)
+            late.commit(KEY, head, new)
+            return current
+
+    retry = LateFlip(server.url)
+    assert retry.commit(KEY, head, new).version == 2
+    assert all(raw.ttl(key) == -1 for key in keys_of(raw))
+    assert whole_number(store) == 2
+    retry.close()
+    late.close()
+
+
+def test_a_lost_part_is_state_lost_and_names_the_version_that_is_still_whole(store: Store, raw: "redis.Redis") -> None:
+    first = commit_number(store, 1, base=None)
+    second = commit_number(store, 2, base=first)
+    raw.delete(f"{PREFIX}p:{second.generation}:1")
+    with pytest.raises(StateLost) as caught:
+        store.load(KEY)
+    assert caught.value.last_whole_version == 1
+    assert whole_number(store, version=1) == 1
+    raw.delete(f"{PREFIX}x:{first.generation}", f"{PREFIX}x:{second.generation}")
+    with pytest.raises(StateLost) as caught:
+        store.load_extra(KEY)
+    assert caught.value.last_whole_version is None
+
+
+def test_a_lost_head_is_an_absent_session_and_its_id_is_free(store: Store, raw: "redis.Redis") -> None:
+    commit_number(store, 1, base=None)
+    raw.delete(f"{PREFIX}head")
+    with pytest.raises(SessionNotFound):
+        store.load(KEY)
+    assert store.list_sessions(KEY.tenant, 10) == []
+    assert commit_number(store, 2, base=None).version == 1
+    assert [session_id for session_id, _ in store.list_sessions(KEY.tenant, 10)] == [KEY.session_id]
+
+
+def test_a_head_that_is_no_head_is_corrupt(store: Store, raw: "redis.Redis") -> None:
+    for broken in (b"", b"{", b"[]", b"{}", b'{"committed":[1]}', b"\xff", b"[" * 100_000):
+        raw.hset(f"{PREFIX}head", "head", broken)
+        with pytest.raises(StateCorrupt):
+            store.read_head(KEY)
+
+
+def test_an_altered_extra_is_corrupt(store: Store, raw: "redis.Redis") -> None:
+    head = commit_number(store, 1, base=None)
+    raw.set(f"{PREFIX}x:{head.generation}", b"extra 2")
+    with pytest.raises(StateCorrupt):
+        store.load_extra(KEY)
+
+
+def test_flushall_under_us_is_an_absent_session_and_no_crash(store: Store, raw: "redis.Redis") -> None:
+    head = commit_number(store, 1, base=None)
+    raw.flushall()
+    raw.script_flush()
+    assert store.read_head(KEY) is None
+    assert commit_number(store, 2, base=None).version == 1
+    assert head.version == 1
+
+
+def test_forgotten_scripts_are_sent_again(store: Store, raw: "redis.Redis") -> None:
+    head = commit_number(store, 1, base=None)
+    raw.script_flush()
+    assert commit_number(store, 2, base=head).version == 2
+    raw.script_flush()
+    assert store.acquire_lease(KEY, "me", 10)
+
+
+def test_a_quarantined_generation_keeps_a_copy_that_no_commit_drops(store: Store, raw: "redis.Redis") -> None:
+    head = commit_number(store, 1, base=None)
+    store.quarantine(KEY, head.committed)
+    store.delete(KEY)
+    copies = [key for key in keys_of(raw) if key.endswith(":quarantined")]
+    assert len(copies) == NUM_PARTS + 1
+    assert all(raw.ttl(key) > 24 * 3600 for key in copies)
+
+
+@pytest.mark.parametrize("policy", ["allkeys-lru", "volatile-ttl"])
+def test_a_policy_that_tears_sessions_is_refused_at_start_unless_that_is_wanted(
+    policy: str, own: Callable[..., RedisServer]
+) -> None:
+    server = own("--maxmemory-policy", policy)
+    store = open_store(server.url)
+    with pytest.raises(StoreMisconfigured, match=policy):
+        store.check()
+    store.close()
+    store = open_store(f"{server.url}?allow_eviction=1")
+    store.check()
+    assert commit_number(store, 1, base=None).version == 1
+    store.close()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "durability"),
+    [
+        (("--appendonly", "no"), "none"),
+        (("--appendonly", "yes", "--appendfsync", "no"), "no"),
+        (("--appendonly", "yes", "--appendfsync", "everysec"), "everysec"),
+        (("--appendonly", "yes", "--appendfsync", "always"), "always"),
+        (("--appendonly", "yes", "--user", "default", "on", "nopass", "~*", "+@all", "-config"), "unknown"),
+    ],
+)
+def test_durability_is_what_redis_was_told(
+    arguments: tuple[str, ...], durability: str, own: Callable[..., RedisServer]
+) -> None:
+    store = open_store(own(*arguments).url)
+    assert store.durability == "unknown"
+    store.check()
+    assert store.durability == durability
+    store.close()
+
+
+def test_the_shipped_configuration_and_its_user_are_enough(own: Callable[..., RedisServer], tmp_path: Path) -> None:
+    shipped = (REPOSITORY / "deploy" / "redis.conf").read_text()
+    user = next(line for line in shipped.splitlines() if line.startswith("# user atlas"))
+    path = tmp_path / "redis.conf"
+    path.write_text(shipped + user.removeprefix("# ").replace("PASSWORD", "s3cret") + "\nuser default off\n")
+    server = RedisServer(tmp_path / "shipped", config=path)
+    with server:
+        store = open_store(server.url.replace("redis://", "redis://atlas:s3cret@"))
+        store.check()
+        assert store.durability == "everysec"
+        assert "s3cret" not in store.name
+        head = store.create(KEY, generation_of(0, ttl_seconds=60))
+        for number in (1, 2, 3):
+            head = store.commit(KEY, head, generation_of(number, ttl_seconds=60))
+        assert whole_number(store) == 3
+        assert store.load_extra(KEY) == b"extra 3"
+        assert store.acquire_lease(KEY, "me", 10)
+        store.release_lease(KEY, "me")
+        store.quarantine(KEY, head.committed)
+        assert len(store.list_sessions(KEY.tenant, 10)) == 1
+        assert store.delete(KEY) is True
+        store.close()
+        other = open_store(f"{server.url.replace('redis://', 'redis://atlas:s3cret@')}?prefix=other")
+        with pytest.raises(StoreUnavailable, match="permit"):
+            other.read_head(KEY)
+        other.close()
+
+
+def test_a_password_is_in_no_name_and_no_message(own: Callable[..., RedisServer]) -> None:
+    server = own("--requirepass", "right-s3cret")
+    urls = [
+        server.url,
+        server.url.replace("redis://", "redis://:wrong-s3cret@"),
+        server.url.replace("redis://", "redis://someone:wrong-s3cret@"),
+    ]
+    for url in urls:
+        store = open_store(url)
+        with pytest.raises(StoreUnavailable, match="refused the credentials") as caught:
+            store.check()
+        assert "s3cret" not in "".join(traceback.format_exception(caught.value)) + store.name
+        store.close()
+    store = open_store(server.url.replace("redis://", "redis://:right-s3cret@"))
+    store.check()
+    assert commit_number(store, 1, base=None).version == 1
+    assert "s3cret" not in store.name
+    store.close()
+    for rest in ("cret@host:port/0", "cret@host/base", "cret@host/0?x=1", "/cret@host"):
+        url = f"redis://:s3{rest}"
+        with pytest.raises(StoreMisconfigured) as refused:
+            open_store(url)
+        assert "s3" not in "".join(traceback.format_exception(refused.value))
+
+
+def test_a_url_is_read_as_it_is_written() -> None:
+    url = RedisUrl.parse("rediss://us%40er:p%3Aw@example.org:6390/3?prefix=my-atlas&allow_eviction=1")
+    assert (url.username, url.password, url.prefix, url.allows_eviction) == ("us@er", "p:w", "my-atlas", True)
+    assert url.without_secrets == "rediss://example.org:6390/3"
+    assert RedisUrl.parse("redis://h").without_secrets == "redis://h:6379/0"
+    for bad in ("redis://h/0?allow_eviction=yes", "redis://h/0?prefix=a{b", "redis://h/0?prefix=", "redis://h/0?db=1"):
+        with pytest.raises(StoreMisconfigured):
+            RedisUrl.parse(bad)
+
+
+def test_a_server_that_is_down_is_unavailable_soon(own: Callable[..., RedisServer]) -> None:
+    server = own()
+    server.kill()
+    store = open_store(server.url)
+    begin = time.monotonic()
+    with pytest.raises(StoreUnavailable, match="reached"):
+        store.check()
+    assert time.monotonic() - begin < 5
+    store.close()
+
+
+def test_a_server_that_hangs_is_unavailable_soon_and_the_session_goes_on_when_it_wakes(
+    store: Store, server: RedisServer
+) -> None:
+    head = commit_number(store, 1, base=None)
+    new = generation_of(2)
+    server.pause()
+    for call in (lambda: store.read_head(KEY), lambda: store.commit(KEY, head, new), lambda: store.load(KEY)):
+        begin = time.monotonic()
+        with pytest.raises(StoreUnavailable):
+            call()
+        assert time.monotonic() - begin < 6
+    server.resume()
+    assert whole_number(store) == 1
+    assert store.commit(KEY, head, new).version == 2
+    assert whole_number(store) == 2
+
+
+def test_a_full_redis_refuses_the_commit_and_keeps_nothing_of_it(own: Callable[..., RedisServer]) -> None:
+    server = own("--maxmemory", "8mb")
+    store = open_store(server.url)
+    store.check()
+    head = commit_number(store, 1, base=None)
+    with redis.Redis(port=server.port, protocol=2) as raw:
+        new = generation_of(2)
+        filler = 0
+        with suppress(redis.exceptions.OutOfMemoryError):
+            while True:
+                raw.set(f"filler{filler}", bytes(PART_NUM_BYTES))
+                filler += 1
+        with pytest.raises(StoreFull):
+            store.commit(KEY, head, new)
+        # Room for some of the parts only: the rest must not stay behind.
+        raw.delete("filler0", "filler1")
+        with pytest.raises(StoreFull):
+            store.commit(KEY, head, new)
+        assert not [key for key in keys_of(raw) if new.generation in key]
+        assert store.read_head(KEY) == head
+        assert whole_number(store) == 1
+        raw.delete(*(f"filler{index}" for index in range(filler)))
+    assert store.commit(KEY, head, new).version == 2
+    store.close()
+
+
+@pytest.mark.parametrize(
+    ("setting", "value", "reason"),
+    [
+        ("replicaof", "127.0.0.1 1", "read-only"),
+        ("min-replicas-to-write", "1", "refused"),
+    ],
+)
+def test_a_server_that_takes_no_writes_is_unavailable_and_says_why(
+    setting: str, value: str, reason: str, store: Store, raw: "redis.Redis"
+) -> None:
+    head = commit_number(store, 1, base=None)
+    if setting == "replicaof":
+        raw.replicaof("127.0.0.1", "1")
+    else:
+        raw.config_set(setting, value)
+    with pytest.raises(StoreUnavailable, match=reason):
+        commit_number(store, 2, base=head)
+    assert whole_number(store) == 1
+    if setting == "replicaof":
+        raw.replicaof("NO", "ONE")
+    else:
+        raw.config_set(setting, "0")
+    assert commit_number(store, 2, base=head).version == 2
+
+
+def test_a_redis_killed_in_mid_save_keeps_the_last_committed_generation_or_the_new_one(
+    own: Callable[..., RedisServer],
+) -> None:
+    server = own("--appendonly", "yes", "--appendfsync", "always")
+    store = open_store(server.url)
+    store.check()
+    acknowledged = 0
+    for round_number in range(6):
+        head = store.read_head(KEY)
+        assert head is None or (head.version >= acknowledged and whole_number(store) == head.version)
+        killer = threading.Timer(0.01 + 0.02 * round_number, server.kill)
+        killer.start()
+        with suppress(StoreUnavailable):
+            while True:
+                head = commit_number(store, head.version + 1 if head else 1, base=head)
+                acknowledged = head.version
+        killer.join()
+        server.start()
+    head = store.read_head(KEY)
+    assert head is not None
+    assert head.version in (acknowledged, acknowledged + 1)
+    assert whole_number(store) == head.version
+    store.close()
