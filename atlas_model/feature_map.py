@@ -46,18 +46,18 @@ class FeatureMap(nn.Module):
         picks = torch.eye(config.feature_width)
         self.register_buffer("pick_rows", picks[rows].T.contiguous(), persistent=False)
         self.register_buffer("pick_columns", picks[columns].T.contiguous(), persistent=False)
-        scale = torch.where(rows == columns, 1.0, math.sqrt(2.0))
-        self.register_buffer("pair_scale", scale, persistent=False)
+        self.register_buffer("is_mixed", (rows != columns).float(), persistent=False)
 
     pick_rows: Tensor
     pick_columns: Tensor
-    pair_scale: Tensor
+    is_mixed: Tensor
 
     def forward(self, x: Tensor) -> Tensor:
         if self.degree == 1:
             return x
         projected = x if self.projection is None else x @ self.projection
-        pairs = (projected @ self.pick_rows) * (projected @ self.pick_columns) * self.pair_scale
+        pairs = (projected @ self.pick_rows) * (projected @ self.pick_columns)
+        pairs = pairs * (1.0 + (math.sqrt(2.0) - 1.0) * self.is_mixed)
         roots = self.coefficient_roots[:, :, None, None]
         constant = roots[0].expand(*x.shape[:-1], 1)
         return torch.cat([constant, roots[1] * x, roots[2] * pairs], dim=-1)
