@@ -44,7 +44,10 @@ class OpenIngest:
 
 @dataclass(frozen=True, slots=True)
 class SessionInfo:
-    """A session as the server describes it. `position` counts tokens, times are seconds since the epoch."""
+    """A session as the server describes it. `position` counts tokens, times are seconds since the epoch.
+
+    `tokens_digest` says which tokens were read, exactly; a list of sessions does not have it.
+    """
 
     session_id: str
     version: int
@@ -54,6 +57,7 @@ class SessionInfo:
     last_used: float
     metadata: Mapping[str, str] = field(default_factory=dict)
     open_ingest: OpenIngest | None = None
+    tokens_digest: str | None = None
 
     @classmethod
     def parse(cls, value: object) -> Self:
@@ -68,6 +72,7 @@ class SessionInfo:
             last_used=required(body, "last_used", float, "session"),
             metadata=dict(body.get("metadata") or {}),
             open_ingest=None if open_ingest is None else OpenIngest.parse(open_ingest),
+            tokens_digest=body.get("tokens_digest"),
         )
 
 
