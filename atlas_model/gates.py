@@ -74,6 +74,8 @@ class GateMaps(nn.Module):
         self.linear = nn.Linear(config.width, 4 * num_heads)
         nn.init.normal_(self.linear.weight, std=config.width**-0.5)
         with torch.no_grad():
+            # NOTE: every token must start with retention 1; at 0.95 nothing is left to learn from after 50 tokens.
+            self.linear.weight[num_heads : 2 * num_heads] *= 0.1
             self.linear.bias.copy_(torch.tensor([0.0, 3.5, 0.0, 0.0]).repeat_interleave(num_heads))
         self.log_max_inner_lr = nn.Parameter(torch.zeros(num_heads))
 

@@ -93,9 +93,7 @@ class Trainer:
         self._directory = directory
         self._seed = seed
         self._weights_dtype = weights_dtype
-        self._optimizer = torch.optim.AdamW(
-            _parameter_groups(self.model, recipe.weight_decay), lr=recipe.max_lr, betas=(0.9, 0.95)
-        )
+        self._optimizers = _optimizers(self.model, recipe)
         self._stage_index = -1
         self._stream: EpisodeStream | None = None
         self._state: State | None = None
@@ -125,24 +123,38 @@ class Trainer:
         assert self._stream is not None
         batch = self._stream.next_batch()
         recipe = self.recipe
-        for group in self._optimizer.param_groups:
-            group["lr"] = recipe.lr(self.step)
+        for optimizer in self._optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = recipe.lr(self.step)
         with torch.autocast("cpu", dtype=torch.bfloat16):
             hidden, state, gates = self.model.hidden(batch.token_ids, self._state_before(batch))
-            text_loss = _weighted_loss(self.model, hidden, batch, recipe.text_share)
+            text_loss = _weighted_loss(self.model, hidden, batch, self._scored(batch))
         written = _mean_write(gates, batch.prose_mask)
         loss = text_loss + stage.write_penalty * written
-        self._optimizer.zero_grad(set_to_none=True)
+        self.model.zero_grad(set_to_none=True)
         loss.backward()
         self._processes.average([p.grad for p in self.model.parameters() if p.grad is not None])
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), recipe.max_grad_norm)
         if bool(norm.isfinite()):
-            self._optimizer.step()
+            for optimizer in self._optimizers:
+                optimizer.step()
         self._state = state.detach()
         self.step += 1
         self.num_tokens += batch.token_ids.numel() * self._processes.count
         with torch.no_grad():
             return self._metrics(batch, hidden, gates, state, float(text_loss), float(written), float(norm))
+
+    def _scored(self, batch: Batch) -> Tensor:
+        """Weights of the targets, [B, T]: answers as they are, and of the text a random part, raised to match.
+
+        Over a small model the output layer of all tokens would cost as much as a block. The choice is a function of
+        seed, process and step, so that a resumed run makes the same.
+        """
+        share = self.recipe.text_share
+        seed = (self._seed * self._processes.count + self._processes.rank) * 10_000_019 + self.step
+        drawn = torch.rand(batch.targets.shape, generator=torch.Generator().manual_seed(seed)) < share
+        text_weights = batch.target_weights / share * drawn
+        return torch.where(batch.target_weights >= 1.0, batch.target_weights, text_weights)
 
     def save(self) -> None:
         """Write the checkpoint folder and, beside it, what resuming needs."""
@@ -157,7 +169,7 @@ class Trainer:
         assert self._stream is not None
         training_state = {
             "model": self.model.state_dict(),
-            "optimizer": self._optimizer.state_dict(),
+            "optimizers": [optimizer.state_dict() for optimizer in self._optimizers],
             "stream": self._stream.state_dict(),
             "carried": None if self._state is None else self._state.named_tensors(),
             "stage_index": self._stage_index,
@@ -176,7 +188,8 @@ class Trainer:
             return False
         saved: dict[str, Any] = torch.load(path, weights_only=True)
         self.model.load_state_dict(saved["model"])
-        self._optimizer.load_state_dict(saved["optimizer"])
+        for optimizer, optimizer_state in zip(self._optimizers, saved["optimizers"], strict=True):
+            optimizer.load_state_dict(optimizer_state)
         self.step, self.num_tokens, self.seconds = saved["step"], saved["num_tokens"], saved["seconds"]
         if self.step < self.recipe.num_steps and self.recipe.stage_at(self.step)[0] == saved["stage_index"]:
             self._enter_stage(saved["stage_index"])
@@ -261,18 +274,11 @@ class Trainer:
         report("  ".join(f"{name} {value:.4g}" for name, value in line.items()))
 
 
-def _weighted_loss(model: AtlasModel, hidden: Tensor, batch: Batch, text_share: float) -> Tensor:
-    """Mean cross-entropy of the next token, weighted: answers above text, padding not at all.
-
-    Of the text's tokens a random `text_share` is scored, with its weight raised to match: over a small model the
-    output layer of all of them would cost as much as a block.
-    """
-    is_answer = batch.target_weights >= 1.0
-    scored = is_answer | (torch.rand(batch.targets.shape) < text_share)
-    weights = torch.where(is_answer, batch.target_weights, batch.target_weights / text_share)[scored]
-    logits = model.logits(hidden[scored])
-    losses = cross_entropy(logits.float(), batch.targets[scored], reduction="none")
-    return (losses * weights).sum() / weights.sum()
+def _weighted_loss(model: AtlasModel, hidden: Tensor, batch: Batch, weights: Tensor) -> Tensor:
+    """Mean cross-entropy of the next token over the targets that weigh anything."""
+    scored = weights > 0
+    losses = cross_entropy(model.logits(hidden[scored]).float(), batch.targets[scored], reduction="none")
+    return (losses * weights[scored]).sum() / weights.sum()
 
 
 def _mean_write(gates: tuple[Gates, ...], prose_mask: Tensor) -> Tensor:
@@ -282,8 +288,15 @@ def _mean_write(gates: tuple[Gates, ...], prose_mask: Tensor) -> Tensor:
     return (writes * prose).mean() / prose.mean().clamp(min=1e-9)
 
 
-def _parameter_groups(model: AtlasModel, weight_decay: float) -> list[dict[str, Any]]:
-    """Decay for matrices alone: not for norms, gates' biases, scales, coefficients or the memory's learned start."""
-    decayed = [p for name, p in model.named_parameters() if p.ndim == 2 and "memory" not in name]
-    others = [p for name, p in model.named_parameters() if not (p.ndim == 2 and "memory" not in name)]
-    return [{"params": decayed, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
+def _optimizers(model: AtlasModel, recipe: Recipe) -> list[torch.optim.Optimizer]:
+    """Muon for the blocks' dense matrices, AdamW for all else: embedding, norms, gates, the memory's learned start.
+
+    Muon's step is scaled to the size of AdamW's, so that one learning rate serves both (Moonlight, arXiv 2502.16982).
+    """
+    names = ("project.weight", "output_gate.weight", "out.weight", "expand.weight", "contract.weight")
+    dense = [parameter for name, parameter in model.named_parameters() if name.endswith(names)]
+    others = [parameter for name, parameter in model.named_parameters() if not name.endswith(names)]
+    return [
+        torch.optim.Muon(dense, lr=recipe.max_lr, weight_decay=recipe.weight_decay, adjust_lr_fn="match_rms_adamw"),
+        torch.optim.AdamW(others, lr=recipe.max_lr, betas=(0.9, 0.95), weight_decay=0.0),
+    ]

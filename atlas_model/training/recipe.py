@@ -88,28 +88,28 @@ DEMO_MODEL = AtlasConfig(
 
 _DEMO_STAGES = (
     Stage(
-        num_steps=1500,
+        num_steps=1000,
         batch_size=16,
         segment_num_tokens=256,
         episodes=EpisodeConfig(num_tokens=256, num_facts=(1, 6), num_questions=(3, 8)),
         write_penalty=0.05,
     ),
     Stage(
-        num_steps=700,
+        num_steps=500,
         batch_size=8,
         segment_num_tokens=512,
         episodes=EpisodeConfig(num_tokens=512, num_facts=(2, 12), num_questions=(4, 14)),
         write_penalty=0.2,
     ),
     Stage(
-        num_steps=600,
+        num_steps=400,
         batch_size=4,
         segment_num_tokens=1024,
         episodes=EpisodeConfig(num_tokens=1024, num_facts=(4, 20), num_questions=(8, 24)),
         write_penalty=0.5,
     ),
     Stage(
-        num_steps=900,
+        num_steps=600,
         batch_size=4,
         segment_num_tokens=1024,
         episodes=EpisodeConfig(num_tokens=12288, min_num_tokens=1024, num_facts=(4, 28), num_questions=(20, 80)),
@@ -117,7 +117,38 @@ _DEMO_STAGES = (
     ),
 )
 
-RECIPES: Mapping[str, Recipe] = {"demo": Recipe(DEMO_MODEL, _DEMO_STAGES)}
+_SMOKE_MODEL = AtlasConfig(
+    vocab_size=2500,
+    width=32,
+    num_layers=2,
+    feed_forward_width=64,
+    layout="mag",
+    memory=MemoryConfig(num_heads=2, key_width=16, value_width=16, memory_chunk_size=16, max_momentum_decay=0.3),
+    attention=AttentionConfig(num_heads=2, window=16),
+)
+
+_SMOKE_STAGES = (
+    Stage(
+        num_steps=12,
+        batch_size=4,
+        segment_num_tokens=64,
+        episodes=EpisodeConfig(num_tokens=64, num_facts=(1, 2), num_questions=(1, 2)),
+        write_penalty=0.05,
+    ),
+    Stage(
+        num_steps=8,
+        batch_size=4,
+        segment_num_tokens=64,
+        episodes=EpisodeConfig(num_tokens=192, num_facts=(1, 4), num_questions=(1, 4)),
+        write_penalty=0.2,
+    ),
+)
+
+RECIPES: Mapping[str, Recipe] = {
+    "demo": Recipe(DEMO_MODEL, _DEMO_STAGES),
+    "smoke": Recipe(_SMOKE_MODEL, _SMOKE_STAGES, num_warmup_steps=4),
+}
+"""`demo` is what ships; `smoke` shows in seconds that the whole path works, and learns next to nothing."""
 
 
 def scaled(recipe: Recipe, share: float) -> Recipe:

@@ -1,0 +1,141 @@
+"""The small table that chooses the rule: rows that differ in one thing, trained one by one at an equal budget.
+
+`python -m atlas_model.training.rows --out FILE.jsonl` trains the named rows that the file does not have yet and appends
+one JSON line each, so a table fills over time. Every row sees the same episodes in the same order; facts hide in
+generated prose, so that no corpus is needed and anyone gets the same table.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import sys
+import tempfile
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from atlas_model.config import AtlasConfig, AttentionConfig, MemoryConfig
+from atlas_model.text import ChatFormat, Tokenizer, train_tokenizer
+from atlas_model.training.episode_plan import EpisodeConfig
+from atlas_model.training.evaluate import evaluate
+from atlas_model.training.loop import Corpus, Trainer
+from atlas_model.training.recipe import Recipe, Stage
+from atlas_model.training.synthetic_prose import SyntheticProse
+from atlas_model.training.tasks import Kind
+from atlas_model.training.tokenizer_texts import tokenizer_texts
+
+_VOCAB_SIZE = 3000
+_KINDS = (Kind.LOCATION, Kind.ATTRIBUTE)
+_BASE_MEMORY = MemoryConfig(
+    num_heads=2,
+    key_width=64,
+    value_width=64,
+    memory_chunk_size=32,
+    feature_degree=2,
+    feature_width=16,
+    max_momentum_decay=0.3,
+    read_norm_eps=1e-2,
+)
+_BASE = AtlasConfig(
+    vocab_size=_VOCAB_SIZE,
+    width=128,
+    num_layers=2,
+    feed_forward_width=352,
+    layout="mag",
+    memory=_BASE_MEMORY,
+    attention=AttentionConfig(num_heads=2, window=32),
+)
+
+
+def _with_memory(**changes: object) -> AtlasConfig:
+    return replace(_BASE, memory=replace(_BASE_MEMORY, **changes))  # type: ignore[arg-type]
+
+
+ROWS = {
+    "gd token read": _BASE,
+    "gd chunk read": _with_memory(read_granularity="chunk"),
+    "muon per chunk": _with_memory(rule="muon", read_granularity="chunk", step="free"),
+    "features off": _with_memory(feature_degree=1),
+    "mlp memory": _with_memory(network="mlp"),
+}
+"""The base is `gd token read` with a matrix memory and degree-2 features; the others change what their name says."""
+
+
+def row_recipe(model: AtlasConfig, num_tokens: int) -> Recipe:
+    """num_tokens of episodes of 256 tokens, 16 a step."""
+    episodes = EpisodeConfig(num_tokens=256, num_facts=(2, 6), num_questions=(4, 8), kinds=_KINDS)
+    stage = Stage(max(1, num_tokens // (16 * 256)), 16, 256, episodes, write_penalty=0.05)
+    return Recipe(model, (stage,), num_warmup_steps=50, max_lr=3e-3)
+
+
+def train_row(name: str, num_tokens: int, seed: int) -> dict[str, object]:
+    """Train one row and measure it on held-out episodes of 256 and 1,024 tokens."""
+    recipe = row_recipe(ROWS[name], num_tokens)
+    texts = tokenizer_texts(random.Random(0), SyntheticProse())
+    corpus = Corpus(SyntheticProse(), Tokenizer(train_tokenizer(texts, _VOCAB_SIZE)), ChatFormat())
+    with tempfile.TemporaryDirectory() as directory:
+        trainer = Trainer(recipe, corpus, Path(directory), seed, torch.float32)
+        started = time.monotonic()
+        losses = [trainer.train_step()["loss"] for _ in range(recipe.num_steps)]
+        seconds = time.monotonic() - started
+    trainer.model.eval()
+    line: dict[str, object] = {
+        "row": name,
+        "seed": seed,
+        "training_tokens": trainer.num_tokens,
+        "parameters": trainer.model.num_parameters,
+        "seconds": round(seconds, 1),
+        "tokens_per_second": round(trainer.num_tokens / seconds),
+        "loss": round(sum(losses[-50:]) / len(losses[-50:]), 4),
+    }
+    for length in (256, 1024):
+        episodes = replace(
+            recipe.stages[0].episodes,
+            num_tokens=length,
+            num_facts=(6, 6),
+            num_questions=(6, 6),
+            question_placement="end",
+            max_num_rounds=1,
+            turn_fact_share=0.0,
+        )
+        result = evaluate(trainer.model, corpus, episodes, num_episodes=64, seed=1_000)
+        line[f"accuracy_at_{length}"] = round(result.scores.accuracy, 4)
+        line[f"num_questions_at_{length}"] = sum(result.scores.num_asked.values())
+    return line
+
+
+def main() -> None:
+    """Train the rows that are missing."""
+    parser = argparse.ArgumentParser(prog="python -m atlas_model.training.rows", description=__doc__)
+    parser.add_argument("--out", type=Path, required=True, help="JSON lines; rows that it has are not trained again")
+    parser.add_argument("--tokens", type=int, default=1_000_000, help="training tokens a row")
+    parser.add_argument("--rows", default=",".join(ROWS), help="names, separated by commas")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--threads", type=int, default=1)
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    names = [name.strip() for name in arguments.rows.split(",")]
+    for name in names:
+        if name not in ROWS:
+            parser.error(f"--rows: {name!r} is none of {sorted(ROWS)}")
+    have = set()
+    if arguments.out.is_file():
+        lines = [json.loads(line) for line in arguments.out.read_text(encoding="utf-8").splitlines()]
+        have = {(line["row"], line["seed"], line["budget"]) for line in lines}
+    for name in names:
+        if (name, arguments.seed, arguments.tokens) in have:
+            continue
+        line = {"budget": arguments.tokens, **train_row(name, arguments.tokens, arguments.seed)}
+        arguments.out.parent.mkdir(parents=True, exist_ok=True)
+        with arguments.out.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+        sys.stdout.write(json.dumps(line) + "\n")
+        sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    main()
