@@ -125,7 +125,7 @@ class Trainer:
         recipe = self.recipe
         for optimizer in self._optimizers:
             for group in optimizer.param_groups:
-                group["lr"] = recipe.lr(self.step)
+                group["lr"] = group["lr_ratio"] * recipe.lr(self.step)
         with torch.autocast("cpu", dtype=torch.bfloat16):
             hidden, state, gates = self.model.hidden(batch.token_ids, self._state_before(batch))
             text_loss = _weighted_loss(self.model, hidden, batch, self._scored(batch))
@@ -291,12 +291,18 @@ def _mean_write(gates: tuple[Gates, ...], prose_mask: Tensor) -> Tensor:
 def _optimizers(model: AtlasModel, recipe: Recipe) -> list[torch.optim.Optimizer]:
     """Muon for the blocks' dense matrices, AdamW for all else: embedding, norms, gates, the memory's learned start.
 
-    Muon's step is scaled to the size of AdamW's, so that one learning rate serves both (Moonlight, arXiv 2502.16982).
+    Muon's step is scaled to the size of AdamW's (Moonlight, arXiv 2502.16982), then by the recipe's `dense_lr_ratio`.
     """
     names = ("project.weight", "output_gate.weight", "out.weight", "expand.weight", "contract.weight")
     dense = [parameter for name, parameter in model.named_parameters() if name.endswith(names)]
     others = [parameter for name, parameter in model.named_parameters() if not name.endswith(names)]
-    return [
-        torch.optim.Muon(dense, lr=recipe.max_lr, weight_decay=recipe.weight_decay, adjust_lr_fn="match_rms_adamw"),
-        torch.optim.AdamW(others, lr=recipe.max_lr, betas=(0.9, 0.95), weight_decay=0.0),
-    ]
+    muon = torch.optim.Muon(
+        [{"params": dense, "lr_ratio": recipe.dense_lr_ratio}],
+        lr=recipe.max_lr,
+        weight_decay=recipe.weight_decay,
+        adjust_lr_fn="match_rms_adamw",
+    )
+    adamw = torch.optim.AdamW(
+        [{"params": others, "lr_ratio": 1.0}], lr=recipe.max_lr, betas=(0.9, 0.95), weight_decay=0.0
+    )
+    return [muon, adamw]

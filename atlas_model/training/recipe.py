@@ -31,6 +31,7 @@ class Stage:
 class Recipe:
     """text_share: how much of the text between the answers is scored, at random.
 
+    dense_lr_ratio: how much larger the learning rate of the blocks' dense matrices, trained by Muon, is.
     max_lr is reached after num_warmup_steps, held, and brought to 0 linearly over the last `decay_share` of all steps.
     """
 
@@ -39,7 +40,8 @@ class Recipe:
     synthetic_prose_share: float = 0.1
     text_share: float = 0.3
     max_lr: float = 1.5e-3
-    num_warmup_steps: int = 200
+    dense_lr_ratio: float = 3.0
+    num_warmup_steps: int = 100
     decay_share: float = 0.25
     weight_decay: float = 0.01
     max_grad_norm: float = 1.0
