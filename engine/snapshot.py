@@ -12,11 +12,11 @@ The size depends on the model, and within bounds on the ledger, never on how muc
 """
 
 import math
-import mmap
 import struct
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -24,10 +24,11 @@ from torch import Tensor
 from atlas_model.config import AtlasConfig
 from atlas_model.memory import TensorSpec
 from atlas_model.state import State, state_spec
+from engine.buffers import ALIGNMENT, aligned_buffer
 from engine.checksums import DIGEST_NUM_BYTES, PART_CHECKSUM_NUM_BYTES, digest, part_checksum
 from engine.errors import InvalidState, StateCorrupt, StateModelMismatch
 from engine.sequence import SequenceState
-from engine.snapshot_header import MAX_HEADER_NUM_BYTES, Header, OpenIngest, TensorEntry, unpack
+from engine.snapshot_header import MAX_HEADER_NUM_BYTES, Header, OpenIngest, pack_table, unpack
 
 __all__ = ["OpenIngest", "SessionRecord", "Snapshot", "decode_snapshot", "encode_snapshot"]
 
@@ -35,7 +36,6 @@ Buffer = bytes | bytearray | memoryview
 
 _MAGIC = b"ATLS"
 _FRAME = struct.Struct("<4sI")
-_TENSOR_ALIGNMENT = 64
 _PAGE_NUM_BYTES = 4096
 
 
@@ -70,7 +70,7 @@ def encode_snapshot(record: SessionRecord, fingerprint: str, part_num_bytes: int
     assert sys.byteorder == "little"
     assert record.state.tensors.batch_size == 1
     tensors = record.state.tensors.named_tensors()
-    entries, data_num_bytes = _layout({name: TensorSpec(tuple(t.shape[1:]), t.dtype) for name, t in tensors.items()})
+    layout = _lay_out({name: TensorSpec(tuple(t.shape[1:]), t.dtype) for name, t in tensors.items()})
 
     num_parts = 0
     while True:
@@ -84,23 +84,27 @@ def encode_snapshot(record: SessionRecord, fingerprint: str, part_num_bytes: int
             open_ingest=record.open_ingest,
             metadata=record.metadata,
             created=record.created,
-            tensors=entries,
+            tensors=layout.table,
             part_num_bytes=part_num_bytes,
             part_checksums=(bytes(PART_CHECKSUM_NUM_BYTES),) * max(num_parts, 1),
         )
         packed = header.pack()
         header_end = _FRAME.size + len(packed)
         data_start = _align(header_end, _PAGE_NUM_BYTES)
-        num_bytes = data_start + data_num_bytes
+        num_bytes = data_start + layout.num_bytes
         # The number of checksums moves the size, which moves their number: at most a few rounds.
         if num_parts == -(-num_bytes // part_num_bytes):
             break
         num_parts = -(-num_bytes // part_num_bytes)
 
-    view = memoryview(mmap.mmap(-1, num_bytes))
-    for entry, tensor in zip(entries, tensors.values(), strict=True):
-        start = data_start + entry.offset
-        view[start : start + entry.num_bytes] = _raw_bytes(tensor)
+    view = aligned_buffer(num_bytes)
+    end = header_end
+    for place, tensor in zip(layout.places, tensors.values(), strict=True):
+        start = data_start + place.offset
+        view[end:start] = bytes(start - end)
+        end = start + place.num_bytes
+        view[start:end] = _raw_bytes(tensor)
+    view[end:] = bytes(num_bytes - end)
     return _seal(view, header, header_end)
 
 
@@ -120,14 +124,13 @@ def decode_snapshot(
     if header.fingerprint != fingerprint:
         raise StateModelMismatch(header.fingerprint, fingerprint)
 
-    spec = state_spec(config)
-    entries, data_num_bytes = _layout(spec)
-    if header.tensors != entries:
+    layout = _layout_of(config)
+    if header.tensors != layout.table:
         raise InvalidState("the snapshot's tensors are not laid out as this model's configuration demands")
     if any(token_id >= config.vocab_size for token_id in header.pending_token_ids):
         raise InvalidState("the snapshot has pending tokens that are not in the vocabulary")
     data_start = _align(header_end, _PAGE_NUM_BYTES)
-    if num_bytes != data_start + data_num_bytes:
+    if num_bytes != data_start + layout.num_bytes:
         raise StateCorrupt("the snapshot was cut or has bytes behind its end")
     if len(header.part_checksums) != -(-num_bytes // header.part_num_bytes):
         raise InvalidState("the snapshot has not as many checksums as parts")
@@ -135,11 +138,14 @@ def decode_snapshot(
     view, raw = _as_one(views, num_bytes)
     if _part_checksums(view, header_end, header.part_num_bytes) != header.part_checksums:
         raise StateCorrupt("the snapshot's bytes do not match their checksums")
-    tensors = {}
-    for entry in entries:
-        start = data_start + entry.offset
-        tensor = raw[start : start + entry.num_bytes].view(spec[entry.name].dtype)
-        tensors[entry.name] = tensor.reshape(1, *entry.shape)
+    # The whole buffer once as each dtype, and the tensors as windows of it: all offsets are multiples of every size.
+    typed = {dtype: raw.view(dtype) for dtype in {place.dtype for place in layout.places}}
+    tensors = {
+        place.name: torch.as_strided(
+            typed[place.dtype], place.shape, place.strides, (data_start + place.offset) // place.dtype.itemsize
+        )
+        for place in layout.places
+    }
     state = SequenceState(
         tensors=State.from_named_tensors(config, tensors),
         tokens_digest=header.tokens_digest,
@@ -195,16 +201,44 @@ def _beginning(views: Sequence[memoryview], num_bytes: int) -> bytes:
     return bytes(collected)
 
 
-def _layout(spec: Mapping[str, TensorSpec]) -> tuple[tuple[TensorEntry, ...], int]:
-    """Where each tensor of one session lies, counted from the first one's first byte, and where the last one ends."""
-    entries = []
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """One tensor: `shape` and `strides` with a batch of one, `offset` from the first tensor's byte."""
+
+    name: str
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+    offset: int
+    num_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Layout:
+    places: tuple[_Place, ...]
+    num_bytes: int
+    table: bytes
+
+
+@lru_cache(maxsize=8)
+def _layout_of(config: AtlasConfig) -> _Layout:
+    return _lay_out(state_spec(config))
+
+
+def _lay_out(spec: Mapping[str, TensorSpec]) -> _Layout:
+    places = []
     end = 0
     for name, each in spec.items():
-        offset = _align(end, _TENSOR_ALIGNMENT)
-        num_bytes = math.prod(each.shape) * each.dtype.itemsize
-        entries.append(TensorEntry(name, str(each.dtype).removeprefix("torch."), each.shape, offset, num_bytes))
+        offset = _align(end, ALIGNMENT)
+        strides = tuple(math.prod(each.shape[axis:]) for axis in range(len(each.shape) + 1))
+        num_bytes = strides[0] * each.dtype.itemsize
+        places.append(_Place(name, each.dtype, (1, *each.shape), strides, offset, num_bytes))
         end = offset + num_bytes
-    return tuple(entries), end
+    table = pack_table(
+        (place.name, str(place.dtype).removeprefix("torch."), place.shape[1:], place.offset, place.num_bytes)
+        for place in places
+    )
+    return _Layout(tuple(places), _align(end, ALIGNMENT), table)
 
 
 def _part_checksums(view: memoryview, header_end: int, part_num_bytes: int) -> tuple[bytes, ...]:
@@ -219,9 +253,9 @@ def _as_one(views: Sequence[memoryview], num_bytes: int) -> tuple[memoryview, Te
     """All bytes in one writable, aligned buffer, and the same memory as a uint8 tensor."""
     if len(views) == 1 and not views[0].readonly:
         raw = torch.frombuffer(views[0], dtype=torch.uint8)
-        if raw.data_ptr() % _TENSOR_ALIGNMENT == 0:
+        if raw.data_ptr() % ALIGNMENT == 0:
             return views[0], raw
-    joined = memoryview(mmap.mmap(-1, num_bytes))
+    joined = aligned_buffer(num_bytes)
     start = 0
     for view in views:
         joined[start : start + view.nbytes] = view

@@ -6,6 +6,7 @@ bytes before it, so that flipped bytes are found before anything is parsed (engi
 """
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
@@ -21,6 +22,7 @@ MAX_LEDGER = 1024
 MAX_PENDING_TOKENS = 64
 MAX_METADATA = 64
 MAX_CARRY_NUM_BYTES = 2**16
+LEDGER_DIGEST_NUM_BYTES = 16
 MAX_DIGEST_NUM_BYTES = 64
 _MAX_TEXT_NUM_BYTES = 4096
 _MAX_BYTES_NUM_BYTES = 2**17
@@ -58,18 +60,9 @@ class OpenIngest:
 
 
 @dataclass(frozen=True, slots=True)
-class TensorEntry:
-    """Where one tensor lies. `shape` is without the batch dimension, `offset` counts from the first tensor's byte."""
-
-    name: str
-    dtype: str
-    shape: tuple[int, ...]
-    offset: int
-    num_bytes: int
-
-
-@dataclass(frozen=True, slots=True)
 class Header:
+    """`tensors` is a `pack_table` of its own: it is compared with ours byte for byte and never parsed."""
+
     fingerprint: str
     position: int
     tokens_digest: bytes
@@ -79,7 +72,7 @@ class Header:
     open_ingest: OpenIngest | None
     metadata: dict[str, str]
     created: float
-    tensors: tuple[TensorEntry, ...]
+    tensors: bytes
     part_num_bytes: int
     part_checksums: tuple[bytes, ...]
 
@@ -88,6 +81,8 @@ class Header:
 
         Raises `InvalidState` for a header that `unpack` would refuse: what cannot be read back is never written.
         """
+        if any(len(entry) != LEDGER_DIGEST_NUM_BYTES for entry in self.ledger):
+            _refuse("ledger")
         ingest = self.open_ingest
         fields: dict[str, Any] = {
             "schema": SCHEMA_VERSION,
@@ -95,12 +90,12 @@ class Header:
             "position": self.position,
             "tokens_digest": self.tokens_digest,
             "pending_token_ids": list(self.pending_token_ids),
-            "ledger": list(self.ledger),
+            "ledger": b"".join(self.ledger),
             "system_digest": self.system_digest,
             "open_ingest": None if ingest is None else [ingest.document_id, ingest.offset, ingest.digest, ingest.carry],
             "metadata": self.metadata,
             "created": self.created,
-            "tensors": [[t.name, t.dtype, list(t.shape), t.offset, t.num_bytes] for t in self.tensors],
+            "tensors": self.tensors,
             "part_num_bytes": self.part_num_bytes,
             "part_checksums": b"".join(self.part_checksums),
             "digest": bytes(DIGEST_NUM_BYTES),
@@ -110,6 +105,12 @@ class Header:
         if len(packed) > MAX_HEADER_NUM_BYTES:
             raise InvalidState("the snapshot's header is larger than 1 MiB")
         return packed
+
+
+def pack_table(rows: Iterable[tuple[str, str, tuple[int, ...], int, int]]) -> bytes:
+    """The tensor table: name, dtype, shape without the batch, offset from the first tensor's byte, size in bytes."""
+    packed: bytes = msgpack.packb([list(row) for row in rows], use_bin_type=True)
+    return packed
 
 
 def unpack(packed: bytes) -> Header:
@@ -156,14 +157,14 @@ def _read(fields: dict[str, Any]) -> Header:
             _int("pending_token_ids", value)
             for value in _list("pending_token_ids", fields["pending_token_ids"], MAX_PENDING_TOKENS)
         ),
-        ledger=tuple(_digest("ledger", value) for value in _list("ledger", fields["ledger"], MAX_LEDGER)),
+        ledger=_split("ledger", fields["ledger"], LEDGER_DIGEST_NUM_BYTES, MAX_LEDGER),
         system_digest=None if fields["system_digest"] is None else _digest("system_digest", fields["system_digest"]),
         open_ingest=None if fields["open_ingest"] is None else _open_ingest(fields["open_ingest"]),
         metadata=_metadata(fields["metadata"]),
         created=created,
-        tensors=tuple(_tensor_entry(value) for value in _list("tensors", fields["tensors"], _MAX_ITEMS)),
+        tensors=_bytes("tensors", fields["tensors"], 1, _MAX_BYTES_NUM_BYTES),
         part_num_bytes=_int("part_num_bytes", fields["part_num_bytes"], least=1),
-        part_checksums=_part_checksums(fields["part_checksums"]),
+        part_checksums=_split("part_checksums", fields["part_checksums"], PART_CHECKSUM_NUM_BYTES, _MAX_ITEMS),
     )
 
 
@@ -185,25 +186,12 @@ def _metadata(value: Any) -> dict[str, str]:
     return {_text("metadata", name): _text("metadata", text) for name, text in value.items()}
 
 
-def _tensor_entry(value: Any) -> TensorEntry:
-    if type(value) is not list or len(value) != 5:
-        _refuse("tensors")
-    name, dtype, shape, offset, num_bytes = value
-    return TensorEntry(
-        name=_text("tensors", name),
-        dtype=_text("tensors", dtype),
-        shape=tuple(_int("tensors", size) for size in _list("tensors", shape, 8)),
-        offset=_int("tensors", offset),
-        num_bytes=_int("tensors", num_bytes),
-    )
-
-
-def _part_checksums(value: Any) -> tuple[bytes, ...]:
-    joined = _bytes("part_checksums", value, PART_CHECKSUM_NUM_BYTES, _MAX_BYTES_NUM_BYTES)
-    if len(joined) % PART_CHECKSUM_NUM_BYTES:
-        _refuse("part_checksums")
-    starts = range(0, len(joined), PART_CHECKSUM_NUM_BYTES)
-    return tuple(joined[start : start + PART_CHECKSUM_NUM_BYTES] for start in starts)
+def _split(name: str, value: Any, each: int, most: int) -> tuple[bytes, ...]:
+    """Pieces of `each` bytes, put together in one field."""
+    joined = _bytes(name, value, 0, each * most)
+    if len(joined) % each:
+        _refuse(name)
+    return tuple(joined[start : start + each] for start in range(0, len(joined), each))
 
 
 def _int(name: str, value: Any, least: int = 0) -> int:

@@ -4,13 +4,13 @@ A blob is written to a temporary file of the same directory (mode 0600), fsynced
 Names are generation ids, so that nothing a client chooses becomes a path.
 """
 
-import mmap
 import os
 import secrets
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
+from engine.buffers import aligned_buffer
 from engine.errors import StateCorrupt
 from engine.failpoints import failpoint
 from engine.stores.base import Buffer
@@ -58,7 +58,7 @@ class BlobDirectory:
             raise
 
     def read(self, name: str, offset: int, num_bytes: int, blob_num_bytes: int) -> memoryview | None:
-        """`num_bytes` from `offset`, in writable, page-aligned memory of the caller's own; None when there is no blob.
+        """`num_bytes` from `offset`, in writable, aligned memory of the caller's own; None when there is no blob.
 
         Raises `StateCorrupt` when the blob is not `blob_num_bytes` long.
         """
@@ -69,10 +69,7 @@ class BlobDirectory:
         try:
             if os.fstat(descriptor).st_size != blob_num_bytes:
                 raise StateCorrupt("a stored snapshot was cut or grew")
-            if num_bytes == 0:
-                return memoryview(bytearray())
-            # NOTE: anonymous pages, since a bytearray would be zeroed first and a bytes object is not writable.
-            buffer = memoryview(mmap.mmap(-1, num_bytes))
+            buffer = aligned_buffer(num_bytes)
             num_read = 0
             while num_read < num_bytes:
                 step = os.preadv(descriptor, [buffer[num_read:]], offset + num_read)

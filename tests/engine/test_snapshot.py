@@ -1,10 +1,10 @@
-import mmap
 import random
 
 import pytest
 import torch
 
 from atlas_model.state import session_num_bytes
+from engine.buffers import aligned_buffer
 from engine.errors import InvalidState, StateCorrupt, StateModelMismatch
 from engine.sequence import SequenceState
 from engine.snapshot import SessionRecord, decode_snapshot, encode_snapshot
@@ -79,12 +79,12 @@ def test_how_the_bytes_are_cut_into_buffers_does_not_matter() -> None:
 def test_one_aligned_writable_buffer_is_used_without_a_copy() -> None:
     config = tiny_config()
     whole = full_snapshot(config)
-    pages = mmap.mmap(-1, len(whole))
-    pages[:] = whole
-    record = decode_snapshot([memoryview(pages)], config, FINGERPRINT)
+    buffer = aligned_buffer(len(whole))
+    buffer[:] = whole
+    record = decode_snapshot([buffer], config, FINGERPRINT)
     tensor = record.state.tensors.named_tensors()["layers.1.keys"]
     before = tensor.clone()
-    pages[:] = bytes(len(whole))
+    buffer[:] = bytes(len(whole))
     assert not equal_bits(tensor, before)
     assert torch.count_nonzero(tensor) == 0
 

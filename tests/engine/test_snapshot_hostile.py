@@ -32,12 +32,21 @@ def put(name: str, value: Any) -> Callable[[dict[str, Any]], object]:
     return lambda fields: fields.__setitem__(name, value)
 
 
+def with_table(change: Callable[[list[list[Any]]], object]) -> Callable[[dict[str, Any]], object]:
+    def change_table(fields: dict[str, Any]) -> None:
+        rows = msgpack.unpackb(fields["tensors"])
+        change(rows)
+        fields["tensors"] = msgpack.packb(rows)
+
+    return change_table
+
+
 def put_tensor(index: int, column: int, value: Any) -> Callable[[dict[str, Any]], object]:
-    return lambda fields: fields["tensors"][index].__setitem__(column, value)
+    return with_table(lambda rows: rows[index].__setitem__(column, value))
 
 
 def test_sealing_an_unchanged_header_gives_a_good_snapshot() -> None:
-    assert with_header(WHOLE, lambda fields: fields) == WHOLE
+    assert with_header(WHOLE, with_table(lambda rows: rows)) == WHOLE
     decode(WHOLE)
 
 
@@ -68,9 +77,10 @@ def test_sealing_an_unchanged_header_gives_a_good_snapshot() -> None:
         put("pending_token_ids", [1.5]),
         put("pending_token_ids", [0] * 65),
         put("pending_token_ids", {}),
-        put("ledger", [b"x" * 16] * 1025),
-        put("ledger", ["text"]),
-        put("ledger", [[b"x"]]),
+        put("ledger", b"x" * 16 * 1025),
+        put("ledger", b"x" * 17),
+        put("ledger", "x" * 16),
+        put("ledger", [b"x" * 16]),
         put("ledger", None),
         put("system_digest", 7),
         put("open_ingest", []),
@@ -88,7 +98,11 @@ def test_sealing_an_unchanged_header_gives_a_good_snapshot() -> None:
         put("created", -1.0),
         put("tensors", []),
         put("tensors", None),
-        put("tensors", [["position", "int64", [], 0, 8]]),
+        put("tensors", b""),
+        put("tensors", b"\x90"),
+        put("tensors", b"\xdd\xff\xff\xff\xff"),
+        put("tensors", msgpack.packb([["position", "int64", [], 0, 8]])),
+        put_tensor(1, 3, 64.0),
         put_tensor(1, 0, "layers.0.memory.other"),
         put_tensor(1, 1, "float64"),
         put_tensor(1, 1, "object"),
@@ -102,9 +116,9 @@ def test_sealing_an_unchanged_header_gives_a_good_snapshot() -> None:
         put_tensor(1, 4, 2**40),
         put_tensor(1, 4, 0),
         put_tensor(1, 4, 2**63),
-        lambda fields: fields["tensors"].reverse(),
-        lambda fields: fields["tensors"].append(fields["tensors"][-1]),
-        lambda fields: fields["tensors"][0].append(0),
+        with_table(lambda rows: rows.reverse()),
+        with_table(lambda rows: rows.append(rows[-1])),
+        with_table(lambda rows: rows[0].append(0)),
         put("part_num_bytes", 0),
         put("part_num_bytes", 1),
         put("part_num_bytes", 2**62),
