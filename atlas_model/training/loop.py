@@ -129,8 +129,8 @@ class Trainer:
         with torch.autocast("cpu", dtype=torch.bfloat16):
             hidden, state, gates = self.model.hidden(batch.token_ids, self._state_before(batch))
             text_loss = _weighted_loss(self.model, hidden, batch, self._scored(batch))
-        written = _mean_write(gates, batch.prose_mask)
-        loss = text_loss + stage.write_penalty * written
+        written, forgotten = _mean_change(gates, batch.prose_mask)
+        loss = text_loss + stage.write_penalty * written + stage.forget_penalty * forgotten
         self.model.zero_grad(set_to_none=True)
         loss.backward()
         self._processes.average([p.grad for p in self.model.parameters() if p.grad is not None])
@@ -142,7 +142,12 @@ class Trainer:
         self.step += 1
         self.num_tokens += batch.token_ids.numel() * self._processes.count
         with torch.no_grad():
-            return self._metrics(batch, hidden, gates, state, float(text_loss), float(written), float(norm))
+            return self._metrics(batch, hidden, gates, state) | {
+                "loss": float(text_loss),
+                "written_on_prose": float(written),
+                "forgotten_on_prose": float(forgotten),
+                "grad_norm": float(norm),
+            }
 
     def _scored(self, batch: Batch) -> Tensor:
         """Weights of the targets, [B, T]: answers as they are, and of the text a random part, raised to match.
@@ -223,16 +228,7 @@ class Trainer:
             return None
         return self._state.replace_rows(batch.starts_episode, self.model.initial_state(len(batch.token_ids)))
 
-    def _metrics(
-        self,
-        batch: Batch,
-        hidden: Tensor,
-        gates: tuple[Gates, ...],
-        state: State,
-        text_loss: float,
-        written: float,
-        grad_norm: float,
-    ) -> dict[str, float]:
+    def _metrics(self, batch: Batch, hidden: Tensor, gates: tuple[Gates, ...], state: State) -> dict[str, float]:
         is_answer = batch.answer_index >= 0
         predicted = torch.full_like(batch.targets, -1)
         predicted[is_answer] = self.model.logits(hidden[is_answer]).argmax(-1)
@@ -241,18 +237,13 @@ class Trainer:
         is_open = torch.stack([(each.token_gate * each.inner_lr > 0).float() for each in gates])
         prose_share = prose.mean().clamp(min=1e-9)
         fact_share = (1 - prose).mean().clamp(min=1e-9)
-        kept = torch.stack([each.retention for each in gates])
         norms = [weights.square().mean().sqrt() for layer in state.layers for weights in layer.memory.memory.values()]
         return {
-            "loss": text_loss,
-            "written_on_prose": written,
             "num_asked": float(sum(scores.num_asked.values())),
             "num_right": float(sum(scores.num_right.values())),
             "open_on_prose": float((is_open * prose).mean() / prose_share),
             "open_elsewhere": float((is_open * (1 - prose)).mean() / fact_share),
-            "retention_on_prose": float((kept * prose).mean() / prose_share),
             "memory_rms": float(torch.stack(norms).mean()),
-            "grad_norm": grad_norm,
         }
 
     def _log(self, window: list[dict[str, float]], report: Callable[[str], None]) -> None:
@@ -281,11 +272,16 @@ def _weighted_loss(model: AtlasModel, hidden: Tensor, batch: Batch, weights: Ten
     return (losses * weights[scored]).sum() / weights.sum()
 
 
-def _mean_write(gates: tuple[Gates, ...], prose_mask: Tensor) -> Tensor:
-    """How much of prose is written: token_gate * inner_lr, averaged over layers, heads and the prose's tokens."""
+def _mean_change(gates: tuple[Gates, ...], prose_mask: Tensor) -> tuple[Tensor, Tensor]:
+    """How much prose changes the memory: token_gate * inner_lr written, and 1 - retention forgotten.
+
+    Both averaged over layers, heads and the prose's tokens. A memory lasts as long as these are zero.
+    """
     prose = prose_mask[:, None].float()
+    share = prose.mean().clamp(min=1e-9)
     writes = torch.stack([each.token_gate * each.inner_lr for each in gates])
-    return (writes * prose).mean() / prose.mean().clamp(min=1e-9)
+    leaks = torch.stack([1.0 - each.retention for each in gates])
+    return (writes * prose).mean() / share, (leaks * prose).mean() / share
 
 
 def _optimizers(model: AtlasModel, recipe: Recipe) -> list[torch.optim.Optimizer]:

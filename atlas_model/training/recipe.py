@@ -17,7 +17,8 @@ from atlas_model.training.episode_plan import EpisodeConfig
 class Stage:
     """num_steps optimiser steps on batch_size rows of segment_num_tokens tokens.
 
-    write_penalty: weight of the mean of token_gate * inner_lr over prose, added to the loss.
+    write_penalty, forget_penalty: weights of the means over prose of token_gate * inner_lr and of 1 - retention, added
+    to the loss: a gate that can shut does not learn to by itself.
     """
 
     num_steps: int
@@ -25,6 +26,7 @@ class Stage:
     segment_num_tokens: int
     episodes: EpisodeConfig
     write_penalty: float
+    forget_penalty: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +97,7 @@ _DEMO_STAGES = (
         segment_num_tokens=256,
         episodes=EpisodeConfig(num_tokens=256, num_facts=(1, 6), num_questions=(3, 8)),
         write_penalty=0.05,
+        forget_penalty=0.1,
     ),
     Stage(
         num_steps=500,
@@ -102,6 +105,7 @@ _DEMO_STAGES = (
         segment_num_tokens=512,
         episodes=EpisodeConfig(num_tokens=512, num_facts=(2, 12), num_questions=(4, 14)),
         write_penalty=0.2,
+        forget_penalty=0.3,
     ),
     Stage(
         num_steps=400,
@@ -109,6 +113,7 @@ _DEMO_STAGES = (
         segment_num_tokens=1024,
         episodes=EpisodeConfig(num_tokens=1024, num_facts=(4, 20), num_questions=(8, 24)),
         write_penalty=0.5,
+        forget_penalty=0.5,
     ),
     Stage(
         num_steps=600,
@@ -116,6 +121,7 @@ _DEMO_STAGES = (
         segment_num_tokens=1024,
         episodes=EpisodeConfig(num_tokens=12288, min_num_tokens=1024, num_facts=(4, 28), num_questions=(20, 80)),
         write_penalty=1.0,
+        forget_penalty=1.0,
     ),
 )
 
@@ -136,6 +142,7 @@ _SMOKE_STAGES = (
         segment_num_tokens=64,
         episodes=EpisodeConfig(num_tokens=64, num_facts=(1, 2), num_questions=(1, 2)),
         write_penalty=0.05,
+        forget_penalty=0.1,
     ),
     Stage(
         num_steps=8,
@@ -143,6 +150,7 @@ _SMOKE_STAGES = (
         segment_num_tokens=64,
         episodes=EpisodeConfig(num_tokens=192, num_facts=(1, 4), num_questions=(1, 4)),
         write_penalty=0.2,
+        forget_penalty=0.3,
     ),
 )
 

@@ -68,7 +68,7 @@ ROWS = {
 def row_recipe(model: AtlasConfig, num_tokens: int) -> Recipe:
     """num_tokens of episodes of 256 tokens, 16 a step."""
     episodes = EpisodeConfig(num_tokens=256, num_facts=(2, 6), num_questions=(4, 8), kinds=_KINDS)
-    stage = Stage(max(1, num_tokens // (16 * 256)), 16, 256, episodes, write_penalty=0.05)
+    stage = Stage(max(1, num_tokens // (16 * 256)), 16, 256, episodes, write_penalty=0.05, forget_penalty=0.1)
     return Recipe(model, (stage,), num_warmup_steps=50, max_lr=3e-3)
 
 
