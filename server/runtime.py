@@ -122,9 +122,10 @@ class Runtime:
         try:
             checkpoint = await asyncio.to_thread(load_checkpoint, config.model, config.device)
             engine = await asyncio.to_thread(Engine, checkpoint, _engine_config(config))
-        except (OSError, ValueError, RuntimeError, AtlasError) as error:
+        except Exception as error:
             # Boundary: whatever is wrong with a checkpoint folder or a device, this process cannot serve.
-            self._on_fatal(f"cannot serve the model in {config.model}: {error}")
+            _logger.debug("loading failed", exc_info=True)
+            self._on_fatal(f"cannot serve the model in {config.model}: {str(error).partition(chr(10))[0]}")
             return
         engine.start()
         storage = Storage(checkpoint.model.config, checkpoint.fingerprint)
