@@ -19,6 +19,7 @@ from engine.errors import (
     SessionNotFound,
     StateCorrupt,
     StateLost,
+    StoreFull,
     StoreMisconfigured,
     StoreUnavailable,
     VersionNotFound,
@@ -131,7 +132,9 @@ class LocalStore:
 
     def _commit(self, key: SessionKey, base: Head | None, new: NewGeneration, version: int) -> Head:
         if self._idle_times.sweep_is_due():
-            self._end_idle_sessions()
+            # Other sessions' deletions: what fails is tried again by the next sweep, and no reason to fail this commit.
+            with suppress(StoreFull, StoreUnavailable):
+                self._end_idle_sessions()
         current = self.read_head(key)
         if current is not None and new.generation in current.recent:
             return current
@@ -217,7 +220,9 @@ class LocalStore:
             return None
 
         self._index.update(key, decide)
-        self._drop(removed)
+        if removed:
+            self._idle_times.forget(key)
+            self._drop(removed)
 
     def _end_idle_sessions(self) -> None:
         with writing():
