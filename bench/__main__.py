@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import sys
+from collections.abc import Sequence
 
 from clients.errors import ClientError
 
@@ -16,19 +17,20 @@ BENCHES = {
 }
 
 
-def main() -> None:
-    """The chosen bench is imported by name, so that those that talk HTTP never wait for torch."""
+def main(arguments: Sequence[str]) -> None:
+    """Only the chosen bench is imported: each needs other things. Raises SystemExit with one line of reason."""
     overview = argparse.ArgumentParser(prog="python -m bench", formatter_class=argparse.RawDescriptionHelpFormatter)
     overview.epilog = "\n".join(f"  {name:<10} {what}" for name, what in BENCHES.items())
     overview.add_argument("bench", choices=BENCHES, metavar="NAME")
-    name = overview.parse_args(sys.argv[1:2]).bench
+    name = overview.parse_args(arguments[:1]).bench
     bench = importlib.import_module(f"bench.{name}")
     parser = argparse.ArgumentParser(prog=f"python -m bench {name}", description=BENCHES[name])
     bench.add_arguments(parser)
     try:
-        bench.run(parser.parse_args(sys.argv[2:]))
+        bench.run(parser.parse_args(arguments[1:]))
     except (ClientError, FileNotFoundError) as error:
         raise SystemExit(f"bench {name}: {error}") from error
 
 
-main()
+if __name__ == "__main__":
+    main(sys.argv[1:])

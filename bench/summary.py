@@ -68,4 +68,7 @@ def proportion(num_right: int, n: int) -> Proportion:
     centre = share + Z_95**2 / (2 * n)
     half = Z_95 * math.sqrt(share * (1 - share) / n + Z_95**2 / (4 * n**2))
     scale = 1 + Z_95**2 / n
-    return Proportion(n, num_right, share, max(0.0, (centre - half) / scale), min(1.0, (centre + half) / scale))
+    # Rounding must not put the share itself, when it is 0 or 1, outside of its interval.
+    low = 0.0 if num_right == 0 else (centre - half) / scale
+    high = 1.0 if num_right == n else (centre + half) / scale
+    return Proportion(n, num_right, share, low, high)

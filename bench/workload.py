@@ -1,8 +1,8 @@
 """What the benches send: documents that hide facts, their questions, and prompts of a given length.
 
-The generators are the ones that training uses (torch is not needed for them), so that "length" means the same there
-and here: tokens of the model. Promises: a workload is a function of its seed; the tasks come in all kinds, and some
-facts are overwritten later in the document, the latest wins.
+The generators are the ones that training uses, so that "length" means the same there and here: tokens of the model.
+Promises: a workload is a function of its seed; the tasks come in all kinds, and some facts are overwritten later in
+the document, the latest wins.
 """
 
 from __future__ import annotations

@@ -34,6 +34,12 @@ def test_intervals_are_wilsons(num_right: int, n: int, low: float, high: float) 
     assert interval.high == pytest.approx(high, abs=5e-5)
 
 
+@given(st.integers(1, 300).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n))))
+def test_a_share_lies_in_its_own_interval(counts: tuple[int, int]) -> None:
+    interval = proportion(*counts)
+    assert 0 <= interval.low <= interval.share <= interval.high <= 1
+
+
 def test_a_figure_is_printed_with_its_interval_and_n() -> None:
     assert str(proportion(80, 100)) == " 80.0 % [71.1, 86.7] n=100"
 

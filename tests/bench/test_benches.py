@@ -1,0 +1,122 @@
+"""Whole benches, small, with a server of their own and the tiny model."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from bench.__main__ import main
+from tests.tiny import save_tiny_checkpoint, tiny_config
+
+
+@pytest.fixture(autouse=True)
+def one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Servers that the benches start take the setting from our environment."""
+    monkeypatch.setenv("ATLAS_THREADS", "1")
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("bench") / "tiny"
+    save_tiny_checkpoint(folder, tiny_config())
+    return folder
+
+
+def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[dict[str, Any], str]:
+    """The document that the last line is, and all that was printed."""
+    main(arguments)
+    printed = capsys.readouterr().out
+    document: dict[str, Any] = json.loads(printed.splitlines()[-1])
+    assert {"bench", "date", "command", "version", "cpu", "num_cores", "torch"} <= document.keys()
+    return document, printed
+
+
+def test_recall_asks_every_question_three_ways_across_a_kill(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "recall.json"
+    size = ["--lengths", "300,500", "--documents", "2", "--questions", "3"]
+    output = ["--json", str(path), "--plot", str(tmp_path / "recall.png")]
+    document, printed = run(capsys, "recall", "--model", str(model), *size, *output)
+    assert document["killed_between"] is True
+    overall = [(row["length"], row["condition"], row["n"]) for row in document["results"] if row["kind"] == "all"]
+    conditions = ["on", "off", "swapped"]
+    assert overall == [(length, condition, 6) for length in (300, 500) for condition in conditions]
+    assert all(row["low"] <= row["share"] <= row["high"] for row in document["results"])
+    records = json.loads(path.read_text())
+    assert len(records["answers"]) == 2 * 2 * 3 * 3
+    assert [reading["session"]["committed"] for reading in records["readings"]] == [True] * 4
+    assert "memory on       all" in printed
+    assert (tmp_path / "recall.png").stat().st_size > 0
+
+
+def test_load_records_every_request_of_every_stream(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "load.json"
+    size = ["--concurrency", "2", "--requests", "2", "--prompt-tokens", "20", "--max-tokens", "6"]
+    options = ["--document-tokens", "60", "--goodput", "ttft=100", "e2e=1e-9"]
+    document, _ = run(capsys, "load", "--model", str(model), *size, *options, "--json", str(path))
+    assert (document["num_requests"], document["num_failed"], document["goodput"]) == (4, 0, 0.0)
+    assert document["ttft_seconds"]["n"] == 4
+    ticks = json.loads(path.read_text())["ticks"]
+    assert sorted((tick["stream"], tick["number"]) for tick in ticks) == [(0, 0), (0, 1), (1, 0), (1, 1)]
+    for tick in ticks:
+        assert tick["num_completion_tokens"] == 6
+        assert tick["sent_seconds"] < tick["chunk_seconds"][0] <= tick["chunk_seconds"][-1] <= tick["end_seconds"]
+        assert tick["num_prompt_tokens"] > 60
+
+
+def test_cost_compares_early_and_late(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    size = ["--prefill-lengths", "20,60", "--positions", "10,100", "--decode-tokens", "4", "--turns", "2"]
+    rest = ["--store-rounds", "2", "--threads", "1", "--folder", str(tmp_path), "--model", str(model)]
+    document, _ = run(capsys, "cost", *size, *rest)
+    assert document["decode_seconds_per_token"]["late_position"] == 100
+    assert document["prefill_seconds_per_token"]["ratio"] > 0
+    sizes = document["snapshot_num_bytes"]
+    assert sizes["early"] == sizes["late"] == document["store"]["snapshot_num_bytes"]
+    assert document["store"]["bare_save_seconds"] > 0
+
+
+def test_a_device_equals_itself(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options = ["--device", "cpu", "--batch-sizes", "1,2", "--rounds", "1", "--json", str(tmp_path / "gpu.json")]
+    document, _ = run(capsys, "gpu_check", "--model", str(model), *options)
+    assert all(check["holds"] for check in document["checks"])
+    assert len(document["checks"]) == 6
+    assert [row["batch_size"] for row in document["throughput"]] == [1, 2]
+    assert json.loads((tmp_path / "gpu.json").read_text())["device"] == "cpu"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        (["recall", "--documents", "1"], "at least 2"),
+        (["recall", "--model", "nowhere"], "nowhere"),
+        (["recall", "--base-url", "http://127.0.0.1:9", "--store", "memory://"], "--store"),
+        (["load", "--goodput", "speed=1"], "--goodput"),
+        (["load", "--stateless", "--document-tokens", "10"], "--document-tokens"),
+    ],
+)
+def test_what_cannot_be_measured_is_refused_with_a_reason(model: Path, arguments: list[str], reason: str) -> None:
+    known = [] if "--model" in arguments else ["--model", str(model)]
+    with pytest.raises(SystemExit, match=reason):
+        main([*arguments, *known])
+
+
+def test_a_machine_without_the_device_is_status_2(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    if torch.cuda.is_available():
+        pytest.skip("this machine has a CUDA device")
+    with pytest.raises(SystemExit) as caught:
+        main(["gpu_check", "--model", str(model)])
+    assert caught.value.code == 2
+    assert "no CUDA device" in capsys.readouterr().err
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_cuda_device_computes_what_the_cpu_does(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run(capsys, "gpu_check", "--model", str(model), "--rounds", "1", "--json", str(tmp_path / "gpu.json"))
