@@ -25,18 +25,15 @@ class ModelRunner:
         token_ids = torch.zeros((len(pieces), int(lengths.max())), dtype=torch.int64)
         for row, piece in enumerate(pieces):
             token_ids[row, : len(piece)] = torch.tensor(piece)
-        output = self._model(
-            token_ids.to(self._device),
-            self._pool.gather(slots),
-            lengths=lengths.to(self._device),
-            logits="last",
-        )
-        self._pool.scatter(slots, output.state)
+        state = self._pool.read(slots)
+        output = self._model(token_ids.to(self._device), state, lengths=lengths.to(self._device), logits="last")
+        self._pool.write(slots, output.state, state)
         logits: Tensor = output.logits
         return logits
 
     def decode(self, slots: Sequence[int], token_ids: Sequence[int]) -> Tensor:
         """Feeds each slot one token in recurrent form -> logits [B, V]."""
-        logits, state = self._model.step(torch.tensor(token_ids, device=self._device), self._pool.gather(slots))
-        self._pool.scatter(slots, state)
+        state = self._pool.read(slots)
+        logits, new_state = self._model.step(torch.tensor(token_ids, device=self._device), state)
+        self._pool.write(slots, new_state, state)
         return logits

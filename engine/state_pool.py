@@ -5,7 +5,8 @@ is therefore rebuilt by the same function whether its state comes from this proc
 owns is all zeros. Who owns which, and when, is decided elsewhere.
 """
 
-from collections.abc import Sequence
+import heapq
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -26,7 +27,8 @@ class StatePool:
         }
         self._rows = State.from_named_tensors(config, self._tensors)
         self.num_slots = num_slots
-        self._free = list(reversed(range(num_slots)))
+        # A heap: the lowest slots are used first, so that running ones tend to be neighbours.
+        self._free = list(range(num_slots))
 
     @property
     def num_free(self) -> int:
@@ -38,47 +40,66 @@ class StatePool:
 
     def acquire(self) -> int:
         """A zeroed slot. There must be one."""
-        return self._free.pop()
+        return heapq.heappop(self._free)
 
     def release(self, slot: int) -> None:
         """Zeroes the slot and gives it back."""
         assert slot not in self._free
         for tensor in self._tensors.values():
             tensor[slot].zero_()
-        self._free.append(slot)
+        heapq.heappush(self._free, slot)
 
     def load(self, slot: int, state: State) -> None:
         """Overwrites the slot with a state of one row, on any device."""
-        self._copy_rows(torch.tensor([slot], device=self._device), state)
+        self._write([slot], state.named_tensors())
 
     def copy(self, slot: int) -> State:
         """A state of one row, on the device, that the slot's later steps do not touch."""
-        return self.gather([slot])
+        return self._rows.gather(torch.tensor([slot], device=self._device))
 
     def export(self, slot: int) -> State:
         """A state of one row on the CPU, of its own."""
-        return self.gather([slot]).to(torch.device("cpu"))
+        return self.copy(slot).to("cpu")
 
-    def gather(self, slots: Sequence[int]) -> State:
-        """A copy of the rows, in this order."""
+    def read(self, slots: Sequence[int]) -> State:
+        """The rows in this order, for one step of the model: of neighbouring slots it is a view and no copy."""
+        if _are_neighbours(slots):
+            return self._rows.map(lambda tensor: tensor[slots[0] : slots[-1] + 1])
         return self._rows.gather(torch.tensor(slots, device=self._device))
 
-    def scatter(self, slots: Sequence[int], state: State) -> None:
-        """Overwrites the rows, in this order."""
-        self._copy_rows(torch.tensor(slots, device=self._device), state)
+    def write(self, slots: Sequence[int], state: State, read: State) -> None:
+        """Overwrites the rows, that were `read` before the step, in this order. A tensor that the step returned as it
+        was costs nothing: between the ends of chunks those are memory and momentum, nearly all of a state."""
+        before = read.named_tensors()
+        self._write(
+            slots, {name: tensor for name, tensor in state.named_tensors().items() if tensor is not before[name]}
+        )
 
     def is_zeroed(self, slot: int) -> bool:
         return not any(bool(tensor[slot].any()) for tensor in self._tensors.values())
 
-    def _copy_rows(self, rows: Tensor, state: State) -> None:
-        tensors = state.named_tensors()
-        assert tensors.keys() == self._tensors.keys()
+    def _write(self, slots: Sequence[int], tensors: Mapping[str, Tensor]) -> None:
         # Before the first write, because a copy would broadcast or convert what does not fit.
         for name, tensor in tensors.items():
             target = self._tensors[name]
-            assert (tensor.shape, tensor.dtype) == ((len(rows), *target.shape[1:]), target.dtype), name
+            assert (tensor.shape, tensor.dtype) == ((len(slots), *target.shape[1:]), target.dtype), name
+        rows = torch.tensor(slots, device=self._device)
         for name, tensor in tensors.items():
-            self._tensors[name].index_copy_(0, rows, tensor.to(self._device))
+            target = self._tensors[name]
+            # A view of the pool itself, shifted or not, must not be read while it is written.
+            source = tensor.clone() if _share_storage(tensor, target) else tensor.to(self._device)
+            if _are_neighbours(slots):
+                target[slots[0] : slots[-1] + 1].copy_(source)
+            else:
+                target.index_copy_(0, rows, source)
+
+
+def _are_neighbours(slots: Sequence[int]) -> bool:
+    return list(slots) == list(range(slots[0], slots[0] + len(slots)))
+
+
+def _share_storage(a: Tensor, b: Tensor) -> bool:
+    return a.untyped_storage().data_ptr() == b.untyped_storage().data_ptr()
 
 
 def diverged_tensor(state: State, max_norm: float) -> str | None:

@@ -26,8 +26,8 @@ def test_a_piece_in_a_ragged_batch_gives_what_it_gives_alone() -> None:
         for row, (slot, piece) in enumerate(zip([2, 0, 3], PIECES, strict=True)):
             alone = alone_runner.prefill([slot], [piece])
             torch.testing.assert_close(together[row], alone[0], rtol=1e-9, atol=1e-9)
-        expected = alone_pool.gather([0, 1, 2, 3]).named_tensors()
-        for name, tensor in pool.gather([0, 1, 2, 3]).named_tensors().items():
+        expected = alone_pool.read([0, 1, 2, 3]).named_tensors()
+        for name, tensor in pool.read([0, 1, 2, 3]).named_tensors().items():
             torch.testing.assert_close(tensor, expected[name], rtol=1e-9, atol=1e-9)
 
 
@@ -41,17 +41,17 @@ def test_decoding_tokens_gives_what_prefilling_them_gives() -> None:
             if position == 3:
                 torch.testing.assert_close(logits[1], expected[1], rtol=1e-9, atol=1e-9)
         torch.testing.assert_close(logits[0], expected[0], rtol=1e-9, atol=1e-9)
-        assert pool.gather([0, 1, 2, 3]).position.tolist() == [7, 7, 4, 4]
+        assert pool.read([0, 1, 2, 3]).position.tolist() == [7, 7, 4, 4]
 
 
 def test_when_the_model_raises_no_slot_has_changed() -> None:
     with torch.inference_mode():
         runner, pool = runner_with_pool()
         runner.prefill([0, 1], [[5, 6], [7, 8]])
-        before = pool.gather([0, 1, 2, 3]).named_tensors()
+        before = pool.read([0, 1, 2, 3]).clone().named_tensors()
         with pytest.raises(IndexError):
             runner.prefill([0, 1], [[5], [10**6]])
         with pytest.raises(IndexError):
             runner.decode([0, 1], [5, 10**6])
-        after = pool.gather([0, 1, 2, 3]).named_tensors()
+        after = pool.read([0, 1, 2, 3]).named_tensors()
         assert all(torch.equal(before[name], after[name]) for name in before)

@@ -2,6 +2,7 @@ import math
 
 import pytest
 import torch
+from torch import Tensor
 
 from atlas_model.state import State
 from engine.state_pool import StatePool, diverged_tensor
@@ -22,6 +23,14 @@ def random_states(num_rows: int, seed: int = 0) -> State:
 
 def row(state: State, index: int) -> State:
     return state.gather(torch.tensor([index]))
+
+
+def row_order(state: State, order: list[int]) -> State:
+    return state.gather(torch.tensor(order))
+
+
+def transposed_if_square(tensor: Tensor) -> Tensor:
+    return tensor.mT if tensor.dim() > 2 and tensor.shape[-1] == tensor.shape[-2] else tensor
 
 
 def pool(num_slots: int = 4) -> StatePool:
@@ -52,12 +61,39 @@ def test_an_exported_state_does_not_follow_its_slot() -> None:
     assert is_equal(copied, row(states, 0))
 
 
-def test_rows_are_gathered_and_scattered_in_the_order_of_the_slots() -> None:
+@pytest.mark.parametrize("slots_in_order", [[3, 0, 2], [1, 2, 3], [2, 1, 0]])
+def test_rows_are_written_and_read_in_the_order_of_the_slots(slots_in_order: list[int]) -> None:
     slots, states = pool(), random_states(3)
-    slots.scatter([3, 0, 2], states)
-    assert is_equal(slots.gather([3, 0, 2]), states)
-    assert is_equal(slots.export(0), row(states, 1))
-    assert slots.is_zeroed(1)
+    slots.write(slots_in_order, states, read=slots.read(slots_in_order))
+    assert is_equal(slots.read(slots_in_order), states)
+    for index, slot in enumerate(slots_in_order):
+        assert is_equal(slots.export(slot), row(states, index))
+    assert slots.is_zeroed(({0, 1, 2, 3} - set(slots_in_order)).pop())
+
+
+@pytest.mark.parametrize("slots_in_order", [[0, 2], [1, 2]])
+def test_a_step_may_return_what_it_read_and_views_of_it(slots_in_order: list[int]) -> None:
+    slots, states = pool(), random_states(2)
+    slots.write(slots_in_order, states, read=slots.read(slots_in_order))
+    read = slots.read(slots_in_order)
+    slots.write(slots_in_order, read, read=read)
+    assert is_equal(slots.read(slots_in_order), states)
+    # The rows swapped, through views of the very rows that are written.
+    read = slots.read(slots_in_order)
+    slots.write(slots_in_order, read.map(lambda tensor: tensor.flip(0)), read=read)
+    assert is_equal(slots.read(slots_in_order), row_order(states, [1, 0]))
+    # Square matrices transposed in place.
+    before, read = slots.read(slots_in_order).clone(), slots.read(slots_in_order)
+    slots.write(slots_in_order, read.map(transposed_if_square), read=read)
+    assert is_equal(slots.read(slots_in_order), before.map(transposed_if_square))
+
+
+def test_the_lowest_free_slot_is_taken_first() -> None:
+    slots = pool()
+    assert [slots.acquire() for _ in range(4)] == [0, 1, 2, 3]
+    for slot in (2, 0, 3):
+        slots.release(slot)
+    assert [slots.acquire() for _ in range(3)] == [0, 2, 3]
 
 
 def test_a_released_slot_is_zeroed_and_can_be_taken_again() -> None:
