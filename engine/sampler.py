@@ -91,7 +91,7 @@ def _draw(scores: Tensor, draws: Sequence[Draw]) -> list[int]:
     probabilities = probabilities.masked_fill(rank >= top_k, 0.0)
     probabilities = probabilities / probabilities.sum(dim=1, keepdim=True)
     mass_before = probabilities.cumsum(dim=1) - probabilities
-    probabilities = probabilities.masked_fill((mass_before >= top_p) & (rank > 0), 0.0)
+    probabilities = probabilities.masked_fill(mass_before >= top_p, 0.0)
     cumulative = probabilities.cumsum(dim=1)
     index = torch.searchsorted(cumulative, uniforms * cumulative[:, -1:], right=True)
     # Rounding may leave the product at the total: then the last token that has any probability is meant.

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 
+from atlas_model.checkpoint import Checkpoint
 from atlas_model.state import State
 from engine.config import EngineConfig
 from engine.core import EngineCore
@@ -19,8 +20,10 @@ from tests.engine.harness import (
     SMALL,
     Answer,
     answer,
+    ascii_words,
     assert_same_session,
     checkpoint_that_raises_at,
+    checkpoint_that_says,
     collect,
     new_core,
     prompt,
@@ -70,40 +73,45 @@ def test_length_leaves_the_last_token_and_end_pending_and_has_fed_the_others() -
 
 
 @functools.cache
-def seed_that_ends() -> int:
-    """With it, the model says `<end>` by itself, after a few tokens."""
-    for seed in range(1000):
-        written = answer(new_core(), asked("short", SamplingParams(temperature=2.0, seed=seed, max_tokens=20)))
-        if written.finish_reason is FinishReason.STOP and written.token_ids:
-            return seed
-    raise AssertionError("the tiny model never ends")
+def talker() -> Checkpoint:
+    """A model that says some thirty words and, about as often as any of them, `<end>`."""
+    return checkpoint_that_says(ascii_words())
+
+
+@functools.cache
+def params_that_end() -> SamplingParams:
+    """With them, the talker says `<end>` by itself, after some tokens."""
+    for seed in range(100):
+        params = SamplingParams(seed=seed, max_tokens=20)
+        written = answer(new_core(checkpoint=talker()), asked("short", params))
+        if written.finish_reason is FinishReason.STOP and len(written.token_ids) > 2:
+            return params
+    raise AssertionError("the talker never ends")
 
 
 def test_end_leaves_itself_pending_and_is_no_token_of_the_answer() -> None:
-    params = SamplingParams(temperature=2.0, seed=seed_that_ends(), max_tokens=20)
-    written = answer(new_core(), asked("short", params))
+    written = answer(new_core(checkpoint=talker()), asked("short", params_that_end()))
     assert written.finish_reason is FinishReason.STOP
     fed = [*prompt(PROMPTS["short"]), *written.token_ids]
     assert written.state.pending_token_ids == (tiny().tokenizer.special.end,)
     assert written.state.tokens_digest == extend_digest(INITIAL_DIGEST, fed)
     assert written.text == tiny().tokenizer.decode(written.token_ids)
+    assert written.last.num_generated_tokens == len(written.token_ids)
 
 
 @pytest.mark.parametrize("later", [{"min_tokens": 20}, {"ignore_eos": True}])
 def test_min_tokens_and_ignore_eos_make_the_model_go_on_where_it_would_have_ended(later: dict[str, Any]) -> None:
-    params = SamplingParams(temperature=2.0, seed=seed_that_ends(), max_tokens=20)
-    ended = answer(new_core(), asked("short", params))
-    went_on = answer(new_core(), asked("short", dataclasses.replace(params, **later)))
+    params = dataclasses.replace(params_that_end(), **later)
+    went_on = answer(new_core(checkpoint=talker()), asked("short", params))
     assert went_on.finish_reason is FinishReason.LENGTH
     assert len(went_on.token_ids) == 20
-    assert tiny().tokenizer.special.end not in went_on.token_ids
-    assert ended.token_ids
 
 
 def test_an_answer_holds_only_tokens_that_write_something() -> None:
-    params = SamplingParams(temperature=5.0, max_tokens=200, ignore_eos=True, seed=1)
-    written = answer(new_core(), asked("short", params))
-    assert len(written.token_ids) == 200
+    """The talker would say `<user>` as readily as any word."""
+    params = SamplingParams(max_tokens=60, ignore_eos=True, seed=1)
+    written = answer(new_core(checkpoint=talker()), asked("short", params))
+    assert len(written.token_ids) == 60
     assert set(written.token_ids) <= set(writable_token_ids())
 
 
@@ -135,6 +143,9 @@ def test_a_seeded_answer_is_the_same_alone_among_neighbours_and_after_a_resume()
     fed = prompt(PROMPTS["longer"])
     half = answer(new_core(), Sequence("half", fed[:10])).state
     assert answer(new_core(), Sequence("rest", fed[10:], params, half)).token_ids == alone.token_ids
+    # And its answer, taken up in the middle.
+    middle = answer(new_core(), Sequence("middle", [*fed, *alone.token_ids[:7]], params)).token_ids
+    assert middle[:13] == alone.token_ids[7:]
     other_seed = dataclasses.replace(params, seed=12)
     assert answer(new_core(), asked("longer", other_seed)).token_ids != alone.token_ids
 
