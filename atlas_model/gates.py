@@ -64,7 +64,11 @@ def hard_sigmoid(x: Tensor) -> Tensor:
 
 
 class GateMaps(nn.Module):
-    """[B, T, width] -> Gates. Starts half open for writing, with retention 1 and half of the maximal momentum_decay."""
+    """[B, T, width] -> Gates. Starts open for writing, with retention 1 and half of the maximal momentum_decay.
+
+    Retention starts well inside its saturation: a memory that is not used yet is noise, and the first thing that
+    training learns would be to forget it.
+    """
 
     def __init__(self, config: AtlasConfig) -> None:
         super().__init__()
@@ -74,9 +78,8 @@ class GateMaps(nn.Module):
         self.linear = nn.Linear(config.width, 4 * num_heads)
         nn.init.normal_(self.linear.weight, std=config.width**-0.5)
         with torch.no_grad():
-            # NOTE: every token must start with retention 1; at 0.95 nothing is left to learn from after 50 tokens.
             self.linear.weight[num_heads : 2 * num_heads] *= 0.1
-            self.linear.bias.copy_(torch.tensor([0.0, 3.5, 0.0, 0.0]).repeat_interleave(num_heads))
+            self.linear.bias.copy_(torch.tensor([1.0, 6.0, 1.0, 0.0]).repeat_interleave(num_heads))
         self.log_max_inner_lr = nn.Parameter(torch.zeros(num_heads))
 
     @property

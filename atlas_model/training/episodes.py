@@ -71,7 +71,7 @@ class EpisodeMaker:
         """An episode of exactly `num_tokens` tokens."""
         config = self._config
         num_facts = min(rng.randint(*config.num_facts), num_tokens // (2 * _FEWEST_TOKENS_PER_FACT))
-        num_questions = min(rng.randint(*config.num_questions), num_tokens // (2 * _FEWEST_TOKENS_PER_QUESTION))
+        num_questions = min(rng.randint(*config.num_questions), 2 * num_tokens // (3 * _FEWEST_TOKENS_PER_QUESTION))
         while True:
             rounds = plan_rounds(rng, config, num_facts, num_questions)
             parts = self._realise(rng, rounds, num_tokens)
