@@ -61,7 +61,8 @@ class EngineCore:
 
     def check(self, sequence: Sequence) -> None:
         """Raises InvalidRequest for ids that the model does not have. Any thread may call it."""
-        if not all(0 <= token_id < self._vocab_size for token_id in sequence.prompt_token_ids):
+        token_ids = sequence.prompt_token_ids
+        if min(token_ids) < 0 or max(token_ids) >= self._vocab_size:
             raise InvalidRequest("a token id is out of the vocabulary")
 
     def add(self, sequence: Sequence) -> None:
