@@ -1,4 +1,4 @@
-"""The way a newcomer goes: train with the repository's own command, serve the folder it leaves, without another step."""
+"""The way a newcomer goes: train with the repository's own command and serve the folder it leaves as it is."""
 
 from __future__ import annotations
 
