@@ -47,9 +47,13 @@ format: $(VENV)/.installed-for-tests ## rewrite the files the way `make check` w
 
 ci: check test ## what CI runs
 
-train-demo: $(VENV)/.installed ## train the shipped model (CORPUS=folder of text files, OUT=folder)
+# Two processes of one thread each; memory that is freed is kept, for a step's tensors are the next step's.
+TRAIN_ENV := OMP_NUM_THREADS=1 MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=100000000000 GLIBC_TUNABLES=glibc.malloc.hugetlb=1
+
+train-demo: $(VENV)/.installed ## train the shipped model (CORPUS=folder of text files, OUT=folder, PROCESSES=2)
 	@test -n '$(CORPUS)' || { echo 'say where the text is: make train-demo CORPUS=DIR'; exit 2; }
-	$(VENV)/bin/python -m atlas_model.training --corpus '$(CORPUS)' --out '$(or $(OUT),runs/atlas-demo)' $(ARGS)
+	$(TRAIN_ENV) $(VENV)/bin/torchrun --standalone --nproc-per-node $(or $(PROCESSES),2) -m atlas_model.training \
+	    --corpus '$(CORPUS)' --out '$(or $(OUT),runs/atlas-demo)' $(ARGS)
 
 gpu-check: $(VENV)/.installed-for-tests ## on a CUDA machine: equality with the CPU, throughput, the tests marked gpu
 	$(VENV)/bin/python -m bench gpu_check $(ARGS)
