@@ -92,7 +92,7 @@ DEMO_MODEL = AtlasConfig(
 
 _DEMO_STAGES = (
     Stage(
-        num_steps=1000,
+        num_steps=741,
         batch_size=32,
         segment_num_tokens=128,
         episodes=EpisodeConfig(num_tokens=128, num_facts=(2, 6), num_questions=(4, 8)),
@@ -100,28 +100,28 @@ _DEMO_STAGES = (
         forget_penalty=0.3,
     ),
     Stage(
-        num_steps=700,
+        num_steps=900,
         batch_size=16,
         segment_num_tokens=256,
         episodes=EpisodeConfig(num_tokens=256, num_facts=(2, 10), num_questions=(6, 12)),
-        write_penalty=0.02,
-        forget_penalty=0.5,
+        write_penalty=0.05,
+        forget_penalty=3.0,
     ),
     Stage(
-        num_steps=600,
+        num_steps=800,
         batch_size=8,
         segment_num_tokens=512,
         episodes=EpisodeConfig(num_tokens=512, num_facts=(3, 16), num_questions=(8, 20)),
-        write_penalty=0.1,
-        forget_penalty=0.5,
+        write_penalty=0.3,
+        forget_penalty=5.0,
     ),
     Stage(
-        num_steps=900,
+        num_steps=1300,
         batch_size=4,
         segment_num_tokens=1024,
         episodes=EpisodeConfig(num_tokens=12288, min_num_tokens=1024, num_facts=(4, 28), num_questions=(20, 80)),
-        write_penalty=0.5,
-        forget_penalty=1.0,
+        write_penalty=1.0,
+        forget_penalty=10.0,
     ),
 )
 
