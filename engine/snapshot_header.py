@@ -21,7 +21,6 @@ MAX_HEADER_NUM_BYTES = 2**20
 MAX_LEDGER = 1024
 MAX_PENDING_TOKENS = 64
 MAX_METADATA = 64
-MAX_CARRY_NUM_BYTES = 2**16
 LEDGER_DIGEST_NUM_BYTES = 16
 MAX_DIGEST_NUM_BYTES = 64
 _MAX_TEXT_NUM_BYTES = 4096
@@ -50,13 +49,12 @@ _FIELDS = (
 
 @dataclass(frozen=True, slots=True)
 class OpenIngest:
-    """A document that is being read: how many of its bytes are committed, the digest of those, and the bytes at their
-    end that are not yet tokens."""
+    """A document that is being read: how many of its bytes are committed, always up to a segment's border, and the
+    digest of those."""
 
     document_id: str
     offset: int
     digest: bytes
-    carry: bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +90,7 @@ class Header:
             "pending_token_ids": list(self.pending_token_ids),
             "ledger": b"".join(self.ledger),
             "system_digest": self.system_digest,
-            "open_ingest": None if ingest is None else [ingest.document_id, ingest.offset, ingest.digest, ingest.carry],
+            "open_ingest": None if ingest is None else [ingest.document_id, ingest.offset, ingest.digest],
             "metadata": self.metadata,
             "created": self.created,
             "tensors": self.tensors,
@@ -169,14 +167,13 @@ def _read(fields: dict[str, Any]) -> Header:
 
 
 def _open_ingest(value: Any) -> OpenIngest:
-    if type(value) is not list or len(value) != 4:
+    if type(value) is not list or len(value) != 3:
         _refuse("open_ingest")
-    document_id, offset, digest, carry = value
+    document_id, offset, digest = value
     return OpenIngest(
         document_id=_text("open_ingest", document_id),
         offset=_int("open_ingest", offset),
         digest=_digest("open_ingest", digest),
-        carry=_bytes("open_ingest", carry, 0, MAX_CARRY_NUM_BYTES),
     )
 
 

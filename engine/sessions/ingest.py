@@ -139,7 +139,7 @@ class Ingest:
         document_id: str,
         position: DocumentPosition,
     ) -> tuple[LoadedSession, StoredTurns]:
-        mark = OpenIngest(document_id=document_id, offset=position.offset, digest=position.digest, carry=b"")
+        mark = OpenIngest(document_id=document_id, offset=position.offset, digest=position.digest)
         record = replace(await self._feed(base, token_ids), open_ingest=mark)
         stored = replace(stored, tokens_digest=record.state.tokens_digest.hex())
         committing = self._committed.commit(self._request.session, base, record, stored)

@@ -51,7 +51,7 @@ def full_record(config: AtlasConfig, position: int = 123_456, seed: int = 0) -> 
         state=SequenceState(random_state(config, position, seed), bytes(range(16)), (7, 299)),
         ledger=tuple(bytes([index]) * 16 for index in range(5)),
         system_digest=b"s" * 16,
-        open_ingest=OpenIngest("document-1", 10**12, b"d" * 16, "ende… ".encode()),
+        open_ingest=OpenIngest("document-1", 10**12, b"d" * 16),
         metadata={"título": "señal \U0001f9ed"},
         created=1234.5678,
     )
