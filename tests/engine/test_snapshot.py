@@ -118,7 +118,7 @@ def test_the_size_depends_on_the_model_and_not_on_how_much_was_read() -> None:
         SessionRecord(full_record(tiny_config()).state, ledger=(b"",)),
         SessionRecord(full_record(tiny_config()).state, metadata={str(index): "" for index in range(65)}),
         SessionRecord(full_record(tiny_config()).state, metadata={"name": "x" * 4097}),
-        SessionRecord(full_record(tiny_config()).state, open_ingest=OpenIngest("d", 0, b"d")),
+        SessionRecord(full_record(tiny_config()).state, open_ingest=OpenIngest("d", -1, b"d")),
         SessionRecord(full_record(tiny_config()).state, created=float("nan")),
     ],
 )
