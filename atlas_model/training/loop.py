@@ -129,7 +129,7 @@ class Trainer:
         with torch.autocast("cpu", dtype=torch.bfloat16):
             hidden, state, gates = self.model.hidden(batch.token_ids, self._state_before(batch))
             text_loss = _weighted_loss(self.model, hidden, batch, self._scored(batch))
-        written, forgotten = _mean_change(gates, batch.prose_mask)
+        written, forgotten = _mean_change(gates)
         loss = text_loss + stage.write_penalty * written + stage.forget_penalty * forgotten
         self.model.zero_grad(set_to_none=True)
         loss.backward()
@@ -144,8 +144,8 @@ class Trainer:
         with torch.no_grad():
             return self._metrics(batch, hidden, gates, state) | {
                 "loss": float(text_loss),
-                "written_on_prose": float(written),
-                "forgotten_on_prose": float(forgotten),
+                "written": float(written),
+                "forgotten": float(forgotten),
                 "grad_norm": float(norm),
             }
 
@@ -201,7 +201,7 @@ class Trainer:
             assert self._stream is not None
             self._stream.load_state_dict(saved["stream"])
             if saved["carried"] is not None:
-                self._state = State.from_named_tensors(self.recipe.model, saved["carried"])
+                self._state = State.from_named_tensors(self.model.config, saved["carried"])
         return True
 
     @property
@@ -211,6 +211,12 @@ class Trainer:
     def _enter_stage(self, index: int) -> None:
         stage = self.recipe.stages[index]
         self._stage_index = index
+        config = self.recipe.model_at(index)
+        if config != self.model.config:
+            # The new model takes over the very parameters, so the optimisers go on with them.
+            parameters = self.model.state_dict(keep_vars=True)
+            self.model = AtlasModel(config)
+            self.model.load_state_dict(parameters, assign=True)
         self._state = None
         self._stream = EpisodeStream(
             stage.episodes,
@@ -272,16 +278,15 @@ def _weighted_loss(model: AtlasModel, hidden: Tensor, batch: Batch, weights: Ten
     return (losses * weights[scored]).sum() / weights.sum()
 
 
-def _mean_change(gates: tuple[Gates, ...], prose_mask: Tensor) -> tuple[Tensor, Tensor]:
-    """How much prose changes the memory: token_gate * inner_lr written, and 1 - retention forgotten.
+def _mean_change(gates: tuple[Gates, ...]) -> tuple[Tensor, Tensor]:
+    """How much the tokens change the memory: token_gate * inner_lr written, and 1 - retention forgotten.
 
-    Both averaged over layers, heads and the prose's tokens. A memory lasts as long as these are zero.
+    Both averaged over layers, heads and tokens. A memory lasts as long as both are zero where nothing is to be learned,
+    and a fact is written at full strength only where its neighbours in the chunk do not write.
     """
-    prose = prose_mask[:, None].float()
-    share = prose.mean().clamp(min=1e-9)
     writes = torch.stack([each.token_gate * each.inner_lr for each in gates])
     leaks = torch.stack([1.0 - each.retention for each in gates])
-    return (writes * prose).mean() / share, (leaks * prose).mean() / share
+    return writes.mean(), leaks.mean()
 
 
 def _optimizers(model: AtlasModel, recipe: Recipe) -> list[torch.optim.Optimizer]:

@@ -17,8 +17,9 @@ from atlas_model.training.episode_plan import EpisodeConfig
 class Stage:
     """num_steps optimiser steps on batch_size rows of segment_num_tokens tokens.
 
-    write_penalty, forget_penalty: weights of the means over prose of token_gate * inner_lr and of 1 - retention, added
-    to the loss: a gate that can shut does not learn to by itself.
+    write_penalty, forget_penalty: weights of the means over all tokens of token_gate * inner_lr and of 1 - retention,
+    added to the loss: a gate that can shut does not learn to by itself.
+    memory: the memory's configuration from this stage on, where it changes (never its shapes); None keeps it.
     """
 
     num_steps: int
@@ -27,6 +28,7 @@ class Stage:
     episodes: EpisodeConfig
     write_penalty: float
     forget_penalty: float
+    memory: MemoryConfig | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +59,13 @@ class Recipe:
         warm = min(1.0, (step + 1) / self.num_warmup_steps)
         remaining = (self.num_steps - step) / (self.decay_share * self.num_steps)
         return self.max_lr * min(warm, remaining, 1.0)
+
+    def model_at(self, index: int) -> AtlasConfig:
+        """The model's configuration in the stage of that index."""
+        for stage in reversed(self.stages[: index + 1]):
+            if stage.memory is not None:
+                return replace(self.model, memory=stage.memory)
+        return self.model
 
     def stage_at(self, step: int) -> tuple[int, Stage]:
         """The stage that step 0, 1, ... belongs to, and its index."""
@@ -100,7 +109,7 @@ _DEMO_STAGES = (
         forget_penalty=0.3,
     ),
     Stage(
-        num_steps=900,
+        num_steps=400,
         batch_size=16,
         segment_num_tokens=256,
         episodes=EpisodeConfig(num_tokens=256, num_facts=(2, 10), num_questions=(6, 12)),
@@ -108,20 +117,29 @@ _DEMO_STAGES = (
         forget_penalty=3.0,
     ),
     Stage(
-        num_steps=800,
+        num_steps=900,
+        batch_size=16,
+        segment_num_tokens=256,
+        episodes=EpisodeConfig(num_tokens=256, num_facts=(2, 10), num_questions=(6, 12)),
+        write_penalty=0.3,
+        forget_penalty=5.0,
+        memory=replace(DEMO_MODEL.memory, memory_chunk_size=16, max_momentum_decay=0.1, read_norm_eps=1e-3),
+    ),
+    Stage(
+        num_steps=700,
         batch_size=8,
         segment_num_tokens=512,
         episodes=EpisodeConfig(num_tokens=512, num_facts=(3, 16), num_questions=(8, 20)),
-        write_penalty=0.3,
-        forget_penalty=5.0,
+        write_penalty=0.5,
+        forget_penalty=10.0,
     ),
     Stage(
-        num_steps=1300,
+        num_steps=900,
         batch_size=4,
         segment_num_tokens=1024,
         episodes=EpisodeConfig(num_tokens=12288, min_num_tokens=1024, num_facts=(4, 28), num_questions=(20, 80)),
         write_penalty=1.0,
-        forget_penalty=10.0,
+        forget_penalty=20.0,
     ),
 )
 
@@ -151,6 +169,7 @@ _SMOKE_STAGES = (
         episodes=EpisodeConfig(num_tokens=192, num_facts=(1, 4), num_questions=(1, 4)),
         write_penalty=0.2,
         forget_penalty=0.3,
+        memory=replace(_SMOKE_MODEL.memory, memory_chunk_size=8),
     ),
 )
 

@@ -110,3 +110,18 @@ def test_the_command_trains_from_text_files_alone_and_leaves_a_checkpoint(
         .logits.isfinite()
         .all()
     )
+
+
+def test_a_stage_may_change_the_memory_and_the_checkpoint_says_so(tmp_path: Path) -> None:
+    run = trainer(tmp_path)
+    first = SMOKE.stages[0].num_steps
+    for _ in range(first):
+        run.train_step()
+    assert run.model.config.memory.memory_chunk_size == 16
+    before = run.model.embedding.weight.detach().clone()
+    run.train_step()
+    run.save()
+    assert run.model.config.memory.memory_chunk_size == 8
+    assert load_checkpoint(tmp_path).model.config.memory.memory_chunk_size == 8
+    moved = (run.model.embedding.weight.detach() - before).abs().max()
+    assert 0 < float(moved) < 0.1, "the optimiser goes on with the new model's parameters"
