@@ -176,12 +176,12 @@ def events_of(response: httpx.Response) -> list[Any]:
 
 
 @contextmanager
-def open_stream(server: ThreadedServer, text: str, fields: Mapping[str, Any]) -> Iterator[socket.socket]:
+def open_stream(port: int, text: str, fields: Mapping[str, Any]) -> Iterator[socket.socket]:
     """A turn on a socket of its own, for clients that hang up or do not read."""
     body = json.dumps({"messages": [user(text)], **fields}).encode()
     head = "POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
     head += f"Content-Length: {len(body)}"
-    with socket.create_connection(("127.0.0.1", server.port), timeout=60) as connection:
+    with socket.create_connection(("127.0.0.1", port), timeout=60) as connection:
         connection.sendall(head.encode() + b"\r\n\r\n" + body)
         yield connection
 

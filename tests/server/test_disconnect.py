@@ -17,7 +17,7 @@ def test_a_client_that_hangs_up_takes_its_turn_back(
 ) -> None:
     ask(client, "a", session_id=session_id)
     before = session_of(client, session_id)
-    with open_stream(server, "b", {"session_id": session_id, "stream": stream, **ENDLESS}) as connection:
+    with open_stream(server.port, "b", {"session_id": session_id, "stream": stream, **ENDLESS}) as connection:
         until(lambda: server.num_slots_in_use == 1)
         if stream:
             read_until(connection, b"data: ")
@@ -32,7 +32,7 @@ def test_a_client_that_hangs_up_takes_its_turn_back(
 def test_a_client_that_resets_the_connection_is_gone_too(
     server: ThreadedServer, client: httpx.Client, session_id: str
 ) -> None:
-    with open_stream(server, "b", {"session_id": session_id, **ENDLESS}) as connection:
+    with open_stream(server.port, "b", {"session_id": session_id, **ENDLESS}) as connection:
         until(lambda: server.num_slots_in_use == 1)
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
     until(lambda: server.num_slots_in_use == 0, seconds=5)
@@ -43,9 +43,9 @@ def test_a_client_that_leaves_while_it_waits_for_the_session_leaves_the_line(
     server: ThreadedServer, client: httpx.Client, session_id: str
 ) -> None:
     fields = {"session_id": session_id, "stream": True, **ENDLESS}
-    with open_stream(server, "a", fields) as writing:
+    with open_stream(server.port, "a", fields) as writing:
         read_until(writing, b"data: ")
-        with open_stream(server, "b", fields):
+        with open_stream(server.port, "b", fields):
             time.sleep(0.2)
         # The one that waited is gone: there is room for another to wait.
         until(lambda: _may_wait(server, fields), seconds=5)
@@ -54,7 +54,7 @@ def test_a_client_that_leaves_while_it_waits_for_the_session_leaves_the_line(
 
 
 def _may_wait(server: ThreadedServer, fields: dict[str, object]) -> bool:
-    with open_stream(server, "c", fields) as connection:
+    with open_stream(server.port, "c", fields) as connection:
         connection.settimeout(0.3)
         try:
             return b"session_busy" not in connection.recv(4096)
@@ -64,7 +64,7 @@ def _may_wait(server: ThreadedServer, fields: dict[str, object]) -> bool:
 
 def test_a_stateless_client_that_hangs_up_frees_its_slot(server: ThreadedServer) -> None:
     for _ in range(3):
-        with open_stream(server, "a", ENDLESS):
+        with open_stream(server.port, "a", ENDLESS):
             until(lambda: server.num_slots_in_use == 1)
         until(lambda: server.num_slots_in_use == 0, seconds=5)
 

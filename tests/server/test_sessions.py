@@ -125,9 +125,9 @@ def test_one_writes_one_waits_and_more_are_sent_away(
 ) -> None:
     ask(client, "a", session_id=session_id)
     endless = {"session_id": session_id, "stream": True, "max_tokens": 30_000, "ignore_eos": True}
-    with open_stream(server, "b", endless) as writing:
+    with open_stream(server.port, "b", endless) as writing:
         read_until(writing, b"data: ")
-        with open_stream(server, "c", endless) as waiting:
+        with open_stream(server.port, "c", endless) as waiting:
             waiting.settimeout(0.3)
             with pytest.raises(TimeoutError):
                 waiting.recv(1)
