@@ -8,6 +8,7 @@ the tasks to `data`, the numbers to `recipe`, files of the finished model to `ch
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -197,7 +198,7 @@ class Trainer:
             optimizer.load_state_dict(optimizer_state)
         self.step, self.num_tokens, self.seconds = saved["step"], saved["num_tokens"], saved["seconds"]
         if self.step < self.recipe.num_steps and self.recipe.stage_at(self.step)[0] == saved["stage_index"]:
-            self._enter_stage(saved["stage_index"])
+            self._enter_stage(saved["stage_index"], resumes=True)
             assert self._stream is not None
             self._stream.load_state_dict(saved["stream"])
             if saved["carried"] is not None:
@@ -208,7 +209,7 @@ class Trainer:
     def _training_state_path(self) -> Path:
         return self._directory / f"training_state.{self._processes.rank}.pt"
 
-    def _enter_stage(self, index: int) -> None:
+    def _enter_stage(self, index: int, resumes: bool = False) -> None:
         stage = self.recipe.stages[index]
         self._stage_index = index
         config = self.recipe.model_at(index)
@@ -217,6 +218,10 @@ class Trainer:
             parameters = self.model.state_dict(keep_vars=True)
             self.model = AtlasModel(config)
             self.model.load_state_dict(parameters, assign=True)
+        if stage.max_inner_lr is not None and not resumes:
+            for name, parameter in self.model.named_parameters():
+                if name.endswith("log_max_inner_lr"):
+                    torch.nn.init.constant_(parameter, math.log(stage.max_inner_lr))
         self._state = None
         self._stream = EpisodeStream(
             stage.episodes,

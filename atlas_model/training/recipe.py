@@ -20,6 +20,7 @@ class Stage:
     write_penalty, forget_penalty: weights of the means over all tokens of token_gate * inner_lr and of 1 - retention,
     added to the loss: a gate that can shut does not learn to by itself.
     memory: the memory's configuration from this stage on, where it changes (never its shapes); None keeps it.
+    max_inner_lr: what each head's largest inner_lr is set to when the stage begins; None keeps what was learned.
     """
 
     num_steps: int
@@ -29,6 +30,7 @@ class Stage:
     write_penalty: float
     forget_penalty: float
     memory: MemoryConfig | None = None
+    max_inner_lr: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +119,7 @@ _DEMO_STAGES = (
         forget_penalty=3.0,
     ),
     Stage(
-        num_steps=900,
+        num_steps=163,
         batch_size=16,
         segment_num_tokens=256,
         episodes=EpisodeConfig(num_tokens=256, num_facts=(2, 10), num_questions=(6, 12)),
@@ -126,20 +128,30 @@ _DEMO_STAGES = (
         memory=replace(DEMO_MODEL.memory, memory_chunk_size=16, max_momentum_decay=0.1, read_norm_eps=1e-3),
     ),
     Stage(
-        num_steps=700,
+        num_steps=800,
+        batch_size=16,
+        segment_num_tokens=256,
+        episodes=EpisodeConfig(num_tokens=256, num_facts=(2, 10), num_questions=(6, 12)),
+        write_penalty=0.1,
+        forget_penalty=10.0,
+        memory=replace(DEMO_MODEL.memory, memory_chunk_size=16, max_momentum_decay=0.0, read_norm_eps=1e-3),
+        max_inner_lr=3.0,
+    ),
+    Stage(
+        num_steps=600,
         batch_size=8,
         segment_num_tokens=512,
         episodes=EpisodeConfig(num_tokens=512, num_facts=(3, 16), num_questions=(8, 20)),
-        write_penalty=0.5,
-        forget_penalty=10.0,
+        write_penalty=0.3,
+        forget_penalty=20.0,
     ),
     Stage(
-        num_steps=900,
+        num_steps=800,
         batch_size=4,
         segment_num_tokens=1024,
         episodes=EpisodeConfig(num_tokens=12288, min_num_tokens=1024, num_facts=(4, 28), num_questions=(20, 80)),
         write_penalty=1.0,
-        forget_penalty=20.0,
+        forget_penalty=30.0,
     ),
 )
 
