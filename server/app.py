@@ -12,7 +12,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from engine.errors import AtlasError, InvalidRequest
-from server.errors import code_of, error_response, from_http_exception
+from server.errors import code_of, error_response, of_framework
 from server.middleware import Edge
 from server.routes import chat, health, models, sessions
 from server.runtime import Runtime
@@ -51,8 +51,9 @@ def _add_error_handlers(app: FastAPI, runtime: Runtime) -> None:
 
     async def on_http(_: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
-        response = from_http_exception(error)
-        runtime.metrics.refused(response.status_code, "http")
+        response = refuse(of_framework(error))
+        response.status_code = error.status_code
+        response.headers.update(error.headers or {})
         return response
 
     async def on_validation(_: Request, error: Exception) -> Response:

@@ -127,14 +127,10 @@ def error_response(error: Exception) -> JSONResponse:
     return JSONResponse(error_body(error), rule.status, headers)
 
 
-def from_http_exception(error: HTTPException) -> JSONResponse:
-    """The framework's own refusals (no such path, no such method), in our shape and with its headers."""
-    phrase = http.HTTPStatus(error.status_code).phrase.lower()
+def of_framework(error: HTTPException) -> HttpError:
+    """The framework's own refusals (no such path, no such method) as ours."""
     ours: dict[int, type[HttpError]] = {404: PathNotFound, 405: MethodNotAllowed}
-    response = error_response(ours.get(error.status_code, HttpError)(phrase))
-    response.status_code = error.status_code
-    response.headers.update(error.headers or {})
-    return response
+    return ours.get(error.status_code, HttpError)(http.HTTPStatus(error.status_code).phrase.lower())
 
 
 def _rule(error: Exception) -> _Rule:

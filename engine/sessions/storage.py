@@ -99,14 +99,17 @@ class Storage:
         return self._store
 
     def _load(self, store: Store, key: SessionKey) -> tuple[Head, SessionRecord | None]:
-        head, parts = store.load(key)
-        if head.num_bytes == 0:
-            return head, None
         try:
+            head, parts = store.load(key)
+            if head.num_bytes == 0:
+                return head, None
             return head, decode_snapshot(parts, self._config, self._fingerprint, head.digest)
         except StateCorrupt as error:
-            store.quarantine(key, head.committed)
-            raise StateCorrupt(error.message, self._last_whole_version(store, key, head)) from error
+            damaged = store.read_head(key)
+            if damaged is None:
+                raise
+            store.quarantine(key, damaged.committed)
+            raise StateCorrupt(error.message, self._last_whole_version(store, key, damaged)) from error
 
     def _last_whole_version(self, store: Store, key: SessionKey, head: Head) -> int | None:
         for generation in head.kept:

@@ -1,0 +1,155 @@
+"""What stands around the sessions: the model, its tokens, the metrics, the documentation, and slow clients."""
+
+import re
+import socket
+from pathlib import Path
+
+import httpx
+import pytest
+
+from server.parameters import EXTENSIONS, SERVED, UNSUPPORTED, is_within
+from server.schemas import ChatRequest
+from tests.server.harness import ThreadedServer, ask, assert_refused, read_until, serving, user
+
+LATENCIES = (
+    "time_to_first_token_seconds",
+    "inter_token_latency_seconds",
+    "e2e_request_latency_seconds",
+    "request_queue_time_seconds",
+    "request_prefill_time_seconds",
+    "request_decode_time_seconds",
+)
+
+
+def test_the_model_is_named_and_has_no_end_of_context(client: httpx.Client, server: ThreadedServer) -> None:
+    (model,) = client.get("/v1/models").json()["data"]
+    assert model["id"] == model["root"] == "atlas-tiny"
+    assert model["max_model_len"] is None
+    assert model["num_parameters"] == server.runtime.serving().checkpoint.model.num_parameters
+    ask(client, "a", session_id="size-of-a-session")
+    stored = client.get("/v1/sessions/size-of-a-session").json()["bytes"]
+    assert model["session_bytes"] <= stored <= model["session_bytes"] + 20_000
+
+
+@pytest.mark.parametrize("text", ["Hello, you\n", "", "Ünï 😀", "▁ <bos> ▁"])
+def test_tokens_are_the_text_and_back(client: httpx.Client, text: str) -> None:
+    answer = client.post("/tokenize", json={"text": text}).json()
+    assert answer["count"] == len(answer["tokens"])
+    assert client.post("/detokenize", json={"tokens": answer["tokens"]}).json() == {"text": text}
+
+
+def test_tokens_that_do_not_exist_are_refused(client: httpx.Client) -> None:
+    for tokens in ([-1], [10**9]):
+        assert_refused(client.post("/detokenize", json={"tokens": tokens}), 400, "invalid_request", "tokens")
+    for body in ({"tokens": ["a"]}, {"tokens": [1.5]}, {"text": "x"}):
+        response = client.post("/detokenize", json=body)
+        assert response.status_code == 400
+    assert_refused(client.post("/tokenize", json={"prompt": "x"}), 400, "invalid_request", "text")
+
+
+def test_the_documentation_has_every_field_that_is_served(client: httpx.Client) -> None:
+    document = client.get("/openapi.json").json()
+    operation = document["paths"]["/v1/chat/completions"]["post"]
+    reference = operation["requestBody"]["content"]["application/json"]["schema"]["$ref"]
+    schema = document["components"]["schemas"][reference.rpartition("/")[2]]
+    assert set(schema["properties"]) == SERVED
+    nested = re.findall(r"#/components/schemas/(\w+)", str(document))
+    assert set(nested) <= set(document["components"]["schemas"])
+    assert client.get("/docs").status_code == 200
+
+
+def test_every_field_is_served_or_refused_and_no_extension_looks_like_another_field() -> None:
+    assert set(ChatRequest.model_fields) == SERVED
+    assert not SERVED & set(UNSUPPORTED)
+    others = (SERVED | set(UNSUPPORTED)) - set(EXTENSIONS)
+    assert not [name for name in others if any(is_within(name, extension, 2) for extension in EXTENSIONS)]
+
+
+@pytest.mark.parametrize(
+    ("left", "right", "distance"),
+    [("", "", 0), ("abc", "abc", 0), ("abc", "acb", 2), ("abc", "ab", 1), ("abc", "xabcx", 2), ("abc", "xyz", 3)],
+)
+def test_letters_apart_are_counted(left: str, right: str, distance: int) -> None:
+    assert is_within(left, right, distance)
+    assert distance == 0 or not is_within(left, right, distance - 1)
+
+
+def value(text: str, name: str) -> float:
+    found = re.search(rf"^atlas_{re.escape(name)} ([\d.e+-]+)$", text, re.MULTILINE)
+    assert found, f"{name} is not there"
+    return float(found[1])
+
+
+def test_every_metric_counts_what_it_says(model: Path, tmp_path: Path) -> None:
+    store = f"local://{tmp_path / 'sessions'}"
+    with serving(model, store=store) as server, httpx.Client(base_url=server.base_url, timeout=60) as client:
+        for text in ("a", "b"):
+            answer = ask(client, text, session_id="secret-name", ignore_eos=True).json()
+        position = answer["session"]["position"]
+        ask(client, "c", session_id="secret-name", read_only=True, ignore_eos=True)
+        ask(client, "d", n=2)
+        ask(client, "e", session_id="secret-name", history="match")
+        client.get("/nothing")
+        text = client.get("/metrics").text
+    for name in ("time_to_first_token_seconds", "request_queue_time_seconds", "request_decode_time_seconds"):
+        assert value(text, f"{name}_count") == 3, name
+    assert value(text, "e2e_request_latency_seconds_count") == 4
+    assert value(text, "inter_token_latency_seconds_count") == 3 * 3
+    assert value(text, "generation_tokens_total") == 3 * 4
+    assert value(text, "prompt_tokens_total") > 0
+    assert value(text, 'request_success_total{finished_reason="length"}') == 3
+    assert value(text, "tokens_memorized_total") == position
+    assert value(text, "session_commit_seconds_count") == 2
+    assert value(text, "session_state_bytes_count") == 2
+    assert value(text, 'session_resume_seconds_count{tier="host"}') == 3
+    assert value(text, 'sessions{tier="host"}') == 1
+    assert value(text, 'requests_rejected_total{reason="unsupported_parameter"}') == 1
+    assert value(text, 'requests_rejected_total{reason="not_found"}') == 1
+    assert value(text, 'session_conflicts_total{reason="session_diverged"}') == 1
+    assert value(text, "num_requests_running") == 0
+    assert value(text, "num_requests_waiting") == 0
+    assert value(text, "state_slots_in_use") == 0
+    assert value(text, "iteration_tokens_total_sum") >= value(text, "prompt_tokens_total")
+    assert "secret-name" not in text
+
+
+def test_the_buckets_are_the_ones_that_dashboards_know(client: httpx.Client) -> None:
+    text = client.get("/metrics").text
+
+    def bounds(name: str) -> list[float]:
+        return [float(bound) for bound in re.findall(rf'atlas_{name}_bucket{{le="([^"+]+)"}}', text)]
+
+    assert bounds("time_to_first_token_seconds")[:4] == [0.001, 0.005, 0.01, 0.02]
+    assert bounds("time_to_first_token_seconds")[-2:] == [640, 2560]
+    assert bounds("inter_token_latency_seconds")[-3:] == [1, 2.5, 5]
+    assert bounds("e2e_request_latency_seconds")[-2:] == [1920, 7680]
+    assert all(bounds(name) == sorted(bounds(name)) for name in LATENCIES)
+
+
+def test_a_body_that_stands_still_is_dropped_and_its_session_free(model: Path) -> None:
+    with serving(model, body_timeout_seconds="0.3") as server:
+        for head in (
+            b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n",
+            b"POST /v1/sessions/s/ingest HTTP/1.1\r\nHost: x\r\nContent-Type: text/plain\r\n",
+        ):
+            with socket.create_connection(("127.0.0.1", server.port), timeout=20) as connection:
+                connection.sendall(head + b"Content-Length: 50\r\n\r\n{")
+                answer = read_until(connection, b"}}")
+            assert answer.startswith(b"HTTP/1.1 408 ")
+            assert b'"code":"timeout"' in answer
+        with httpx.Client(base_url=server.base_url, timeout=60) as client:
+            assert ask(client, "a", session_id="s").status_code == 200
+
+
+def test_a_full_queue_is_a_429_that_says_when_to_come_back(model: Path) -> None:
+    endless = {"messages": [user("a")], "max_tokens": 30_000, "ignore_eos": True, "stream": True}
+    with (
+        serving(model, max_num_sequences="1", max_num_waiting="0") as server,
+        httpx.Client(base_url=server.base_url, timeout=60) as client,
+        client.stream("POST", "/v1/chat/completions", json=endless) as running,
+    ):
+        lines = running.iter_lines()
+        next(lines)
+        refused = ask(client, "b")
+        assert_refused(refused, 429, "queue_full")
+        assert refused.headers["retry-after"] == "1"
