@@ -20,6 +20,7 @@ class Stage:
     write_penalty, forget_penalty: weights of the means over all tokens of token_gate * inner_lr and of 1 - retention,
     added to the loss: a gate that can shut does not learn to by itself.
     memory: the memory's configuration from this stage on, where it changes (never its shapes); None keeps it.
+    lr_ratio: of this stage's learning rate to the recipe's.
     max_inner_lr: what each head's largest inner_lr is set to when the stage begins; None keeps what was learned.
     """
 
@@ -31,6 +32,7 @@ class Stage:
     forget_penalty: float
     memory: MemoryConfig | None = None
     max_inner_lr: float | None = None
+    lr_ratio: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +62,7 @@ class Recipe:
         """Learning rate of step 0, 1, ..."""
         warm = min(1.0, (step + 1) / self.num_warmup_steps)
         remaining = (self.num_steps - step) / (self.decay_share * self.num_steps)
-        return self.max_lr * min(warm, remaining, 1.0)
+        return self.stage_at(step)[1].lr_ratio * self.max_lr * min(warm, remaining, 1.0)
 
     def model_at(self, index: int) -> AtlasConfig:
         """The model's configuration in the stage of that index."""
@@ -128,7 +130,7 @@ _DEMO_STAGES = (
         memory=replace(DEMO_MODEL.memory, memory_chunk_size=16, max_momentum_decay=0.1, read_norm_eps=1e-3),
     ),
     Stage(
-        num_steps=800,
+        num_steps=145,
         batch_size=16,
         segment_num_tokens=256,
         episodes=EpisodeConfig(num_tokens=256, num_facts=(2, 10), num_questions=(6, 12)),
@@ -138,20 +140,31 @@ _DEMO_STAGES = (
         max_inner_lr=3.0,
     ),
     Stage(
-        num_steps=600,
+        num_steps=144,
+        batch_size=16,
+        segment_num_tokens=256,
+        episodes=EpisodeConfig(num_tokens=256, num_facts=(2, 10), num_questions=(6, 12)),
+        write_penalty=0.1,
+        forget_penalty=10.0,
+        lr_ratio=0.4,
+    ),
+    Stage(
+        num_steps=450,
         batch_size=8,
         segment_num_tokens=512,
         episodes=EpisodeConfig(num_tokens=512, num_facts=(3, 16), num_questions=(8, 20)),
-        write_penalty=0.3,
+        write_penalty=0.2,
         forget_penalty=20.0,
+        lr_ratio=0.5,
     ),
     Stage(
-        num_steps=800,
+        num_steps=850,
         batch_size=4,
         segment_num_tokens=1024,
-        episodes=EpisodeConfig(num_tokens=12288, min_num_tokens=1024, num_facts=(4, 28), num_questions=(20, 80)),
-        write_penalty=1.0,
+        episodes=EpisodeConfig(num_tokens=8192, min_num_tokens=1024, num_facts=(4, 28), num_questions=(24, 120)),
+        write_penalty=0.5,
         forget_penalty=30.0,
+        lr_ratio=0.5,
     ),
 )
 
@@ -186,7 +199,7 @@ _SMOKE_STAGES = (
 )
 
 RECIPES: Mapping[str, Recipe] = {
-    "demo": Recipe(DEMO_MODEL, _DEMO_STAGES),
+    "demo": Recipe(DEMO_MODEL, _DEMO_STAGES, decay_share=0.4),
     "smoke": Recipe(_SMOKE_MODEL, _SMOKE_STAGES, num_warmup_steps=4),
 }
 """`demo` is what ships; `smoke` shows in seconds that the whole path works, and learns next to nothing."""

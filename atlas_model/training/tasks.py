@@ -20,7 +20,6 @@ from atlas_model.training.vocabulary import (
     NAMES,
     OBJECTS,
     PLACES,
-    TAKES,
 )
 
 
@@ -99,7 +98,6 @@ class World:
             "aspect": key.aspect,
             "answer": answer,
             "move": self._rng.choice(MOVES),
-            "take": self._rng.choice(TAKES),
         }
         return Fact(
             key=key,
@@ -147,11 +145,9 @@ _KINDS = {
     ),
     Kind.POSSESSION: _Task(
         statements=(
-            *("{answer} {take} the {subject}.",) * 2,
-            "{answer} {take} the {subject} there.",
-            "{answer} has the {subject}.",
             "The {subject} is with {answer}.",
             "The {subject} now belongs to {answer}.",
+            "The {subject} was given to {answer}.",
             "Now the {subject} is with {answer}.",
         ),
         questions=("Who has the {subject}?",),
