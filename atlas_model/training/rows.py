@@ -34,11 +34,11 @@ _BASE_MEMORY = MemoryConfig(
     num_heads=2,
     key_width=64,
     value_width=64,
-    memory_chunk_size=32,
+    memory_chunk_size=16,
     feature_degree=2,
     feature_width=16,
-    max_momentum_decay=0.3,
-    read_norm_eps=1e-2,
+    max_momentum_decay=0.0,
+    read_norm_eps=1e-3,
 )
 _BASE = AtlasConfig(
     vocab_size=_VOCAB_SIZE,
@@ -47,7 +47,7 @@ _BASE = AtlasConfig(
     feed_forward_width=352,
     layout="mag",
     memory=_BASE_MEMORY,
-    attention=AttentionConfig(num_heads=2, window=32),
+    attention=AttentionConfig(num_heads=2, window=16),
 )
 
 
@@ -66,14 +66,14 @@ ROWS = {
 
 
 def row_recipe(model: AtlasConfig, num_tokens: int) -> Recipe:
-    """num_tokens of episodes of 256 tokens, 16 a step."""
-    episodes = EpisodeConfig(num_tokens=256, num_facts=(2, 6), num_questions=(4, 8), kinds=_KINDS)
-    stage = Stage(max(1, num_tokens // (16 * 256)), 16, 256, episodes, write_penalty=0.05, forget_penalty=0.1)
-    return Recipe(model, (stage,), num_warmup_steps=50, max_lr=3e-3)
+    """num_tokens of dense episodes of 128 tokens, 16 a step."""
+    episodes = EpisodeConfig(num_tokens=128, num_facts=(2, 5), num_questions=(3, 5), kinds=_KINDS)
+    stage = Stage(max(1, num_tokens // (16 * 128)), 16, 128, episodes, write_penalty=0.02, forget_penalty=1.0)
+    return Recipe(model, (stage,), num_warmup_steps=50, max_lr=1.5e-3, decay_share=0.5)
 
 
 def train_row(name: str, num_tokens: int, seed: int) -> dict[str, object]:
-    """Train one row and measure it on held-out episodes of 256 and 1,024 tokens."""
+    """Train one row and measure it on held-out episodes of 128 and 512 tokens."""
     recipe = row_recipe(ROWS[name], num_tokens)
     texts = tokenizer_texts(random.Random(0), SyntheticProse())
     corpus = Corpus(SyntheticProse(), Tokenizer(train_tokenizer(texts, _VOCAB_SIZE)), ChatFormat())
@@ -92,12 +92,12 @@ def train_row(name: str, num_tokens: int, seed: int) -> dict[str, object]:
         "tokens_per_second": round(trainer.num_tokens / seconds),
         "loss": round(sum(losses[-50:]) / len(losses[-50:]), 4),
     }
-    for length in (256, 1024):
+    for length in (128, 512):
         episodes = replace(
             recipe.stages[0].episodes,
             num_tokens=length,
-            num_facts=(6, 6),
-            num_questions=(6, 6),
+            num_facts=(4, 4),
+            num_questions=(4, 4),
             question_placement="end",
             max_num_rounds=1,
             turn_fact_share=0.0,
