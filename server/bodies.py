@@ -1,17 +1,19 @@
 """Request bodies: bounded in size before they are parsed, and in time while they arrive."""
 
 import asyncio
-from collections.abc import AsyncGenerator
-from typing import Any
+from collections.abc import AsyncGenerator, Callable
+from typing import Any, TypeVar
 
 from starlette.requests import ClientDisconnect, Request
 
 from server.errors import BodyTooLarge, RequestTimeout, UnsupportedMediaType
 from server.strict_json import parse_object
 
-# Parsing more than this would be felt by everybody else's stream.
+# Parsing and hashing more than this would be felt by everybody else's stream.
 MAX_INLINE_NUM_BYTES = 2**20
 PIECE_NUM_BYTES = 2**16
+
+T = TypeVar("T")
 
 
 def media_type(request: Request) -> str:
@@ -42,10 +44,10 @@ async def read_pieces(request: Request, idle_seconds: float) -> AsyncGenerator[b
             return
 
 
-async def read_json(
+async def read_json_body(
     request: Request, max_num_bytes: int, idle_seconds: float, *, may_be_absent: bool = False
-) -> dict[str, Any]:
-    """The JSON object of the body. Raises UnsupportedMediaType, BodyTooLarge, InvalidRequest, InvalidUnicode."""
+) -> bytes:
+    """The bytes of a JSON body. Raises UnsupportedMediaType, BodyTooLarge, RequestTimeout."""
     kind = media_type(request)
     if kind != "application/json" and not (may_be_absent and not kind):
         raise UnsupportedMediaType("the body must be application/json")
@@ -58,11 +60,22 @@ async def read_json(
         raw += piece
         if len(raw) > max_num_bytes:
             raise too_large
+    return bytes(raw)
+
+
+async def read_json(
+    request: Request, max_num_bytes: int, idle_seconds: float, *, may_be_absent: bool = False
+) -> dict[str, Any]:
+    """The JSON object of the body. Raises as above, InvalidRequest and InvalidUnicode."""
+    raw = await read_json_body(request, max_num_bytes, idle_seconds, may_be_absent=may_be_absent)
     if may_be_absent and not raw:
         return {}
-    if len(raw) > MAX_INLINE_NUM_BYTES:
-        return await asyncio.to_thread(parse_object, bytes(raw))
-    return parse_object(bytes(raw))
+    return await off_loop_if_large(len(raw), lambda: parse_object(raw))
+
+
+async def off_loop_if_large(num_bytes: int, work: Callable[[], T]) -> T:
+    """Runs `work`, which is about so many bytes, where it holds up nobody."""
+    return work() if num_bytes <= MAX_INLINE_NUM_BYTES else await asyncio.to_thread(work)
 
 
 async def cut_in_pieces(raw: bytes) -> AsyncGenerator[bytes, None]:

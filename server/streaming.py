@@ -23,15 +23,17 @@ def event(value: Mapping[str, Any]) -> bytes:
 
 
 class EventStream(Response):
-    """Sends what `events` yields, one message each, and closes it whatever happens.
+    """Sends `first` and then what `rest` yields, one message each, and closes `rest` whatever happens.
 
+    rest: has begun (`first` came out of it), so that closing it runs its clean-up.
     stall_seconds: a client that takes nothing for so long is treated as gone.
     watches: whether a disconnect is noticed at once; False for those who are still reading the request's body.
     """
 
     def __init__(
         self,
-        events: AsyncGenerator[bytes, None],
+        first: bytes,
+        rest: AsyncGenerator[bytes, None],
         headers: Mapping[str, str],
         *,
         stall_seconds: float,
@@ -40,12 +42,13 @@ class EventStream(Response):
         super().__init__(headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no", **headers})
         del self.headers["content-length"]
         self.headers["content-type"] = MEDIA_TYPE
-        self._events = events
+        self._first = first
+        self._rest = rest
         self._stall_seconds = stall_seconds
         self._watches = watches
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        async with aclosing(self._events):
+        async with aclosing(self._rest):
             if self._watches:
                 await run_until_disconnect(receive, self._send_all(send))
             else:
@@ -53,13 +56,17 @@ class EventStream(Response):
 
     async def _send_all(self, send: Send) -> None:
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
-        async for body in self._events:
-            try:
-                async with asyncio.timeout(self._stall_seconds):
-                    await send({"type": "http.response.body", "body": body, "more_body": True})
-            except TimeoutError as error:
-                raise ClientDisconnect from error
+        await self._send(send, self._first)
+        async for body in self._rest:
+            await self._send(send, body)
         await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    async def _send(self, send: Send, body: bytes) -> None:
+        try:
+            async with asyncio.timeout(self._stall_seconds):
+                await send({"type": "http.response.body", "body": body, "more_body": True})
+        except TimeoutError as error:
+            raise ClientDisconnect from error
 
 
 async def latest(source: AsyncGenerator[T, None]) -> AsyncGenerator[T, None]:

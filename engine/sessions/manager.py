@@ -17,11 +17,12 @@ from engine.sessions.committed import CommittedSessions
 from engine.sessions.host_copies import LoadedSession
 from engine.sessions.ingest import Ingest, IngestProgress, IngestRequest, IngestResult
 from engine.sessions.leases import Leases
-from engine.sessions.ledger import read_messages
+from engine.sessions.ledger import Reading, read_messages
 from engine.sessions.observer import SessionObserver
 from engine.sessions.storage import Storage
 from engine.sessions.stored_turns import StoredTurn
 from engine.sessions.turn import Turn, TurnRequest, new_sequence_id, prompt_token_ids
+from engine.snapshot import SessionRecord
 from engine.stores.base import Head, SessionKey
 
 
@@ -158,17 +159,15 @@ class SessionManager:
         record = None if base is None else base.record
         if request.writes and record is not None and record.open_ingest is not None:
             raise IngestOpen(f"a document is open in this session, at offset {record.open_ingest.offset}")
-        reading = read_messages(
-            request.messages,
-            record.ledger if record else (),
-            record.system_digest if record else None,
-            request.history,
-        )
-        token_ids = await asyncio.to_thread(
-            prompt_token_ids, self._tokenizer, self._chat_format, reading, record is None
-        )
+        reading, token_ids = await asyncio.to_thread(self._read, request, record)
         sequence = Sequence(new_sequence_id(), token_ids, request.sampling, record.state if record else None)
         return Turn(request, reading, sequence, base, self._engine, self._committed)
+
+    def _read(self, request: TurnRequest, record: SessionRecord | None) -> tuple[Reading, list[int]]:
+        """What of the messages is new, and its tokens. Hashes and encodes all of them: not for the event loop."""
+        ledger, system_digest = (record.ledger, record.system_digest) if record else ((), None)
+        reading = read_messages(request.messages, ledger, system_digest, request.history)
+        return reading, prompt_token_ids(self._tokenizer, self._chat_format, reading, is_first=record is None)
 
 
 def _find_repeated(request: TurnRequest, base: LoadedSession | None) -> StoredTurn | None:

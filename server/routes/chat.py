@@ -2,10 +2,8 @@
 
 import hashlib
 import logging
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator
 from contextlib import aclosing
-from dataclasses import dataclass
-from typing import Any
 
 from fastapi import APIRouter
 from starlette.requests import Request
@@ -13,8 +11,8 @@ from starlette.responses import JSONResponse, Response
 
 from engine.errors import AtlasError, InvalidRequest, ModelNotFound, UnsupportedParameter
 from engine.sessions import History, TurnRequest
-from server.answering import AnswerEvent, Completed, Opened, answer
-from server.bodies import read_json
+from server.answering import AnswerEvent, Completed, answer
+from server.bodies import off_loop_if_large, read_json_body
 from server.chat_answer import ChatAnswer
 from server.dependencies import idempotency_key, if_match, is_library_retry, named_session, runtime_of
 from server.disconnect import run_until_disconnect
@@ -24,6 +22,7 @@ from server.parameters import review_chat_fields
 from server.runtime import Runtime
 from server.schemas import ChatRequest, request_body, validate
 from server.streaming import DONE, EventStream, event
+from server.strict_json import parse_object
 
 MAX_NUM_IGNORED_SHOWN = 32
 
@@ -36,10 +35,8 @@ async def create_chat_completion(request: Request) -> Response:
     """A turn of a session, or a stateless one. SSE with `stream`."""
     runtime = runtime_of(request)
     config = runtime.config
-    body = await read_json(request, config.max_body_bytes, config.body_timeout_seconds)
-    ignored = review_chat_fields(body)
-    chat = validate(ChatRequest, body)
-    turn = _turn_request(request, runtime, chat)
+    raw = await read_json_body(request, config.max_body_bytes, config.body_timeout_seconds)
+    chat, ignored, turn = await off_loop_if_large(len(raw), lambda: _understand(request, runtime, raw))
     serving = runtime.serving()
     context = RequestContext.of(request)
     context.note.update(turn.note)
@@ -59,55 +56,59 @@ async def create_chat_completion(request: Request) -> Response:
     return await run_until_disconnect(request.receive, reply.whole())
 
 
-@dataclass(frozen=True, slots=True)
 class _Reply:
     """How the events of an answer travel."""
 
-    runtime: Runtime
-    headers: dict[str, str]
-    frame: ChatAnswer
-    events: AsyncGenerator[AnswerEvent, None]
+    def __init__(
+        self,
+        runtime: Runtime,
+        headers: dict[str, str],
+        frame: ChatAnswer,
+        events: AsyncGenerator[AnswerEvent, None],
+    ) -> None:
+        self._runtime = runtime
+        self._headers = headers
+        self._frame = frame
+        self._events = events
 
     async def whole(self) -> Response:
-        async with aclosing(self.events):
-            async for item in self.events:
+        async with aclosing(self._events):
+            async for item in self._events:
                 if isinstance(item, Completed):
-                    return JSONResponse(item.completion, headers=self._headers(item.completion, item.is_replay))
+                    self._note(item)
+                    if "session" in item.completion:
+                        self._headers["X-Session-Version"] = str(item.completion["session"]["version"])
+                    return JSONResponse(item.completion, headers=self._headers)
         raise AssertionError("an answer ends with Completed")
 
     async def stream(self, includes_usage: bool) -> Response:
         """Returns when there is something to say: until then a refusal still has a status of its own."""
-        version = 0
-        try:
-            while isinstance(item := await anext(self.events), Opened):
-                version = item.base_version
-        except BaseException:
-            await self.events.aclose()
-            raise
-        is_replay = isinstance(item, Completed) and item.is_replay
-        headers = self._headers(None, is_replay)
-        if "X-Session-Id" in headers:
-            headers["X-Session-Version"] = str(version)
-        return EventStream(
-            self._chunks(item, includes_usage), headers, stall_seconds=self.runtime.config.body_timeout_seconds
-        )
+        chunks = self._chunks(includes_usage)
+        first = await anext(chunks)
+        stall_seconds = self._runtime.config.body_timeout_seconds
+        return EventStream(first, chunks, self._headers, stall_seconds=stall_seconds)
 
-    async def _chunks(self, first: AnswerEvent, includes_usage: bool) -> AsyncGenerator[bytes, None]:
-        item, frame, is_first = first, self.frame, True
-        async with aclosing(self.events):
+    async def _chunks(self, includes_usage: bool) -> AsyncGenerator[bytes, None]:
+        """Raises what comes before the first chunk, and tells in a chunk what comes after it."""
+        frame, is_first = self._frame, True
+        async with aclosing(self._events):
             try:
-                while not isinstance(item, Completed):
+                while not isinstance(item := await anext(self._events), Completed):
                     if isinstance(item, str):
                         yield event(frame.text_chunk(item, is_first=is_first))
                         is_first = False
-                    item = await anext(self.events)
+                    elif "X-Session-Id" in self._headers:
+                        self._headers["X-Session-Version"] = str(item.base_version)
             except Exception as error:
+                if is_first:
+                    raise
                 # Boundary: the status has been sent, so whatever failed is told inside the stream.
                 if not isinstance(error, AtlasError):
                     _logger.exception("a stream failed")
-                self.runtime.metrics.refused(status_of(error), code_of(error))
+                self._runtime.metrics.refused(status_of(error), code_of(error))
                 yield event(error_body(error))
                 return
+            self._note(item)
             completion = item.completion
             if item.is_replay:
                 frame = ChatAnswer.of_completion(completion)
@@ -118,13 +119,17 @@ class _Reply:
                 yield event(frame.usage_chunk(completion))
             yield DONE
 
-    def _headers(self, completion: Mapping[str, Any] | None, is_replay: bool) -> dict[str, str]:
-        headers = dict(self.headers)
-        if completion is not None and "session" in completion:
-            headers["X-Session-Version"] = str(completion["session"]["version"])
-        if is_replay:
-            headers["Idempotent-Replayed"] = "true"
-        return headers
+    def _note(self, completed: Completed) -> None:
+        if completed.is_replay:
+            self._headers["Idempotent-Replayed"] = "true"
+
+
+def _understand(request: Request, runtime: Runtime, raw: bytes) -> tuple[ChatRequest, list[str], TurnRequest]:
+    """The body, the names in it that are ignored, and what it asks for."""
+    body = parse_object(raw)
+    ignored = review_chat_fields(body)
+    chat = validate(ChatRequest, body)
+    return chat, ignored, _turn_request(request, runtime, chat)
 
 
 def _turn_request(request: Request, runtime: Runtime, chat: ChatRequest) -> TurnRequest:

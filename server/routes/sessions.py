@@ -91,15 +91,10 @@ async def ingest(request: Request, document_id: DocumentId = None, offset: Offse
     pieces = await _pieces(request, runtime)
     steps = _run(runtime, wanted, pieces)
     if MEDIA_TYPE in request.headers.get("accept", ""):
-        stream = latest(steps)
-        try:
-            first = await anext(stream)
-        except BaseException:
-            await stream.aclose()
-            raise
-        stall_seconds = runtime.config.body_timeout_seconds
-        headers = {"X-Session-Id": key.session_id}
-        return EventStream(_events(runtime, first, stream), headers, stall_seconds=stall_seconds, watches=False)
+        events = _events(runtime, latest(steps))
+        first = await anext(events)
+        headers, stall_seconds = {"X-Session-Id": key.session_id}, runtime.config.body_timeout_seconds
+        return EventStream(first, events, headers, stall_seconds=stall_seconds, watches=False)
     async with aclosing(steps):
         async for step in steps:
             if isinstance(step, IngestResult):
@@ -129,19 +124,18 @@ async def _run(
 
 
 async def _events(
-    runtime: Runtime,
-    first: IngestProgress | IngestResult,
-    stream: AsyncGenerator[IngestProgress | IngestResult, None],
+    runtime: Runtime, steps: AsyncGenerator[IngestProgress | IngestResult, None]
 ) -> AsyncGenerator[bytes, None]:
-    step = first
-    async with aclosing(stream):
+    """Raises what comes before the first event, and tells in an event what comes after it."""
+    is_first = True
+    async with aclosing(steps):
         try:
-            while isinstance(step, IngestProgress):
+            while isinstance(step := await anext(steps), IngestProgress):
                 yield event(_progress(step))
-                step = await anext(stream)
-        except ClientDisconnect:
-            raise
+                is_first = False
         except Exception as error:
+            if is_first or isinstance(error, ClientDisconnect):
+                raise
             # Boundary: the status has been sent, so whatever failed is told inside the stream.
             if not isinstance(error, AtlasError):
                 _logger.exception("an ingest failed")

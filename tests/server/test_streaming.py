@@ -86,8 +86,31 @@ def test_a_reader_that_never_reads_is_given_up() -> None:
             if message["type"] == "http.response.body":
                 await asyncio.Event().wait()
 
+        rest = events()
+        await anext(rest)
         with pytest.raises(ClientDisconnect):
-            await EventStream(events(), {}, stall_seconds=0.05)({"type": "http"}, never, send)
+            await EventStream(b"first", rest, {}, stall_seconds=0.05)({"type": "http"}, never, send)
+        assert closed.is_set()
+
+    asyncio.run(test())
+
+
+def test_a_client_that_is_gone_before_its_stream_begins_closes_what_was_begun() -> None:
+    async def test() -> None:
+        closed = asyncio.Event()
+
+        async def events() -> AsyncGenerator[bytes, None]:
+            async with aclosing(numbers(10**9, closed)) as source:
+                async for number in source:
+                    yield str(number).encode()
+
+        async def send(message: Message) -> None:
+            await asyncio.Event().wait()
+
+        rest = events()
+        await anext(rest)
+        with pytest.raises(ClientDisconnect):
+            await EventStream(b"first", rest, {}, stall_seconds=10)({"type": "http"}, gone, send)
         assert closed.is_set()
 
     asyncio.run(test())
