@@ -51,7 +51,7 @@ class ServerConfig:
     max_num_waiting: Annotated[int, "requests that may wait beyond those; the next one gets 429"] = 256
     max_num_batched_tokens: Annotated[int, "tokens that one step may prefill"] = 2048
     max_tokens_limit: Annotated[int, "the largest max_tokens that a request may ask for"] = 32768
-    ingest_commit_tokens: Annotated[int, "a document is committed about every so many tokens"] = 16384
+    ingest_commit_tokens: Annotated[int, "a document is committed about every so many tokens"] = 8192
     host_cache_bytes: Annotated[int, "committed sessions kept in memory"] = 2**30
     max_body_bytes: Annotated[int, "largest JSON body; documents sent as text/plain have no limit"] = 32 * 2**20
     body_timeout_seconds: Annotated[float, "a request whose body stands still for so long is dropped"] = 60.0

@@ -18,6 +18,8 @@ from server.errors import InvalidApiKey, code_of, error_response
 from server.metrics import Metrics
 
 OPEN_PATHS = ("/health", "/ready")
+# Asked every few seconds by machines: their lines would drown the others.
+PROBED_PATHS = (*OPEN_PATHS, "/metrics")
 CLIENT_GONE = 499
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 _logger = logging.getLogger("server.requests")
@@ -108,4 +110,5 @@ def _log(scope: Scope, context: RequestContext, status: int) -> None:
         **context.note,
     }
     # JSON, so that nothing of a client's can begin a line of its own.
-    _logger.info("%s", json.dumps(line))
+    level = logging.DEBUG if scope["path"] in PROBED_PATHS else logging.INFO
+    _logger.log(level, "%s", json.dumps(line))

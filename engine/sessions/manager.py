@@ -32,7 +32,7 @@ class SessionConfig:
     max_host_num_bytes: of committed sessions kept in memory."""
 
     lease_seconds: float = 10.0
-    commit_num_tokens: int = 16384
+    commit_num_tokens: int = 8192
     max_host_num_bytes: int = 2**30
 
 
