@@ -149,7 +149,7 @@ _DEMO_STAGES = (
         lr_ratio=0.4,
     ),
     Stage(
-        num_steps=450,
+        num_steps=163,
         batch_size=8,
         segment_num_tokens=512,
         episodes=EpisodeConfig(num_tokens=512, num_facts=(3, 16), num_questions=(8, 20)),
@@ -158,13 +158,22 @@ _DEMO_STAGES = (
         lr_ratio=0.5,
     ),
     Stage(
-        num_steps=850,
+        num_steps=350,
+        batch_size=16,
+        segment_num_tokens=256,
+        episodes=EpisodeConfig(num_tokens=256, num_facts=(2, 10), num_questions=(6, 12)),
+        write_penalty=0.1,
+        forget_penalty=20.0,
+        lr_ratio=0.6,
+    ),
+    Stage(
+        num_steps=800,
         batch_size=4,
         segment_num_tokens=1024,
         episodes=EpisodeConfig(num_tokens=8192, min_num_tokens=1024, num_facts=(4, 28), num_questions=(24, 120)),
         write_penalty=0.5,
         forget_penalty=30.0,
-        lr_ratio=0.5,
+        lr_ratio=0.6,
     ),
 )
 
@@ -199,7 +208,7 @@ _SMOKE_STAGES = (
 )
 
 RECIPES: Mapping[str, Recipe] = {
-    "demo": Recipe(DEMO_MODEL, _DEMO_STAGES, decay_share=0.4),
+    "demo": Recipe(DEMO_MODEL, _DEMO_STAGES, decay_share=0.3),
     "smoke": Recipe(_SMOKE_MODEL, _SMOKE_STAGES, num_warmup_steps=4),
 }
 """`demo` is what ships; `smoke` shows in seconds that the whole path works, and learns next to nothing."""

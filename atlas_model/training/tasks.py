@@ -20,6 +20,7 @@ from atlas_model.training.vocabulary import (
     NAMES,
     OBJECTS,
     PLACES,
+    TAKES,
 )
 
 
@@ -98,6 +99,7 @@ class World:
             "aspect": key.aspect,
             "answer": answer,
             "move": self._rng.choice(MOVES),
+            "take": self._rng.choice(TAKES),
         }
         return Fact(
             key=key,
@@ -145,16 +147,15 @@ _KINDS = {
     ),
     Kind.POSSESSION: _Task(
         statements=(
-            "The {subject} is with {answer}.",
-            "The {subject} now belongs to {answer}.",
-            "The {subject} was given to {answer}.",
-            "Now the {subject} is with {answer}.",
+            *("{subject} {take} the {answer}.",) * 3,
+            "{subject} has the {answer}.",
+            "Now {subject} has the {answer}.",
         ),
-        questions=("Who has the {subject}?",),
+        questions=("What does {subject} have?",),
         aspects=("",),
-        draw_key=lambda rng: Key(Kind.POSSESSION, rng.choice(OBJECTS)),
-        draw_answer=lambda rng, key: rng.choice(NAMES),
-        num_answers=lambda key: len(NAMES),
+        draw_key=lambda rng: Key(Kind.POSSESSION, rng.choice(NAMES)),
+        draw_answer=lambda rng, key: rng.choice(OBJECTS),
+        num_answers=lambda key: len(OBJECTS),
     ),
     Kind.CODE: _Task(
         statements=(

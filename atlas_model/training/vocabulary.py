@@ -45,6 +45,8 @@ OBJECTS = _words(
 )
 
 
+TAKES = ("got", "grabbed", "took", "picked up", "found")
+
 LOCKED_SIDES = _words("north south east west upper lower outer inner front back old new main hidden central")
 LOCKED_THINGS = _words("gate door safe vault locker cabinet chest lift cupboard archive")
 
