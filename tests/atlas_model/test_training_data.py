@@ -292,5 +292,5 @@ def test_a_document_s_facts_stand_between_whole_sentences_in_lines() -> None:
 
 
 def test_the_words_of_answers_are_single_tokens_in_facts_and_in_answers() -> None:
-    for word in (*NAMES, *PLACES):
+    for word in (*OBJECTS, *PLACES):
         assert len(task_tokenizer().encode(word)) == len(task_tokenizer().encode(" " + word)) == 1, word
