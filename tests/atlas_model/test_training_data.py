@@ -18,7 +18,7 @@ from atlas_model.training.episodes import NOT_AN_ANSWER, Episode, EpisodeMaker
 from atlas_model.training.prose import Sentence
 from atlas_model.training.synthetic_prose import SyntheticProse
 from atlas_model.training.tasks import ALL_KINDS, Kind
-from atlas_model.training.vocabulary import MOVES, NAMES, PLACES
+from atlas_model.training.vocabulary import MOVES, NAMES, OBJECTS, PLACES
 from tests.atlas_model.tokenizers import task_tokenizer
 
 CONFIGS = [
