@@ -1,6 +1,7 @@
 # ruff: noqa: S104  (nothing is bound here)
 """Settings: flag over environment over default, and nothing that is not understood."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -78,3 +79,10 @@ def test_help_names_every_setting(capsys: pytest.CaptureFixture[str]) -> None:
     text = capsys.readouterr().out
     for name in ServerConfig.__dataclass_fields__:
         assert f"--{name.replace('_', '-')}" in text
+
+
+def test_the_readme_has_every_setting_and_no_other() -> None:
+    readme = Path(__file__).parents[2] / "README.md"
+    rows = re.findall(r"^\| `--([a-z-]+)` \| `(ATLAS_[A-Z_]+)` \|", readme.read_text(encoding="utf-8"), re.MULTILINE)
+    assert [flag.replace("-", "_") for flag, _ in rows] == list(ServerConfig.__dataclass_fields__)
+    assert [variable.removeprefix("ATLAS_").lower() for _, variable in rows] == list(ServerConfig.__dataclass_fields__)
