@@ -65,6 +65,7 @@ def test_a_device_that_is_not_there_stops_the_process(capsys: pytest.CaptureFixt
     fails_to_start(capsys, "--store", "memory://", "--model", str(model), "--device", "nonsense")
 
 
+@pytest.mark.redis
 def test_a_redis_that_is_down_stops_the_process(
     capsys: pytest.CaptureFixture[str], model: Path, own_redis: RedisServer
 ) -> None:
@@ -74,6 +75,7 @@ def test_a_redis_that_is_down_stops_the_process(
     assert "hunter2" not in line
 
 
+@pytest.mark.redis
 def test_a_redis_that_may_evict_stops_the_process(
     capsys: pytest.CaptureFixture[str], model: Path, tmp_path: Path
 ) -> None:
@@ -131,7 +133,7 @@ def test_while_the_model_loads_the_server_is_alive_and_not_ready(forker: Forker,
 
 def test_sigterm_lets_what_runs_finish_and_takes_nothing_new(server: ForkedServer) -> None:
     ask(server.client, "a", session_id="s")
-    with open_stream(server.port, "b", {**ENDLESS, "max_tokens": 150}) as stream:
+    with open_stream(server.port, "b", {**ENDLESS, "max_tokens": 300}) as stream:
         read_until(stream, b"data: ")
         server.signal(signal.SIGTERM)
         until(lambda: server.client.get("/ready").status_code == 503)

@@ -126,7 +126,7 @@ def test_a_redis_that_stops_in_mid_turn_fails_the_turn_and_harms_nothing(
 ) -> None:
     ask(client, "a", session_id="s")
     before = session_of(client, "s")
-    fields = {**ENDLESS, "max_tokens": 40, "stream": stream}
+    fields = {**ENDLESS, "max_tokens": 200, "stream": stream}
     with open_stream(on_redis.port, "b", fields) as turn:
         until(lambda: on_redis.num_slots_in_use == 1)
         own_redis.stop()
@@ -207,12 +207,13 @@ def test_two_servers_on_one_redis_take_turns(model: Path, client: httpx.Client, 
         assert answer["session"]["version"] == session_of(client, "s")["version"]
 
 
+@pytest.mark.redis
 def test_a_failing_commit_is_told_inside_the_stream(model: Path, own_redis: RedisServer) -> None:
     with (
         serving(model, store=own_redis.url) as server,
         httpx.Client(base_url=server.base_url, timeout=60) as client,
     ):
-        body = {"messages": [{"role": "user", "content": "a"}], "max_tokens": 20, "ignore_eos": True}
+        body = {"messages": [{"role": "user", "content": "a"}], "max_tokens": 200, "ignore_eos": True}
         with client.stream("POST", "/v1/chat/completions", json={**body, "session_id": "s", "stream": True}) as answer:
             own_redis.stop()
             answer.read()
