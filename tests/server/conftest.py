@@ -6,6 +6,7 @@ from pathlib import Path
 import httpx
 import pytest
 
+from tests.server.forked import Forker
 from tests.server.harness import ThreadedServer, new_name, serving, tiny_folder
 
 
@@ -20,6 +21,13 @@ def server(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Th
     """A local store; documents are committed every hundred tokens."""
     store = f"local://{tmp_path_factory.mktemp('server') / 'sessions'}"
     with serving(model, store=store, ingest_commit_tokens="100", lease_seconds="1", max_body_bytes="200000") as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def forker() -> Iterator[Forker]:
+    """Starts servers that are other processes, quickly."""
+    with Forker() as running:
         yield running
 
 

@@ -20,12 +20,6 @@ OPERATIONS_PER_KILL = 4
 DOCUMENT = text_of(4)
 
 
-@pytest.fixture(scope="module")
-def forker() -> Iterator[Forker]:
-    with Forker() as running:
-        yield running
-
-
 @pytest.fixture(params=["local", pytest.param("redis", marks=pytest.mark.redis)])
 def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
     if request.param == "local":

@@ -18,12 +18,6 @@ from tests.tiny import save_tiny_checkpoint, tiny_config
 ENDLESS = {"max_tokens": 30_000, "ignore_eos": True, "stream": True, "session_id": "s"}
 
 
-@pytest.fixture(scope="module")
-def forker() -> Iterator[Forker]:
-    with Forker() as running:
-        yield running
-
-
 @pytest.fixture
 def server(forker: Forker, model: Path, tmp_path: Path) -> Iterator[ForkedServer]:
     settings = {"model": str(model), "store": f"local://{tmp_path / 'sessions'}"}

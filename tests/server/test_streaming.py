@@ -64,6 +64,12 @@ def test_leaving_progress_early_closes_its_source() -> None:
     asyncio.run(test())
 
 
+async def endless(closed: asyncio.Event) -> AsyncGenerator[bytes, None]:
+    async with aclosing(numbers(10**9, closed)) as source:
+        async for number in source:
+            yield str(number).encode()
+
+
 async def never() -> Message:
     await asyncio.Event().wait()
     raise AssertionError
@@ -77,16 +83,11 @@ def test_a_reader_that_never_reads_is_given_up() -> None:
     async def test() -> None:
         closed = asyncio.Event()
 
-        async def events() -> AsyncGenerator[bytes, None]:
-            async with aclosing(numbers(10**9, closed)) as source:
-                async for number in source:
-                    yield str(number).encode()
-
         async def send(message: Message) -> None:
             if message["type"] == "http.response.body":
                 await asyncio.Event().wait()
 
-        rest = events()
+        rest = endless(closed)
         await anext(rest)
         with pytest.raises(ClientDisconnect):
             await EventStream(b"first", rest, {}, stall_seconds=0.05)({"type": "http"}, never, send)
@@ -99,15 +100,10 @@ def test_a_client_that_is_gone_before_its_stream_begins_closes_what_was_begun() 
     async def test() -> None:
         closed = asyncio.Event()
 
-        async def events() -> AsyncGenerator[bytes, None]:
-            async with aclosing(numbers(10**9, closed)) as source:
-                async for number in source:
-                    yield str(number).encode()
-
         async def send(message: Message) -> None:
             await asyncio.Event().wait()
 
-        rest = events()
+        rest = endless(closed)
         await anext(rest)
         with pytest.raises(ClientDisconnect):
             await EventStream(b"first", rest, {}, stall_seconds=10)({"type": "http"}, gone, send)
