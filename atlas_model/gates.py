@@ -76,11 +76,17 @@ class GateMaps(nn.Module):
         self.num_heads = num_heads
         self.max_momentum_decay = config.memory.max_momentum_decay
         self.linear = nn.Linear(config.width, 4 * num_heads)
-        nn.init.normal_(self.linear.weight, std=config.width**-0.5)
-        with torch.no_grad():
-            self.linear.weight[num_heads : 2 * num_heads] *= 0.1
-            self.linear.bias.copy_(torch.tensor([1.0, 6.0, 1.0, 0.0]).repeat_interleave(num_heads))
         self.log_max_inner_lr = nn.Parameter(torch.zeros(num_heads))
+        self.reset()
+
+    @torch.no_grad()
+    def reset(self) -> None:
+        """Start anew, with gates as they are before any training and 1 as the largest inner_lr."""
+        num_heads = self.num_heads
+        nn.init.normal_(self.linear.weight, std=self.linear.in_features**-0.5)
+        self.linear.weight[num_heads : 2 * num_heads] *= 0.1
+        self.linear.bias.copy_(torch.tensor([1.0, 6.0, 1.0, 0.0]).repeat_interleave(num_heads))
+        nn.init.zeros_(self.log_max_inner_lr)
 
     @property
     def max_inner_lr(self) -> Tensor:

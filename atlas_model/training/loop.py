@@ -21,7 +21,8 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from atlas_model.checkpoint import save_checkpoint
-from atlas_model.gates import Gates
+from atlas_model.config import AtlasConfig
+from atlas_model.gates import GateMaps, Gates
 from atlas_model.model import AtlasModel
 from atlas_model.state import State
 from atlas_model.text import ChatFormat, Tokenizer
@@ -193,16 +194,15 @@ class Trainer:
         if not path.is_file():
             return False
         saved: dict[str, Any] = torch.load(path, weights_only=True)
+        self.step, self.num_tokens, self.seconds = saved["step"], saved["num_tokens"], saved["seconds"]
+        self._enter_stage(saved["stage_index"], resumes=True)
         self.model.load_state_dict(saved["model"])
         for optimizer, optimizer_state in zip(self._optimizers, saved["optimizers"], strict=True):
             optimizer.load_state_dict(optimizer_state)
-        self.step, self.num_tokens, self.seconds = saved["step"], saved["num_tokens"], saved["seconds"]
-        if self.step < self.recipe.num_steps and self.recipe.stage_at(self.step)[0] == saved["stage_index"]:
-            self._enter_stage(saved["stage_index"], resumes=True)
-            assert self._stream is not None
-            self._stream.load_state_dict(saved["stream"])
-            if saved["carried"] is not None:
-                self._state = State.from_named_tensors(self.model.config, saved["carried"])
+        assert self._stream is not None
+        self._stream.load_state_dict(saved["stream"])
+        if saved["carried"] is not None:
+            self._state = State.from_named_tensors(self.model.config, saved["carried"])
         return True
 
     @property
@@ -212,12 +212,11 @@ class Trainer:
     def _enter_stage(self, index: int, resumes: bool = False) -> None:
         stage = self.recipe.stages[index]
         self._stage_index = index
-        config = self.recipe.model_at(index)
-        if config != self.model.config:
-            # The new model takes over the very parameters, so the optimisers go on with them.
-            parameters = self.model.state_dict(keep_vars=True)
-            self.model = AtlasModel(config)
-            self.model.load_state_dict(parameters, assign=True)
+        self._configure(self.recipe.model_at(index))
+        if stage.resets_gates and not resumes:
+            for module in self.model.modules():
+                if isinstance(module, GateMaps):
+                    module.reset()
         if stage.max_inner_lr is not None and not resumes:
             for name, parameter in self.model.named_parameters():
                 if name.endswith("log_max_inner_lr"):
@@ -232,6 +231,19 @@ class Trainer:
             segment_num_tokens=stage.segment_num_tokens,
             seed=1_000_000 * self._seed + 1_000 * self._processes.rank + index,
         )
+
+    def _configure(self, config: AtlasConfig) -> None:
+        """Go on with the same weights in another configuration; the optimisers start anew."""
+        if config == self.model.config:
+            return
+        weights = self.model.state_dict()
+        self.model = AtlasModel(config)
+        for name, parameter in self.model.state_dict().items():
+            missing = parameter.shape[0] - weights[name].shape[0]
+            if missing and name.endswith("convolution.weight"):
+                weights[name] = torch.nn.functional.pad(weights[name], (0, 0, missing, 0))
+        self.model.load_state_dict(weights)
+        self._optimizers = _optimizers(self.model, self.recipe)
 
     def _state_before(self, batch: Batch) -> State | None:
         """The carried state, with the rows that begin an episode at the learned start."""

@@ -21,7 +21,10 @@ class Stage:
     added to the loss: a gate that can shut does not learn to by itself.
     memory: the memory's configuration from this stage on, where it changes (never its shapes); None keeps it.
     lr_ratio: of this stage's learning rate to the recipe's.
+    conv_width: of the short convolutions from this stage on; the new taps look further back and start at zero.
     max_inner_lr: what each head's largest inner_lr is set to when the stage begins; None keeps what was learned.
+    resets_gates: all gates start anew, open, when the stage begins: a gate that shut while the memory was of no use
+        hardly opens again, for each of token_gate and inner_lr takes the other's gradient with it.
     """
 
     num_steps: int
@@ -31,7 +34,9 @@ class Stage:
     write_penalty: float
     forget_penalty: float
     memory: MemoryConfig | None = None
+    conv_width: int | None = None
     max_inner_lr: float | None = None
+    resets_gates: bool = False
     lr_ratio: float = 1.0
 
 
@@ -66,10 +71,12 @@ class Recipe:
 
     def model_at(self, index: int) -> AtlasConfig:
         """The model's configuration in the stage of that index."""
-        for stage in reversed(self.stages[: index + 1]):
-            if stage.memory is not None:
-                return replace(self.model, memory=stage.memory)
-        return self.model
+        config = self.model
+        for stage in self.stages[: index + 1]:
+            config = replace(
+                config, memory=stage.memory or config.memory, conv_width=stage.conv_width or config.conv_width
+            )
+        return config
 
     def stage_at(self, step: int) -> tuple[int, Stage]:
         """The stage that step 0, 1, ... belongs to, and its index."""
@@ -158,7 +165,7 @@ _DEMO_STAGES = (
         lr_ratio=0.5,
     ),
     Stage(
-        num_steps=350,
+        num_steps=142,
         batch_size=16,
         segment_num_tokens=256,
         episodes=EpisodeConfig(num_tokens=256, num_facts=(2, 10), num_questions=(6, 12)),
@@ -167,13 +174,33 @@ _DEMO_STAGES = (
         lr_ratio=0.6,
     ),
     Stage(
-        num_steps=800,
+        num_steps=296,
+        batch_size=16,
+        segment_num_tokens=256,
+        episodes=EpisodeConfig(num_tokens=256, num_facts=(2, 10), num_questions=(6, 12)),
+        write_penalty=0.02,
+        forget_penalty=20.0,
+        resets_gates=True,
+        lr_ratio=0.6,
+    ),
+    Stage(
+        num_steps=450,
+        batch_size=16,
+        segment_num_tokens=256,
+        episodes=EpisodeConfig(num_tokens=256, num_facts=(2, 10), num_questions=(6, 12)),
+        write_penalty=0.05,
+        forget_penalty=20.0,
+        conv_width=8,
+        lr_ratio=0.7,
+    ),
+    Stage(
+        num_steps=500,
         batch_size=4,
         segment_num_tokens=1024,
         episodes=EpisodeConfig(num_tokens=8192, min_num_tokens=1024, num_facts=(4, 28), num_questions=(24, 120)),
         write_penalty=0.5,
         forget_penalty=30.0,
-        lr_ratio=0.6,
+        lr_ratio=0.7,
     ),
 )
 
@@ -204,11 +231,12 @@ _SMOKE_STAGES = (
         write_penalty=0.2,
         forget_penalty=0.3,
         memory=replace(_SMOKE_MODEL.memory, memory_chunk_size=8),
+        conv_width=5,
     ),
 )
 
 RECIPES: Mapping[str, Recipe] = {
-    "demo": Recipe(DEMO_MODEL, _DEMO_STAGES, decay_share=0.3),
+    "demo": Recipe(DEMO_MODEL, _DEMO_STAGES, decay_share=0.2),
     "smoke": Recipe(_SMOKE_MODEL, _SMOKE_STAGES, num_warmup_steps=4),
 }
 """`demo` is what ships; `smoke` shows in seconds that the whole path works, and learns next to nothing."""
