@@ -19,7 +19,8 @@ class EpisodeConfig:
     `num_questions` are inclusive ranges. A fact overwrites an earlier one with `overwrite_probability`. There are up
     to `max_num_rounds` rounds; questions come after each ("spread") or after the last only ("end"). A share
     `turn_fact_share` of episodes tells half of its facts in user turns. Answers weigh 1 in the loss, all else
-    `text_weight`. `kinds` are the kinds of facts, of which each episode uses a random part.
+    `text_weight`. `kinds` are the kinds of facts, of which each episode uses a random part, at most `max_num_kinds`:
+    the fewer there are, the less a question can be answered without knowing whom or what it is about.
     """
 
     num_tokens: int = 256
@@ -32,6 +33,7 @@ class EpisodeConfig:
     turn_fact_share: float = 0.15
     text_weight: float = 0.1
     kinds: tuple[Kind, ...] = ALL_KINDS
+    max_num_kinds: int = len(ALL_KINDS)
 
     def __post_init__(self) -> None:
         """Refuse what no episode can be made of, by the field's name."""
@@ -47,8 +49,8 @@ class EpisodeConfig:
                 raise ValueError(f"{name} must be in [0, 1]")
         if self.question_placement not in ("spread", "end"):
             raise ValueError("question_placement must be 'spread' or 'end'")
-        if self.max_num_rounds < 1 or not self.kinds or self.text_weight < 0:
-            raise ValueError("max_num_rounds must be >= 1, kinds not empty, text_weight >= 0")
+        if self.max_num_rounds < 1 or not self.kinds or self.max_num_kinds < 1 or self.text_weight < 0:
+            raise ValueError("max_num_rounds and max_num_kinds must be >= 1, kinds not empty, text_weight >= 0")
 
 
 @dataclass(slots=True)
@@ -71,7 +73,7 @@ def plan_rounds(rng: random.Random, config: EpisodeConfig, num_facts: int, num_q
     num_wanted = [0] * num_rounds
     for _ in range(num_questions):
         num_wanted[num_rounds - 1 - rng.randrange(num_asking)] += 1
-    world = World(rng, rng.sample(config.kinds, rng.randint(1, len(config.kinds))))
+    world = World(rng, rng.sample(config.kinds, rng.randint(1, min(len(config.kinds), config.max_num_kinds))))
     asked: set[Fact] = set()
     num_owed = 0
     for number, this_round in enumerate(rounds):

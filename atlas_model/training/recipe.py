@@ -184,7 +184,7 @@ _DEMO_STAGES = (
         lr_ratio=0.6,
     ),
     Stage(
-        num_steps=450,
+        num_steps=149,
         batch_size=16,
         segment_num_tokens=256,
         episodes=EpisodeConfig(num_tokens=256, num_facts=(2, 10), num_questions=(6, 12)),
@@ -194,11 +194,22 @@ _DEMO_STAGES = (
         lr_ratio=0.7,
     ),
     Stage(
-        num_steps=500,
+        num_steps=450,
+        batch_size=32,
+        segment_num_tokens=128,
+        episodes=EpisodeConfig(
+            num_tokens=128, num_facts=(4, 6), num_questions=(5, 8), overwrite_probability=0.1, max_num_kinds=1
+        ),
+        write_penalty=0.0,
+        forget_penalty=20.0,
+        lr_ratio=0.7,
+    ),
+    Stage(
+        num_steps=350,
         batch_size=4,
         segment_num_tokens=1024,
         episodes=EpisodeConfig(num_tokens=8192, min_num_tokens=1024, num_facts=(4, 28), num_questions=(24, 120)),
-        write_penalty=0.5,
+        write_penalty=0.3,
         forget_penalty=30.0,
         lr_ratio=0.7,
     ),
