@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 import torch.distributed
 
+from atlas_model.checkpoint import load_checkpoint
 from atlas_model.text import ChatFormat, Tokenizer, train_tokenizer
 from atlas_model.training.loop import Corpus, Processes, Trainer
 from atlas_model.training.prose import MixedProse, Prose
@@ -39,6 +40,9 @@ def main() -> None:
     parser.add_argument("--save-seconds", type=float, default=180.0, help="seconds between two saves")
     parser.add_argument("--weights-dtype", choices=sorted(_WEIGHTS_DTYPES), default="bfloat16", help="on disk")
     parser.add_argument("--resume", action="store_true", help="go on from --out's last save")
+    parser.add_argument(
+        "--start-from", type=Path, metavar="DIR", help="begin with this checkpoint's weights and tokenizer"
+    )
     arguments = parser.parse_args()
     if not arguments.corpus.is_dir():
         parser.error(f"--corpus: {arguments.corpus} is not a folder")
@@ -51,9 +55,12 @@ def main() -> None:
 
     recipe = scaled(RECIPES[arguments.recipe], arguments.scale)
     books = Prose(arguments.corpus)
+    start = None if arguments.start_from is None else load_checkpoint(arguments.start_from)
     tokenizer_file = arguments.out / "tokenizer.model"
     if arguments.resume and tokenizer_file.is_file():
         tokenizer_model = tokenizer_file.read_bytes()
+    elif start is not None:
+        tokenizer_model = start.tokenizer.model_bytes
     else:
         tokenizer_model = train_tokenizer(
             tokenizer_texts(random.Random(arguments.seed), books), recipe.model.vocab_size
@@ -65,6 +72,11 @@ def main() -> None:
     )
     if arguments.resume and not trainer.resume():
         parser.error(f"--resume: {arguments.out} holds no saved state")
+    if start is not None and not arguments.resume:
+        try:
+            trainer.start_from(start.model)
+        except RuntimeError as error:
+            parser.error(f"--start-from: {error}")
     if processes.rank == 0:
         _say(f"{trainer.model.num_parameters:,} parameters, {recipe.num_steps:,} steps, from step {trainer.step}")
     trainer.run(arguments.save_seconds, _say)

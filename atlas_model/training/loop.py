@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -188,6 +188,11 @@ class Trainer:
         torch.save(training_state, path.with_suffix(".new"))
         path.with_suffix(".new").replace(path)
 
+    def start_from(self, model: AtlasModel) -> None:
+        """Begin with another model's weights. Raises RuntimeError when their shapes are not the recipe's."""
+        weights = model.state_dict()
+        self.model.load_state_dict(_with_wider_convolutions(weights, self.model.state_dict()))
+
     def resume(self) -> bool:
         """Go on from the directory's saved state; False when there is none."""
         path = self._training_state_path
@@ -238,11 +243,7 @@ class Trainer:
             return
         weights = self.model.state_dict()
         self.model = AtlasModel(config)
-        for name, parameter in self.model.state_dict().items():
-            missing = parameter.shape[0] - weights[name].shape[0]
-            if missing and name.endswith("convolution.weight"):
-                weights[name] = torch.nn.functional.pad(weights[name], (0, 0, missing, 0))
-        self.model.load_state_dict(weights)
+        self.model.load_state_dict(_with_wider_convolutions(weights, self.model.state_dict()))
         self._optimizers = _optimizers(self.model, self.recipe)
 
     def _state_before(self, batch: Batch) -> State | None:
@@ -293,6 +294,16 @@ def _weighted_loss(model: AtlasModel, hidden: Tensor, batch: Batch, weights: Ten
     scored = weights > 0
     losses = cross_entropy(model.logits(hidden[scored]).float(), batch.targets[scored], reduction="none")
     return (losses * weights[scored]).sum() / weights.sum()
+
+
+def _with_wider_convolutions(weights: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The weights, with taps of zero put before those of each short convolution that is wanted wider."""
+    return {
+        name: torch.nn.functional.pad(tensor, (0, 0, max(0, wanted[name].shape[0] - tensor.shape[0]), 0))
+        if name.endswith("convolution.weight")
+        else tensor
+        for name, tensor in weights.items()
+    }
 
 
 def _mean_change(gates: tuple[Gates, ...]) -> tuple[Tensor, Tensor]:

@@ -125,3 +125,15 @@ def test_a_stage_may_change_the_memory_and_the_checkpoint_says_so(tmp_path: Path
     assert load_checkpoint(tmp_path).model.config.memory.memory_chunk_size == 8
     moved = (run.model.embedding.weight.detach() - before).abs().max()
     assert 0 < float(moved) < 0.1, "the optimiser goes on with the new model's parameters"
+
+
+def test_a_run_can_start_from_another_models_weights(tmp_path: Path) -> None:
+    """Also when its convolutions are to be wider: until it has trained, the model computes what the other did."""
+    first = trainer(tmp_path / "first")
+    first.train_step()
+    wider = replace(SMOKE, model=replace(SMOKE.model, conv_width=6), stages=SMOKE.stages[:1])
+    second = trainer(tmp_path / "second", wider)
+    second.start_from(first.model)
+    ids = torch.arange(50)[None]
+    with torch.inference_mode():
+        assert torch.allclose(second.model(ids).logits, first.model(ids).logits, atol=1e-5)
