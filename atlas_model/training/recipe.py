@@ -194,7 +194,7 @@ _DEMO_STAGES = (
         lr_ratio=0.7,
     ),
     Stage(
-        num_steps=450,
+        num_steps=779,
         batch_size=32,
         segment_num_tokens=128,
         episodes=EpisodeConfig(
@@ -205,7 +205,7 @@ _DEMO_STAGES = (
         lr_ratio=0.7,
     ),
     Stage(
-        num_steps=350,
+        num_steps=260,
         batch_size=4,
         segment_num_tokens=1024,
         episodes=EpisodeConfig(num_tokens=8192, min_num_tokens=1024, num_facts=(4, 28), num_questions=(24, 120)),
@@ -247,7 +247,7 @@ _SMOKE_STAGES = (
 )
 
 RECIPES: Mapping[str, Recipe] = {
-    "demo": Recipe(DEMO_MODEL, _DEMO_STAGES, decay_share=0.2),
+    "demo": Recipe(DEMO_MODEL, _DEMO_STAGES, decay_share=0.12),
     "smoke": Recipe(_SMOKE_MODEL, _SMOKE_STAGES, num_warmup_steps=4),
 }
 """`demo` is what ships; `smoke` shows in seconds that the whole path works, and learns next to nothing."""
