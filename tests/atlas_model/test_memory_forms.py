@@ -134,8 +134,8 @@ def test_chunk_form_in_float32_stays_near_float64(config: MemoryConfig) -> None:
     assert_equal(actual, expected, FLOAT32_TOLERANCE[config.network])
 
 
-def test_shut_gates_leave_memory_untouched_and_empty_tokens_are_not_read_ahead() -> None:
-    """A token reads only what came before it: changing token 9 changes no output before it."""
+def test_a_token_reads_only_what_came_before_it() -> None:
+    """Changing token 9 changes no output before it, and those after it."""
     case = make_case(replace(BASE, omega_window=3), 14)
     base, _ = chunk(case.rule, case.inputs, case.state, case.position)
     keys = case.inputs.keys.clone()
