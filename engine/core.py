@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from atlas_model.checkpoint import Checkpoint
+from atlas_model.text.chat_format import OPENING
 from engine.config import EngineConfig
 from engine.errors import AtlasError, Draining, InvalidRequest, MemoryDiverged
 from engine.model_runner import ModelRunner
@@ -72,7 +73,7 @@ class EngineCore:
             raise InvalidRequest(f"sequence {sequence.sequence_id} is already running")
         self._scheduler.add(sequence)
         params = sequence.params
-        stopping = None if params is None else Stopping(params, self._end_token_id, self._token_bytes)
+        stopping = None if params is None else Stopping(params, self._end_token_id, self._token_bytes, OPENING.encode())
         seed = secrets.randbits(64) if params is None or params.seed is None else params.seed
         self._progress[sequence.sequence_id] = Progress(sequence, stopping, seed, time.monotonic())
 

@@ -17,7 +17,7 @@ from engine.sequence import FinishReason
 @dataclass(frozen=True, slots=True)
 class Cut:
     """Where a stop string cut the answer: the first `num_kept_tokens` sampled tokens are visible as a whole, and
-    `visible` are the bytes of the next one that stand before the stop string."""
+    `visible` are the bytes of the next one that stand before the stop string, an opening of the answer included."""
 
     num_kept_tokens: int
     visible: bytes
@@ -33,15 +33,20 @@ class Verdict:
 
 
 class Stopping:
-    """One per sequence. `token_bytes[id]` are a token's exact bytes."""
+    """One per sequence. `token_bytes[id]` are a token's exact bytes; `opening`, where an answer begins with it, is fed
+    like the rest of its first token and is no part of the answer."""
 
-    def __init__(self, params: SamplingParams, end_token_id: int, token_bytes: Sequence[bytes]) -> None:
+    def __init__(
+        self, params: SamplingParams, end_token_id: int, token_bytes: Sequence[bytes], opening: bytes = b""
+    ) -> None:
         self._params = params
         self._stops = [stop.encode("utf-8") for stop in params.stop]
         self._end_token_id = end_token_id
         self._token_bytes = token_bytes
+        self._opening = opening
         self._answer = bytearray()
         self._num_released_bytes = 0
+        self._has_opening = False
         # Where each token begins in the answer.
         self._token_starts: list[int] = []
 
@@ -62,7 +67,7 @@ class Stopping:
         if token_id == self._end_token_id:
             return Verdict(self.release_all(), FinishReason.STOP)
         self._token_starts.append(len(self._answer))
-        self._answer += self._token_bytes[token_id]
+        self._answer += self._bytes_of(token_id)
         if len(self._token_starts) < self._params.min_tokens:
             return Verdict(self.release_all())
 
@@ -70,6 +75,8 @@ class Stopping:
         if match_start is not None:
             first_hidden = self._token_at(match_start)
             visible = bytes(self._answer[self._token_starts[first_hidden] : match_start])
+            if visible and first_hidden == 0 and self._has_opening:
+                visible = self._opening + visible
             # What is hidden must not be released later either.
             del self._answer[match_start:]
             return Verdict(self.release_all(), FinishReason.STOP, Cut(first_hidden, visible))
@@ -80,6 +87,14 @@ class Stopping:
     def release_all(self) -> bytes:
         """Everything that is still held back."""
         return self._release_up_to(len(self._answer))
+
+    def _bytes_of(self, token_id: int) -> bytes:
+        """What the token that was just accepted adds to the answer."""
+        data = self._token_bytes[token_id]
+        if len(self._token_starts) > 1 or not self._opening:
+            return data
+        self._has_opening = data.startswith(self._opening)
+        return data.removeprefix(self._opening)
 
     def _release_up_to(self, end: int) -> bytes:
         released = bytes(self._answer[self._num_released_bytes : end])

@@ -1,8 +1,9 @@
 """The frame around what a session reads and says, in token ids; one path for training and serving.
 
-A session begins with `<bos>`; a message is `<role>` content `<end>`; an answer is begun by `<assistant>`; a document is
-`<document>` text `<end>`. Promises: only the frame holds special tokens, whatever the content. Leaves the tokens that
-are pending between turns to the engine.
+A session begins with `<bos>`; a message is `<role>`, a space, content `<end>`; an answer is begun by `<assistant>`; a
+document is `<document>` text `<end>`. The space gives a word the piece that it has inside a text, so that an answer
+copies the very token that was read; it is no part of the content. Promises: only the frame holds special tokens,
+whatever the content. Leaves the tokens that are pending between turns to the engine.
 """
 
 from collections.abc import Mapping
@@ -12,6 +13,8 @@ from typing import Self
 from atlas_model.text.tokenizer import Tokenizer
 
 ROLES = ("system", "user", "assistant")
+OPENING = " "
+"""What stands between a role and the content of its message."""
 
 
 class ChatFormatError(ValueError):
@@ -22,12 +25,12 @@ class ChatFormatError(ValueError):
 class ChatFormat:
     """The frame's version, part of a checkpoint's fingerprint: a model serves with the frame it was trained with."""
 
-    version: int = 1
+    version: int = 2
 
     def __post_init__(self) -> None:
         """Refuse a version that this code would frame wrongly."""
-        if type(self.version) is not int or self.version != 1:
-            raise ChatFormatError(f"chat format version {self.version!r} is unknown; this code speaks version 1")
+        if type(self.version) is not int or self.version != 2:
+            raise ChatFormatError(f"chat format version {self.version!r} is unknown; this code speaks version 2")
 
     def to_dict(self) -> dict[str, object]:
         """As it stands in a checkpoint's config.json."""
@@ -48,11 +51,12 @@ class ChatFormat:
         return [tokenizer.special.bos]
 
     def message(self, tokenizer: Tokenizer, role: str, content: str) -> list[int]:
-        """A whole message of one of `ROLES`."""
-        return [_role_id(tokenizer, role), *tokenizer.encode(content), tokenizer.special.end]
+        """A whole message of one of `ROLES`; an empty one has no opening, as an answer that ends at once has none."""
+        text = OPENING + content if content else ""
+        return [_role_id(tokenizer, role), *tokenizer.encode(text), tokenizer.special.end]
 
     def generation_prompt(self, tokenizer: Tokenizer) -> list[int]:
-        """What the model's answer follows; the answer ends with `special.end`."""
+        """What the model's answer follows; the answer begins with `OPENING` and ends with `special.end`."""
         return [tokenizer.special.assistant]
 
     def document_start(self, tokenizer: Tokenizer) -> list[int]:

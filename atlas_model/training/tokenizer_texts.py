@@ -1,7 +1,7 @@
 """What the tokenizer is trained on: a sample of prose, and facts, questions and answers by themselves.
 
-Promises: a function of its random generator; the words of answers come both after a space and at a text's beginning, so
-that both forms get pieces. Leaves the training to `atlas_model.text`.
+Promises: a function of its random generator; questions and answers come after a space, as the chat format
+puts them, so that a word in an answer is the piece that it is in a text. Leaves the training to `atlas_model.text`.
 """
 
 import random
@@ -29,5 +29,5 @@ def tokenizer_texts(rng: random.Random, prose: ProseSource) -> Iterator[str]:
         for _ in range(_WORLD_NUM_FACTS):
             fact = world.tell()
             yield " " + fact.text
-            yield fact.question
-            yield fact.answer
+            yield " " + fact.question
+            yield " " + fact.answer

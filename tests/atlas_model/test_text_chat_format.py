@@ -7,11 +7,17 @@ from tests.atlas_model.tokenizers import small_tokenizer
 
 
 @pytest.mark.parametrize("role", ROLES)
-def test_a_message_is_its_role_its_text_and_an_end(role: str) -> None:
+def test_a_message_is_its_role_its_text_after_a_space_and_an_end(role: str) -> None:
     tokenizer = small_tokenizer()
     content = "Where is\nthe nurse? "
     message = ChatFormat().message(tokenizer, role, content)
-    assert message == [getattr(tokenizer.special, role), *tokenizer.encode(content), tokenizer.special.end]
+    assert message == [getattr(tokenizer.special, role), *tokenizer.encode(" " + content), tokenizer.special.end]
+
+
+def test_a_word_is_the_same_piece_in_an_answer_and_inside_a_text() -> None:
+    tokenizer = small_tokenizer()
+    answer = ChatFormat().message(tokenizer, "assistant", "nurse")[1:-1]
+    assert tokenizer.encode("the nurse") == tokenizer.encode("the") + answer
 
 
 def test_session_prompt_and_document_are_framed_by_special_tokens_alone() -> None:
@@ -44,7 +50,7 @@ def test_a_chat_format_comes_back_from_its_fields() -> None:
     assert ChatFormat.from_dict(ChatFormat().to_dict()) == ChatFormat()
 
 
-@pytest.mark.parametrize("fields", [{}, {"version": 2}, {"version": True}, {"version": "1"}, {"version": 1, "bos": 3}])
+@pytest.mark.parametrize("fields", [{}, {"version": 1}, {"version": True}, {"version": "2"}, {"version": 2, "bos": 3}])
 def test_fields_that_are_missing_unknown_or_wrong_are_refused(fields: dict[str, object]) -> None:
     with pytest.raises(ChatFormatError, match=r"version|bos"):
         ChatFormat.from_dict(fields)

@@ -44,7 +44,11 @@ def frames_of(episode: Episode) -> list[tuple[str, str]]:
     frames = []
     while token_ids:
         end = token_ids.index(special.end)
-        frames.append((names[token_ids[0]], tokenizer.decode(token_ids[1:end])))
+        role, text = names[token_ids[0]], tokenizer.decode(token_ids[1:end])
+        if role != "document":
+            assert text.startswith(" ")
+            text = text[1:]
+        frames.append((role, text))
         token_ids = token_ids[end + 1 :]
     return frames
 
@@ -113,11 +117,11 @@ def test_answers_and_replies_weigh_one_and_answers_are_numbered_in_order() -> No
     messages = frames_of(episode)
     answers = [text for (_, before), (_, text) in pairwise(messages) if before[-1:] == "?"]
     assert answers == [
-        task_tokenizer().decode(episode.token_ids[episode.answer_ids == number].tolist())
+        task_tokenizer().decode(episode.token_ids[episode.answer_ids == number].tolist()).removeprefix(" ")
         for number in range(len(episode.question_kinds))
     ]
     replies = [text for role, text in messages if role == "assistant"]
-    assert int((episode.weights == 1).sum()) == sum(len(task_tokenizer().encode(reply)) + 1 for reply in replies)
+    assert int((episode.weights == 1).sum()) == sum(len(task_tokenizer().encode(" " + reply)) + 1 for reply in replies)
 
 
 def test_prose_is_marked_and_nothing_else() -> None:
@@ -293,4 +297,4 @@ def test_a_document_s_facts_stand_between_whole_sentences_in_lines() -> None:
 
 def test_the_words_of_answers_are_single_tokens_in_facts_and_in_answers() -> None:
     for word in (*OBJECTS, *PLACES):
-        assert len(task_tokenizer().encode(word)) == len(task_tokenizer().encode(" " + word)) == 1, word
+        assert len(task_tokenizer().encode(" " + word)) == 1, word

@@ -10,14 +10,14 @@ from engine.stopping import Cut, Stopping, Verdict
 END = 0
 
 
-def stopping(tokens: list[bytes], params: SamplingParams) -> Stopping:
+def stopping(tokens: list[bytes], params: SamplingParams, opening: bytes = b"") -> Stopping:
     """One whose token ids 1, 2, … are `tokens`."""
-    return Stopping(params, END, [b"", *tokens])
+    return Stopping(params, END, [b"", *tokens], opening)
 
 
-def read(tokens: list[bytes], params: SamplingParams) -> tuple[list[Verdict], Stopping]:
+def read(tokens: list[bytes], params: SamplingParams, opening: bytes = b"") -> tuple[list[Verdict], Stopping]:
     """The verdicts on `tokens` one after the other, up to the first that ends the answer."""
-    judge = stopping(tokens, params)
+    judge = stopping(tokens, params, opening)
     verdicts: list[Verdict] = []
     for token_id in range(1, len(tokens) + 1):
         verdicts.append(judge.accept(token_id))
@@ -134,3 +134,23 @@ def test_a_token_without_bytes_belongs_to_the_text_before_it() -> None:
 def test_ignore_eos_never_lets_the_model_end() -> None:
     assert not stopping([], SamplingParams(ignore_eos=True)).can_end
     assert stopping([], SamplingParams()).can_end
+
+
+def test_the_opening_of_an_answer_is_not_shown_and_only_the_first_token_has_one() -> None:
+    verdicts, _ = read([b" so", b" it", b" is"], SamplingParams(), opening=b" ")
+    assert shown(verdicts) == b"so it is"
+
+
+def test_an_answer_without_the_opening_is_shown_whole() -> None:
+    verdicts, _ = read([b"so", b" it"], SamplingParams(), opening=b" ")
+    assert shown(verdicts) == b"so it"
+
+
+def test_what_a_cut_leaves_of_the_first_token_keeps_its_opening() -> None:
+    verdicts, _ = read([b" kitchen"], SamplingParams(stop=("chen",)), opening=b" ")
+    assert verdicts == [Verdict(b"kit", FinishReason.STOP, Cut(num_kept_tokens=0, visible=b" kit"))]
+
+
+def test_a_stop_string_is_not_looked_for_in_the_opening() -> None:
+    verdicts, _ = read([b" so", b"."], SamplingParams(stop=(" ",)), opening=b" ")
+    assert shown(verdicts) == b"so."
