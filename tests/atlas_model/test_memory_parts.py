@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 from torch import Tensor
+from torch.nn.functional import cosine_similarity
 
 from atlas_model.config import MemoryConfig, NewtonSchulzConfig
 from atlas_model.feature_map import FeatureMap, num_features
@@ -39,7 +40,7 @@ def test_features_have_the_taylor_kernel_with_learnable_coefficients() -> None:
     torch.manual_seed(0)
     x, y = torch.randn(2, 1, 2, 5, 6, dtype=torch.float64)
     products = x @ y.mT
-    assert largest_error(feature_map(x) @ feature_map(y).mT, 1 + products + products.square() / 2) <= 1e-7
+    assert largest_error(feature_map(x) @ feature_map(y).mT, 0.01 + products + products.square() / 2) <= 1e-7
     feature_map.coefficient_roots.copy_(torch.tensor([[0.0, 0.5], [1.0, 2.0], [3.0, 0.0]]))
     first, second = (feature_map(x) @ feature_map(y).mT)[0]
     assert largest_error(first, products[0, 0] + 9 * products[0, 0].square()) <= 1e-12
@@ -56,6 +57,18 @@ def test_feature_width_projects_only_the_second_degree() -> None:
     feature_map.coefficient_roots.fill_(1.0)
     assert largest_error(feature_map(x) @ feature_map(y).mT, 1 + x @ y.mT + projected.square()) <= 1e-12
     assert num_features(config) == 1 + 8 + 6
+
+
+def test_unit_features_have_length_one_and_the_angles_of_the_papers() -> None:
+    config = MemoryConfig(2, 8, 8, feature_degree=2, feature_width=3)
+    torch.manual_seed(0)
+    paper, unit = (FeatureMap(replace(config, feature_norm=each)).double() for each in ("none", "unit"))
+    unit.load_state_dict(paper.state_dict())
+    paper.requires_grad_(False)
+    unit.requires_grad_(False)
+    x = torch.randn(1, 2, 5, 8, dtype=torch.float64)
+    assert largest_error(unit(x).square().sum(-1), torch.ones(1, 2, 5)) <= 1e-12
+    assert largest_error(cosine_similarity(unit(x), paper(x), dim=-1), torch.ones(1, 2, 5)) <= 1e-12
 
 
 @pytest.mark.parametrize("shape", [(5, 5), (3, 11), (11, 3)])
