@@ -32,13 +32,19 @@ class MemoryForm(Protocol):
 
 
 class ShortConvolution(nn.Module):
-    """Causal depthwise convolution, [B, T, channels] -> the same; its tail is part of the state."""
+    """Causal depthwise convolution, [B, T, channels] -> the same; its tail is part of the state.
 
-    def __init__(self, channels: int, width: int) -> None:
+    The first `num_summing` channels start as the sum of the last `width` tokens, the others as the token itself.
+    Queries and keys that begin as sums match wherever their words stand, so that a question finds the fact it shares
+    a word with before anything is learned (decided here).
+    """
+
+    def __init__(self, channels: int, width: int, num_summing: int) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.empty(width, channels).normal_(std=width**-0.5))
+        self.weight = nn.Parameter(torch.zeros(width, channels))
         with torch.no_grad():
-            self.weight[-1] += 1.0
+            self.weight[-1] = 1.0
+            self.weight[:, :num_summing] = width**-0.5
 
     def forward(self, x: Tensor, before: Tensor, lengths: Tensor | None) -> tuple[Tensor, Tensor]:
         """before: [B, width - 1, channels]. Returns the convolved tokens and the tail after them."""
@@ -93,7 +99,7 @@ class Mixer(nn.Module):
         self.num_heads = config.memory.num_heads
         self.widths = (config.key_inner_width, config.key_inner_width, config.value_inner_width)
         self.project = nn.Linear(config.width, sum(self.widths), bias=False)
-        self.convolution = ShortConvolution(sum(self.widths), config.conv_width)
+        self.convolution = ShortConvolution(sum(self.widths), config.conv_width, num_summing=2 * self.widths[0])
         self.gate_maps = GateMaps(config)
         self.memory = NeuralMemory(config)
         self.attention = None if config.attention is None else SlidingWindowAttention(config, config.attention)
@@ -110,9 +116,8 @@ class Mixer(nn.Module):
         with torch.autocast(x.device.type, enabled=False):
             x = x.to(self.memory_dtype)
             convolved, convolution = self.convolution(projected, state.convolution, lengths)
-            gates = self.gate_maps(x)
             queries, keys, values = convolved.split(self.widths, dim=-1)
-            inputs = self._memory_inputs(queries, keys, values, gates, state.memory)
+            inputs = self._memory_inputs(x, queries, keys, values, state.memory)
 
             def form(
                 rule: MemoryRule, inputs: MemoryInputs, memory: MemoryState, position: Tensor
@@ -130,7 +135,7 @@ class Mixer(nn.Module):
         return self.out(torch.cat(branches, dim=-1)), LayerState(memory, convolution, attention), inputs.gates
 
     def _memory_inputs(
-        self, queries: Tensor, keys: Tensor, values: Tensor, gates: Gates, state: MemoryState
+        self, x: Tensor, queries: Tensor, keys: Tensor, values: Tensor, state: MemoryState
     ) -> MemoryInputs:
         """Heads apart, SiLU, l2 norm; rounded at birth to the dtype in which the state keeps the open chunk."""
 
@@ -141,9 +146,11 @@ class Mixer(nn.Module):
             split: Tensor = silu(x).unflatten(-1, (self.num_heads, -1))
             return split.transpose(1, 2)
 
+        queries, keys = normalize(heads(queries), dim=-1), rounded(normalize(heads(keys), dim=-1))
+        gates = self.gate_maps(x, queries, keys)
         return MemoryInputs(
-            queries=normalize(heads(queries), dim=-1),
-            keys=rounded(normalize(heads(keys), dim=-1)),
+            queries=queries,
+            keys=keys,
             values=rounded(heads(values)),
             gates=Gates.unstack(rounded(gates.stack())),
         )

@@ -64,10 +64,13 @@ def hard_sigmoid(x: Tensor) -> Tensor:
 
 
 class GateMaps(nn.Module):
-    """[B, T, width] -> Gates. Starts open for writing, with retention 1 and half of the maximal momentum_decay.
+    """[B, T, width], and queries and keys [B, H, T, key_width], -> Gates.
 
-    Retention starts well inside its saturation: a memory that is not used yet is noise, and the first thing that
-    training learns would be to forget it.
+    Beside the token the gates see its query and key, which hold the convolution's last tokens (decided here): whether a
+    word is worth writing is seldom said by the word, and a first layer knows nothing else of its context.
+
+    Starts open for writing, with retention 1 and half of the maximal momentum_decay. Retention starts well inside its
+    saturation: a memory that is not used yet is noise, and the first thing that training learns would be to forget it.
     """
 
     def __init__(self, config: AtlasConfig) -> None:
@@ -75,26 +78,38 @@ class GateMaps(nn.Module):
         num_heads = config.memory.num_heads
         self.num_heads = num_heads
         self.max_momentum_decay = config.memory.max_momentum_decay
-        self.linear = nn.Linear(config.width, 4 * num_heads)
+        self.linear = nn.Linear(config.width + 2 * config.key_inner_width, 4 * num_heads)
         self.log_max_inner_lr = nn.Parameter(torch.zeros(num_heads))
-        self.reset()
+        nn.init.normal_(self.linear.weight, std=self.linear.in_features**-0.5)
+        with torch.no_grad():
+            self.linear.weight[num_heads : 2 * num_heads] *= 0.1
+            self.linear.bias.copy_(torch.tensor([1.0, 6.0, 1.0, 0.0]).repeat_interleave(num_heads))
 
     @torch.no_grad()
-    def reset(self) -> None:
-        """Start anew, with gates as they are before any training and 1 as the largest inner_lr."""
-        num_heads = self.num_heads
-        nn.init.normal_(self.linear.weight, std=self.linear.in_features**-0.5)
-        self.linear.weight[num_heads : 2 * num_heads] *= 0.1
-        self.linear.bias.copy_(torch.tensor([1.0, 6.0, 1.0, 0.0]).repeat_interleave(num_heads))
-        nn.init.zeros_(self.log_max_inner_lr)
+    def open_inner_lr(self) -> None:
+        """Every inner_lr at its largest, as a new start: token_gate alone decides, and has the whole gradient."""
+        rows = slice(2 * self.num_heads, 3 * self.num_heads)
+        nn.init.zeros_(self.linear.weight[rows])
+        nn.init.constant_(self.linear.bias[rows], 3.0)
+
+    @torch.no_grad()
+    def keep_all(self) -> None:
+        """Every retention at exactly 1, now and, called before each step of an optimiser, for good."""
+        rows = slice(self.num_heads, 2 * self.num_heads)
+        nn.init.zeros_(self.linear.weight[rows])
+        nn.init.constant_(self.linear.bias[rows], 6.0)
+        for parameter in (self.linear.weight, self.linear.bias):
+            if parameter.grad is not None:
+                parameter.grad[rows] = 0.0
 
     @property
     def max_inner_lr(self) -> Tensor:
         """The largest inner_lr of each head, [H]."""
         return self.log_max_inner_lr.exp()
 
-    def forward(self, x: Tensor) -> Gates:
-        opened = hard_sigmoid(self.linear(x))
+    def forward(self, x: Tensor, queries: Tensor, keys: Tensor) -> Gates:
+        near = torch.cat([queries, keys], dim=1).transpose(1, 2).flatten(2)
+        opened = hard_sigmoid(self.linear(torch.cat([x, near], dim=-1)))
         token_gate, retention, inner_lr, momentum_decay = opened.transpose(1, 2).tensor_split(4, dim=1)
         return Gates(
             token_gate,

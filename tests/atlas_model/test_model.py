@@ -166,3 +166,23 @@ def test_state_has_the_size_that_the_configuration_computes_at_any_length(config
             name: (spec.shape, spec.dtype) for name, spec in state_spec(config).items()
         }
         assert sum(tensor.nbytes for tensor in named.values()) == session_num_bytes(config)
+
+
+def test_the_first_layers_gates_see_the_tokens_that_the_convolution_sees() -> None:
+    config = tiny_config()
+    model = tiny_model(config)
+    ids = tokens(config, 1, 12)
+    other = ids.clone()
+    other[0, 3] = (ids[0, 3] + 1) % config.vocab_size
+    changed = (model(ids).gates[0].token_gate != model(other).gates[0].token_gate).any(1)[0]
+    seen = range(3, 3 + config.conv_width)
+    assert [position for position in range(12) if bool(changed[position])] == list(seen)
+
+
+def test_queries_and_keys_begin_as_sums_of_tokens_and_values_as_the_token() -> None:
+    config = tiny_config(conv_width=4)
+    weight = AtlasModel(config).blocks[0].mixer.convolution.weight  # type: ignore[union-attr]
+    num_summing = 2 * config.key_inner_width
+    assert torch.equal(weight[:, :num_summing], torch.full((4, num_summing), 0.5))
+    assert weight[:, num_summing:].sum(0).eq(1).all()
+    assert weight[-1, num_summing:].eq(1).all()
