@@ -8,7 +8,6 @@ the tasks to `data`, the numbers to `recipe`, files of the finished model to `ch
 from __future__ import annotations
 
 import json
-import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -22,7 +21,7 @@ from torch.nn.functional import cross_entropy
 
 from atlas_model.checkpoint import save_checkpoint
 from atlas_model.config import AtlasConfig
-from atlas_model.gates import GateMaps, Gates
+from atlas_model.gates import Gates
 from atlas_model.model import AtlasModel
 from atlas_model.state import State
 from atlas_model.text import ChatFormat, Tokenizer
@@ -127,15 +126,19 @@ class Trainer:
         recipe = self.recipe
         for optimizer in self._optimizers:
             for group in optimizer.param_groups:
-                group["lr"] = group["lr_ratio"] * recipe.lr(self.step)
+                gate_lr_ratio = stage.gate_lr_ratio if group["has_gates"] else 1.0
+                group["lr"] = gate_lr_ratio * group["lr_ratio"] * recipe.lr(self.step)
         with torch.autocast("cpu", dtype=torch.bfloat16):
             hidden, state, gates = self.model.hidden(batch.token_ids, self._state_before(batch))
             text_loss = _weighted_loss(self.model, hidden, batch, self._scored(batch))
-        written, forgotten = _mean_change(gates)
-        loss = text_loss + stage.write_penalty * written + stage.forget_penalty * forgotten
+        open_share, forgotten = _mean_change(gates)
+        loss = text_loss + stage.write_penalty * open_share + stage.forget_penalty * forgotten
         self.model.zero_grad(set_to_none=True)
         loss.backward()
         self._processes.average([p.grad for p in self.model.parameters() if p.grad is not None])
+        if stage.keeps_all:
+            for gate_maps in self.model.gate_maps:
+                gate_maps.keep_all()
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), recipe.max_grad_norm)
         if bool(norm.isfinite()):
             for optimizer in self._optimizers:
@@ -146,7 +149,7 @@ class Trainer:
         with torch.no_grad():
             return self._metrics(batch, hidden, gates, state) | {
                 "loss": float(text_loss),
-                "written": float(written),
+                "written": float(open_share),
                 "forgotten": float(forgotten),
                 "grad_norm": float(norm),
             }
@@ -218,14 +221,9 @@ class Trainer:
         stage = self.recipe.stages[index]
         self._stage_index = index
         self._configure(self.recipe.model_at(index))
-        if stage.resets_gates and not resumes:
-            for module in self.model.modules():
-                if isinstance(module, GateMaps):
-                    module.reset()
-        if stage.max_inner_lr is not None and not resumes:
-            for name, parameter in self.model.named_parameters():
-                if name.endswith("log_max_inner_lr"):
-                    torch.nn.init.constant_(parameter, math.log(stage.max_inner_lr))
+        if stage.opens_inner_lr and not resumes:
+            for gate_maps in self.model.gate_maps:
+                gate_maps.open_inner_lr()
         self._state = None
         self._stream = EpisodeStream(
             stage.episodes,
@@ -238,13 +236,17 @@ class Trainer:
         )
 
     def _configure(self, config: AtlasConfig) -> None:
-        """Go on with the same weights in another configuration; the optimisers start anew."""
+        """Go on with the same weights in another configuration; the optimisers start anew where a shape changes."""
         if config == self.model.config:
             return
-        weights = self.model.state_dict()
+        weights, optimizers = self.model.state_dict(), self._optimizers
         self.model = AtlasModel(config)
-        self.model.load_state_dict(_with_wider_convolutions(weights, self.model.state_dict()))
+        wanted = self.model.state_dict()
+        self.model.load_state_dict(_with_wider_convolutions(weights, wanted))
         self._optimizers = _optimizers(self.model, self.recipe)
+        if all(tensor.shape == weights[name].shape for name, tensor in wanted.items()):
+            for optimizer, old in zip(self._optimizers, optimizers, strict=True):
+                optimizer.load_state_dict(old.state_dict())
 
     def _state_before(self, batch: Batch) -> State | None:
         """The carried state, with the rows that begin an episode at the learned start."""
@@ -307,14 +309,16 @@ def _with_wider_convolutions(weights: Mapping[str, Tensor], wanted: Mapping[str,
 
 
 def _mean_change(gates: tuple[Gates, ...]) -> tuple[Tensor, Tensor]:
-    """How much the tokens change the memory: token_gate * inner_lr written, and 1 - retention forgotten.
+    """How far token_gates are open, counted up to a half, and what is forgotten, 1 - retention; means over all tokens.
 
-    Both averaged over layers, heads and tokens. A memory lasts as long as both are zero where nothing is to be learned,
-    and a fact is written at full strength only where its neighbours in the chunk do not write.
+    A fact is written at full strength only where its neighbours in the chunk do not write, and a memory lasts as long
+    as nothing else is written at all. Beyond a half the task alone decides: the strength of one write costs nothing.
+    token_gate alone, and not what it writes: were inner_lr shut with it, each would take the other's gradient away,
+    and what shut on prose would hardly open again for a fact.
     """
-    writes = torch.stack([each.token_gate * each.inner_lr for each in gates])
+    is_open = torch.stack([each.token_gate.clamp(max=0.5) for each in gates])
     leaks = torch.stack([1.0 - each.retention for each in gates])
-    return writes.mean(), leaks.mean()
+    return is_open.mean(), leaks.mean()
 
 
 def _optimizers(model: AtlasModel, recipe: Recipe) -> list[torch.optim.Optimizer]:
@@ -324,14 +328,21 @@ def _optimizers(model: AtlasModel, recipe: Recipe) -> list[torch.optim.Optimizer
     """
     names = ("project.weight", "output_gate.weight", "out.weight", "expand.weight", "contract.weight")
     dense = [parameter for name, parameter in model.named_parameters() if name.endswith(names)]
-    others = [parameter for name, parameter in model.named_parameters() if not name.endswith(names)]
+    gates = [parameter for name, parameter in model.named_parameters() if "gate_maps" in name]
+    others = [p for name, p in model.named_parameters() if not name.endswith(names) and "gate_maps" not in name]
     muon = torch.optim.Muon(
-        [{"params": dense, "lr_ratio": recipe.dense_lr_ratio}],
+        [{"params": dense, "lr_ratio": recipe.dense_lr_ratio, "has_gates": False}],
         lr=recipe.max_lr,
         weight_decay=recipe.weight_decay,
         adjust_lr_fn="match_rms_adamw",
     )
     adamw = torch.optim.AdamW(
-        [{"params": others, "lr_ratio": 1.0}], lr=recipe.max_lr, betas=(0.9, 0.95), weight_decay=0.0
+        [
+            {"params": others, "lr_ratio": 1.0, "has_gates": False},
+            {"params": gates, "lr_ratio": 1.0, "has_gates": True},
+        ],
+        lr=recipe.max_lr,
+        betas=(0.9, 0.95),
+        weight_decay=0.0,
     )
     return [muon, adamw]

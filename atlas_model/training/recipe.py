@@ -21,10 +21,10 @@ class Stage:
     added to the loss: a gate that can shut does not learn to by itself.
     memory: the memory's configuration from this stage on, where it changes (never its shapes); None keeps it.
     lr_ratio: of this stage's learning rate to the recipe's.
+    gate_lr_ratio: of the gates' learning rate to that of the others: a gate that moves fast forgets what it selected.
     conv_width: of the short convolutions from this stage on; the new taps look further back and start at zero.
-    max_inner_lr: what each head's largest inner_lr is set to when the stage begins; None keeps what was learned.
-    resets_gates: all gates start anew, open, when the stage begins: a gate that shut while the memory was of no use
-        hardly opens again, for each of token_gate and inner_lr takes the other's gradient with it.
+    opens_inner_lr: every inner_lr starts anew at its largest when the stage begins, so that token_gate alone decides.
+    keeps_all: retention is held at exactly 1, whatever the gradient says.
     """
 
     num_steps: int
@@ -35,9 +35,10 @@ class Stage:
     forget_penalty: float
     memory: MemoryConfig | None = None
     conv_width: int | None = None
-    max_inner_lr: float | None = None
-    resets_gates: bool = False
+    opens_inner_lr: bool = False
+    keeps_all: bool = False
     lr_ratio: float = 1.0
+    gate_lr_ratio: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +54,7 @@ class Recipe:
     synthetic_prose_share: float = 0.1
     text_share: float = 0.3
     max_lr: float = 1.5e-3
-    dense_lr_ratio: float = 3.0
+    dense_lr_ratio: float = 1.5
     num_warmup_steps: int = 100
     decay_share: float = 0.25
     weight_decay: float = 0.01
@@ -101,117 +102,120 @@ DEMO_MODEL = AtlasConfig(
         rule="gd",
         read_granularity="chunk",
         step="bounded",
-        memory_chunk_size=32,
+        memory_chunk_size=16,
         feature_degree=2,
         feature_width=16,
-        max_momentum_decay=0.3,
-        read_norm_eps=1e-2,
+        max_momentum_decay=0.0,
+        read_norm_eps=1e-3,
     ),
     attention=AttentionConfig(num_heads=4, window=32),
+    conv_width=8,
 )
 
 _DEMO_STAGES = (
     Stage(
-        num_steps=741,
-        batch_size=32,
-        segment_num_tokens=128,
-        episodes=EpisodeConfig(num_tokens=128, num_facts=(2, 6), num_questions=(4, 8)),
+        num_steps=853,
+        batch_size=16,
+        segment_num_tokens=256,
+        episodes=EpisodeConfig(num_tokens=256, num_facts=(4, 9), num_questions=(6, 10), max_num_kinds=2),
         write_penalty=0.0,
-        forget_penalty=0.3,
+        forget_penalty=20.0,
     ),
     Stage(
-        num_steps=400,
-        batch_size=16,
-        segment_num_tokens=256,
-        episodes=EpisodeConfig(num_tokens=256, num_facts=(2, 10), num_questions=(6, 12)),
-        write_penalty=0.05,
-        forget_penalty=3.0,
-    ),
-    Stage(
-        num_steps=163,
-        batch_size=16,
-        segment_num_tokens=256,
-        episodes=EpisodeConfig(num_tokens=256, num_facts=(2, 10), num_questions=(6, 12)),
-        write_penalty=0.3,
-        forget_penalty=5.0,
-        memory=replace(DEMO_MODEL.memory, memory_chunk_size=16, max_momentum_decay=0.1, read_norm_eps=1e-3),
-    ),
-    Stage(
-        num_steps=145,
-        batch_size=16,
-        segment_num_tokens=256,
-        episodes=EpisodeConfig(num_tokens=256, num_facts=(2, 10), num_questions=(6, 12)),
-        write_penalty=0.1,
-        forget_penalty=10.0,
-        memory=replace(DEMO_MODEL.memory, memory_chunk_size=16, max_momentum_decay=0.0, read_norm_eps=1e-3),
-        max_inner_lr=3.0,
-    ),
-    Stage(
-        num_steps=144,
-        batch_size=16,
-        segment_num_tokens=256,
-        episodes=EpisodeConfig(num_tokens=256, num_facts=(2, 10), num_questions=(6, 12)),
-        write_penalty=0.1,
-        forget_penalty=10.0,
-        lr_ratio=0.4,
-    ),
-    Stage(
-        num_steps=163,
+        num_steps=148,
         batch_size=8,
         segment_num_tokens=512,
-        episodes=EpisodeConfig(num_tokens=512, num_facts=(3, 16), num_questions=(8, 20)),
-        write_penalty=0.2,
+        episodes=EpisodeConfig(num_tokens=512, num_facts=(6, 16), num_questions=(10, 18)),
+        write_penalty=0.3,
         forget_penalty=20.0,
-        lr_ratio=0.5,
     ),
     Stage(
-        num_steps=142,
-        batch_size=16,
-        segment_num_tokens=256,
-        episodes=EpisodeConfig(num_tokens=256, num_facts=(2, 10), num_questions=(6, 12)),
-        write_penalty=0.1,
-        forget_penalty=20.0,
-        lr_ratio=0.6,
-    ),
-    Stage(
-        num_steps=296,
-        batch_size=16,
-        segment_num_tokens=256,
-        episodes=EpisodeConfig(num_tokens=256, num_facts=(2, 10), num_questions=(6, 12)),
-        write_penalty=0.02,
-        forget_penalty=20.0,
-        resets_gates=True,
-        lr_ratio=0.6,
-    ),
-    Stage(
-        num_steps=149,
-        batch_size=16,
-        segment_num_tokens=256,
-        episodes=EpisodeConfig(num_tokens=256, num_facts=(2, 10), num_questions=(6, 12)),
-        write_penalty=0.05,
-        forget_penalty=20.0,
-        conv_width=8,
-        lr_ratio=0.7,
-    ),
-    Stage(
-        num_steps=779,
-        batch_size=32,
-        segment_num_tokens=128,
-        episodes=EpisodeConfig(
-            num_tokens=128, num_facts=(4, 6), num_questions=(5, 8), overwrite_probability=0.1, max_num_kinds=1
-        ),
-        write_penalty=0.0,
-        forget_penalty=20.0,
-        lr_ratio=0.7,
-    ),
-    Stage(
-        num_steps=260,
+        num_steps=423,
         batch_size=4,
         segment_num_tokens=1024,
-        episodes=EpisodeConfig(num_tokens=8192, min_num_tokens=1024, num_facts=(4, 28), num_questions=(24, 120)),
-        write_penalty=0.3,
-        forget_penalty=30.0,
+        episodes=EpisodeConfig(num_tokens=4096, min_num_tokens=1024, num_facts=(10, 40), num_questions=(24, 90)),
+        write_penalty=2.0,
+        forget_penalty=200.0,
         lr_ratio=0.7,
+    ),
+    Stage(
+        num_steps=1046,
+        batch_size=4,
+        segment_num_tokens=1024,
+        episodes=EpisodeConfig(num_tokens=8192, min_num_tokens=1024, num_facts=(10, 40), num_questions=(24, 120)),
+        write_penalty=0.5,
+        opens_inner_lr=True,
+        forget_penalty=200.0,
+        lr_ratio=0.7,
+    ),
+    Stage(
+        num_steps=277,
+        batch_size=4,
+        segment_num_tokens=1024,
+        episodes=EpisodeConfig(
+            num_tokens=8192,
+            min_num_tokens=1024,
+            num_facts=(10, 40),
+            num_questions=(24, 120),
+            text_weight=0.05,
+        ),
+        write_penalty=1.0,
+        forget_penalty=20.0,
+        lr_ratio=0.7,
+        gate_lr_ratio=0.1,
+    ),
+    Stage(
+        num_steps=589,
+        batch_size=4,
+        segment_num_tokens=1024,
+        episodes=EpisodeConfig(
+            num_tokens=4096,
+            min_num_tokens=1024,
+            num_facts=(16, 40),
+            num_questions=(30, 90),
+            text_weight=0.05,
+        ),
+        write_penalty=2.0,
+        forget_penalty=0.0,
+        lr_ratio=0.7,
+        gate_lr_ratio=0.3,
+        keeps_all=True,
+    ),
+    Stage(
+        num_steps=463,
+        batch_size=4,
+        segment_num_tokens=1024,
+        episodes=EpisodeConfig(
+            num_tokens=4096,
+            min_num_tokens=1024,
+            num_facts=(16, 40),
+            num_questions=(30, 90),
+            text_weight=0.05,
+        ),
+        write_penalty=1.0,
+        forget_penalty=0.0,
+        lr_ratio=0.7,
+        gate_lr_ratio=0.3,
+        keeps_all=True,
+        opens_inner_lr=True,
+        memory=replace(DEMO_MODEL.memory, feature_norm="unit"),
+    ),
+    Stage(
+        num_steps=780,
+        batch_size=4,
+        segment_num_tokens=1024,
+        episodes=EpisodeConfig(
+            num_tokens=8192,
+            min_num_tokens=1024,
+            num_facts=(16, 40),
+            num_questions=(30, 120),
+            text_weight=0.05,
+        ),
+        write_penalty=4.0,
+        forget_penalty=0.0,
+        lr_ratio=0.7,
+        gate_lr_ratio=0.5,
+        keeps_all=True,
     ),
 )
 
@@ -247,7 +251,7 @@ _SMOKE_STAGES = (
 )
 
 RECIPES: Mapping[str, Recipe] = {
-    "demo": Recipe(DEMO_MODEL, _DEMO_STAGES, decay_share=0.12),
+    "demo": Recipe(DEMO_MODEL, _DEMO_STAGES),
     "smoke": Recipe(_SMOKE_MODEL, _SMOKE_STAGES, num_warmup_steps=4),
 }
 """`demo` is what ships; `smoke` shows in seconds that the whole path works, and learns next to nothing."""

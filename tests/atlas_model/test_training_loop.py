@@ -127,6 +127,27 @@ def test_a_stage_may_change_the_memory_and_the_checkpoint_says_so(tmp_path: Path
     assert 0 < float(moved) < 0.1, "the optimiser goes on with the new model's parameters"
 
 
+@pytest.mark.parametrize("keeps_all", [False, True])
+def test_a_stage_may_hold_retention_at_one(tmp_path: Path, keeps_all: bool) -> None:
+    stage = replace(SMOKE.stages[0], keeps_all=keeps_all, forget_penalty=-1e3)
+    run = trainer(tmp_path, replace(SMOKE, stages=(stage,), max_lr=0.05))
+    for _ in range(5):
+        run.train_step()
+    gates = run.model(torch.arange(50)[None]).gates
+    assert all(bool((each.retention == 1.0).all()) for each in gates) == keeps_all
+
+
+def test_a_stage_may_begin_with_every_inner_lr_open(tmp_path: Path) -> None:
+    first = replace(SMOKE.stages[0], num_steps=1)
+    run = trainer(tmp_path, replace(SMOKE, stages=(first, replace(first, opens_inner_lr=True)), max_lr=0.0))
+    ids = torch.arange(50)[None]
+    for expected in (False, True):
+        run.train_step()
+        largest = [gate_maps.max_inner_lr[:, None] for gate_maps in run.model.gate_maps]
+        is_open = [each.inner_lr == most for each, most in zip(run.model(ids).gates, largest, strict=True)]
+        assert all(bool(each.all()) for each in is_open) == expected
+
+
 def test_a_run_can_start_from_another_models_weights(tmp_path: Path) -> None:
     """Also when its convolutions are to be wider: until it has trained, the model computes what the other did."""
     first = trainer(tmp_path / "first")
