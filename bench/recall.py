@@ -1,6 +1,7 @@
 """`python -m bench recall`: does a session still know what it has read, by length, and after the server was killed?
 
-Documents that hide facts are ingested over HTTP; the server is killed with SIGKILL and started again (when it is ours);
+Documents that hide facts are ingested over HTTP; the server is killed with SIGKILL and started again (when it is ours;
+with `--second-server` another process answers, on the same store, and the first one keeps running);
 then every question is asked three ways: memory `on` (the document's own session), `off` (no session at all) and
 `swapped` (another document's session, which is what chance means). Only `on` may be above chance.
 Questions are asked read-only, and so independently of each other, unless `--writing` asks for committed turns.
@@ -19,14 +20,21 @@ from typing import TypeVar
 
 from atlas_model.training.documents import Question
 from bench import report
+from bench.askers import Asker, ClientAsker, OpenAIAsker
 from bench.plot import draw_recall
 from bench.recall_results import CONDITIONS, Answer, curves, summarise
 from bench.server_process import bench_server
-from bench.workload import Item, is_right, load_tokenizer, make_items, open_prose, parse_length
+from bench.workload import (
+    FACTS_PER_QUESTION,
+    OVERWRITE_PROBABILITY,
+    Item,
+    is_right,
+    load_tokenizer,
+    make_items,
+    open_prose,
+    parse_length,
+)
 from clients import Client, IngestResult
-from clients.protocol import ChatOptions
-
-MAX_ANSWER_TOKENS = 20
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -36,11 +44,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--lengths", default="2k,16k,128k", help="tokens per document, comma-separated (2k = 2,000)")
     parser.add_argument("--documents", type=int, default=5, help="documents per length, at least 2")
     parser.add_argument("--questions", type=int, default=20, help="questions per document")
+    parser.add_argument("--facts", type=int, help=f"facts per document; default: {FACTS_PER_QUESTION} per question")
+    parser.add_argument(
+        "--overwritten",
+        type=float,
+        default=OVERWRITE_PROBABILITY,
+        metavar="SHARE",
+        help="how many of the facts overwrite an earlier one",
+    )
     parser.add_argument("--corpus", type=Path, metavar="DIR", help="books to hide facts in; default: generated prose")
     parser.add_argument("--store", metavar="URL", help="the store of our own server; default: a temporary local one")
     parser.add_argument("--concurrency", type=int, default=4, help="requests in flight")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--writing", action="store_true", help="ask as committed turns, one after another")
+    parser.add_argument("--openai", action="store_true", help="ask through the stock openai package")
+    parser.add_argument(
+        "--second-server", action="store_true", help="another server process on the same store answers; needs --store"
+    )
     report.add_server_arguments(parser)
     report.add_output_arguments(parser)
 
@@ -49,10 +69,21 @@ def run(arguments: argparse.Namespace) -> None:
     lengths = [parse_length(text) for text in arguments.lengths.split(",")]
     if arguments.documents < 2:
         raise SystemExit("bench recall: --documents must be at least 2, or there is no session to swap with")
-    tokenizer = load_tokenizer(arguments.model)
-    items = make_items(
-        tokenizer, open_prose(arguments.corpus), lengths, arguments.documents, arguments.questions, arguments.seed
-    )
+    if arguments.second_server and arguments.store is None:
+        raise SystemExit("bench recall: --second-server needs a --store that two servers can share")
+    try:
+        items = make_items(
+            load_tokenizer(arguments.model),
+            open_prose(arguments.corpus),
+            lengths,
+            arguments.documents,
+            arguments.questions,
+            arguments.seed,
+            num_facts=arguments.facts,
+            overwrite_probability=arguments.overwritten,
+        )
+    except ValueError as error:
+        raise SystemExit(f"bench recall: {error}") from error
     run_id = uuid.uuid4().hex[:8]
     with (
         bench_server(arguments.base_url, arguments.model, arguments.store) as server,
@@ -60,8 +91,8 @@ def run(arguments: argparse.Namespace) -> None:
     ):
         recall = Recall(client, items, run_id, arguments.concurrency)
         readings = recall.read()
-        server.kill9_and_start()
-        answers = recall.ask(arguments.writing)
+        with server.second() if arguments.second_server else server.killed_and_started() as base_url:
+            answers = recall.ask(_asker(arguments, base_url), arguments.writing)
         recall.forget()
     rows = summarise(answers)
     for row in rows:
@@ -72,7 +103,8 @@ def run(arguments: argparse.Namespace) -> None:
         **report.header("recall"),
         "model": arguments.model.name,
         "prose": "generated" if arguments.corpus is None else "books",
-        "killed_between": arguments.base_url is None,
+        "answered_by": "second process" if arguments.second_server else "same" if arguments.base_url else "restarted",
+        "through": "openai" if arguments.openai else "clients",
         "writing": arguments.writing,
         "seed": arguments.seed,
         "num_documents": arguments.documents,
@@ -82,6 +114,12 @@ def run(arguments: argparse.Namespace) -> None:
     }
     records = {"readings": [asdict(reading) for reading in readings], "answers": [asdict(answer) for answer in answers]}
     report.publish(document, records, arguments.json)
+
+
+def _asker(arguments: argparse.Namespace, base_url: str) -> Asker:
+    if arguments.openai:
+        return OpenAIAsker(base_url, arguments.api_key)
+    return ClientAsker(Client(base_url, arguments.api_key))
 
 
 class Recall:
@@ -101,33 +139,31 @@ class Recall:
 
         return self._in_parallel(read_one, self._items)
 
-    def ask(self, writing: bool) -> list[Answer]:
+    def ask(self, asker: Asker, writing: bool) -> list[Answer]:
         """Every question under every condition. With `writing`, `on` comes last: its turns change the sessions."""
         answers: list[Answer] = []
         for condition in reversed(CONDITIONS):
             asked = [(condition, item) for item in self._items]
             if condition == "on" and writing:
-                groups = self._in_parallel(lambda pair: self._ask_in_order(pair[1]), asked)
+                groups = self._in_parallel(lambda pair: self._ask_in_order(asker, pair[1]), asked)
                 answers += [answer for group in groups for answer in group]
             else:
                 single = [(condition, item, question) for _, item in asked for question in item.document.questions]
-                answers += self._in_parallel(lambda one: self._ask_one(*one, read_only=True), single)
+                answers += self._in_parallel(lambda one: self._ask_one(asker, *one, read_only=True), single)
         return answers
 
     def forget(self) -> None:
         for item in self._items:
             self._client.delete_session(self._session_of(item))
 
-    def _ask_in_order(self, item: Item) -> list[Answer]:
-        return [self._ask_one("on", item, question, read_only=False) for question in item.document.questions]
+    def _ask_in_order(self, asker: Asker, item: Item) -> list[Answer]:
+        return [self._ask_one(asker, "on", item, question, read_only=False) for question in item.document.questions]
 
-    def _ask_one(self, condition: str, item: Item, question: Question, *, read_only: bool) -> Answer:
-        options: ChatOptions = {"temperature": 0.0, "max_tokens": MAX_ANSWER_TOKENS}
+    def _ask_one(self, asker: Asker, condition: str, item: Item, question: Question, *, read_only: bool) -> Answer:
+        session_id = None
         if condition != "off":
-            options["session_id"] = self._session_of(item if condition == "on" else self._other(item))
-            options["read_only"] = read_only
-            options["history"] = "new"
-        answer = self._client.chat(question.text, **options).text
+            session_id = self._session_of(item if condition == "on" else self._other(item))
+        answer = asker(question.text, session_id, read_only=read_only)
         return Answer(
             length=item.length,
             document=item.number,

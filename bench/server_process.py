@@ -71,6 +71,10 @@ class ServerProcess:
     ) -> None:
         self.close()
 
+    def another(self) -> ServerProcess:
+        """A second process with the same settings on another port, not started."""
+        return ServerProcess(self._environment, arguments=self._arguments, ready_seconds=self.ready_seconds)
+
     @property
     def is_running(self) -> bool:
         return self._process is not None and self._process.poll() is None
@@ -172,10 +176,21 @@ class BenchServer:
         self.base_url = base_url
         self._process = process
 
-    def kill9_and_start(self) -> None:
+    @contextmanager
+    def killed_and_started(self) -> Iterator[str]:
+        """Kill our process without warning and start it again; the base URL to go on at."""
         if self._process is not None:
             self._process.kill9()
             self._process.start()
+        yield self.base_url
+
+    @contextmanager
+    def second(self) -> Iterator[str]:
+        """The base URL of another process with the same settings, beside ours. Raises SystemExit when none is ours."""
+        if self._process is None:
+            raise SystemExit("bench: a second server needs a first one of our own, not --base-url")
+        with self._process.another() as process:
+            yield process.base_url
 
 
 @contextmanager

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import random
 import re
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -57,33 +58,38 @@ def load_tokenizer(model: Path) -> Tokenizer:
 
 
 def make_items(
-    tokenizer: Tokenizer, prose: ProseSource, lengths: list[int], num_documents: int, num_questions: int, seed: int
+    tokenizer: Tokenizer,
+    prose: ProseSource,
+    lengths: list[int],
+    num_documents: int,
+    num_questions: int,
+    seed: int,
+    *,
+    num_facts: int | None = None,
+    overwrite_probability: float = OVERWRITE_PROBABILITY,
 ) -> list[Item]:
-    """`num_documents` documents of each length, each with `num_questions` questions."""
-    return [
-        Item(length, number, _make_document(tokenizer, prose, length, num_questions, f"{seed}/{length}/{number}"))
-        for length in lengths
-        for number in range(num_documents)
-    ]
+    """`num_documents` documents of each length, each with `num_questions` questions about `num_facts` facts.
 
+    Raises ValueError when there are more questions than facts that hold.
+    """
+    facts = math.ceil(FACTS_PER_QUESTION * num_questions) if num_facts is None else num_facts
 
-def _make_document(tokenizer: Tokenizer, prose: ProseSource, length: int, num_questions: int, seed: str) -> Document:
-    num_facts = math.ceil(FACTS_PER_QUESTION * num_questions)
-    for attempt in range(MAX_TRIES):
-        try:
-            return make_document(
-                random.Random(f"{seed}/{attempt}"),
-                prose,
-                tokenizer,
-                length,
-                num_facts,
-                num_questions=num_questions,
-                overwrite_probability=OVERWRITE_PROBABILITY,
-            )
-        except ValueError:
-            # By chance too many facts overwrote others: fewer keys than questions.
-            num_facts += 1
-    raise ValueError(f"{num_questions} questions are more than a document of {length} tokens can hold")
+    def document(length: int, number: int) -> Document:
+        for attempt in range(MAX_TRIES):
+            # By chance so many facts may overwrite others that fewer keys than questions are left: try again.
+            with suppress(ValueError):
+                return make_document(
+                    random.Random(f"{seed}/{length}/{number}/{attempt}"),
+                    prose,
+                    tokenizer,
+                    length,
+                    facts,
+                    num_questions=num_questions,
+                    overwrite_probability=overwrite_probability,
+                )
+        raise ValueError(f"{num_questions} questions are too many for a document of {facts} facts")
+
+    return [Item(length, number, document(length, number)) for length in lengths for number in range(num_documents)]
 
 
 def is_right(answer: str, question: Question) -> bool:

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from bench.__main__ import main
+from tests.redis_server import RedisServer
 from tests.tiny import save_tiny_checkpoint, tiny_config
 
 
@@ -40,7 +41,7 @@ def test_recall_asks_every_question_three_ways_across_a_kill(
     size = ["--lengths", "300,500", "--documents", "2", "--questions", "3"]
     output = ["--json", str(path), "--plot", str(tmp_path / "recall.png")]
     document, printed = run(capsys, "recall", "--model", str(model), *size, *output)
-    assert document["killed_between"] is True
+    assert (document["answered_by"], document["through"]) == ("restarted", "clients")
     overall = [(row["length"], row["condition"], row["n"]) for row in document["results"] if row["kind"] == "all"]
     conditions = ["on", "off", "swapped"]
     assert overall == [(length, condition, 6) for length in (300, 500) for condition in conditions]
@@ -50,6 +51,18 @@ def test_recall_asks_every_question_three_ways_across_a_kill(
     assert [reading["session"]["committed"] for reading in records["readings"]] == [True] * 4
     assert "memory on       all" in printed
     assert (tmp_path / "recall.png").stat().st_size > 0
+
+
+def test_recall_can_be_asked_of_a_second_server_through_the_openai_package(
+    model: Path, redis_server: RedisServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "recall.json"
+    size = ["--lengths", "300", "--documents", "2", "--questions", "4", "--facts", "4", "--overwritten", "0"]
+    where = ["--store", redis_server.url, "--second-server", "--openai", "--writing", "--json", str(path)]
+    document, _ = run(capsys, "recall", "--model", str(model), *size, *where)
+    assert (document["answered_by"], document["through"]) == ("second process", "openai")
+    answers = json.loads(path.read_text())["answers"]
+    assert [answer["condition"] for answer in answers] == ["swapped"] * 8 + ["off"] * 8 + ["on"] * 8
 
 
 def test_load_records_every_request_of_every_stream(
@@ -94,6 +107,8 @@ def test_a_device_equals_itself(model: Path, tmp_path: Path, capsys: pytest.Capt
     [
         (["recall", "--documents", "1"], "at least 2"),
         (["recall", "--model", "nowhere"], "nowhere"),
+        (["recall", "--second-server"], "--store"),
+        (["recall", "--lengths", "100", "--questions", "5", "--facts", "4"], "too many"),
         (["recall", "--base-url", "http://127.0.0.1:9", "--store", "memory://"], "--store"),
         (["load", "--goodput", "speed=1"], "--goodput"),
         (["load", "--stateless", "--document-tokens", "10"], "--document-tokens"),

@@ -45,6 +45,13 @@ def test_documents_have_the_length_the_questions_and_the_seed_that_were_asked_fo
     assert make_items(tokenizer(), SyntheticProse(), [900], 1, 20, seed=4)[0] != items[0]
 
 
+def test_without_overwriting_every_fact_can_be_asked_about() -> None:
+    (item,) = make_items(tokenizer(), SyntheticProse(), [900], 1, 20, seed=3, num_facts=20, overwrite_probability=0.0)
+    assert len({question.text for question in item.document.questions}) == 20
+    with pytest.raises(ValueError, match="too many"):
+        make_items(tokenizer(), SyntheticProse(), [900], 1, 21, seed=3, num_facts=20, overwrite_probability=0.0)
+
+
 def test_books_that_training_holds_out_come_first_and_any_others_will_do(tmp_path: Path) -> None:
     (tmp_path / "one.txt").write_text("The first book is here. It is short.\n")
     assert next(open_prose(tmp_path).passage(Random(0))).text in {"The first book is here.", "It is short."}
