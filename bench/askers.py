@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Protocol
 
+from openai import OpenAI
+
 from clients import Client
 from clients.protocol import ChatOptions
 
@@ -33,11 +35,6 @@ class OpenAIAsker:
     """Asks through the OpenAI SDK, as somebody does who has never heard of us: the session is a header."""
 
     def __init__(self, base_url: str, api_key: str | None) -> None:
-        """Raises SystemExit when the package is not installed."""
-        try:
-            from openai import OpenAI
-        except ImportError as error:
-            raise SystemExit("bench recall: --openai needs the openai package: pip install -e '.[bench]'") from error
         self._client = OpenAI(base_url=f"{base_url}/v1", api_key=api_key or "none", max_retries=0)
         self._model = self._client.models.list().data[0].id
 

@@ -31,6 +31,7 @@ HOMES = {
     "matplotlib": ["bench/plot.py"],
     "msgpack": ["engine/snapshot"],
     "numpy": ["atlas_model/", "engine/"],
+    "openai": ["bench/askers.py"],
     "platformdirs": ["server/config.py"],
     "prometheus_client": ["server/metrics.py"],
     "pydantic": ["server/"],
