@@ -22,8 +22,8 @@ from engine.sampling_params import SamplingParams
 from engine.sequence import Sequence, SequenceState
 
 NUM_DOCUMENTS = 12
-LEAST_WITH_MEMORY = 0.7
-MOST_WITHOUT = 0.15
+LEAST_WITH_MEMORY = 0.9
+MOST_WITHOUT = 0.1
 
 
 @cache
