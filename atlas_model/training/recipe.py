@@ -112,6 +112,40 @@ DEMO_MODEL = AtlasConfig(
     conv_width=8,
 )
 
+_LONG_EPISODES = EpisodeConfig(num_tokens=8192, min_num_tokens=1024, num_facts=(10, 40), num_questions=(24, 120))
+_DENSE_EPISODES = EpisodeConfig(
+    num_tokens=4096, min_num_tokens=1024, num_facts=(16, 40), num_questions=(30, 90), text_weight=0.05
+)
+_CARRIED = Stage(
+    num_steps=423,
+    batch_size=4,
+    segment_num_tokens=1024,
+    episodes=EpisodeConfig(num_tokens=4096, min_num_tokens=1024, num_facts=(10, 40), num_questions=(24, 90)),
+    write_penalty=2.0,
+    forget_penalty=200.0,
+    lr_ratio=0.7,
+)
+_SPARSE = replace(
+    _CARRIED, num_steps=589, episodes=_DENSE_EPISODES, forget_penalty=0.0, gate_lr_ratio=0.3, keeps_all=True
+)
+
+_LONG_EPISODES = EpisodeConfig(num_tokens=8192, min_num_tokens=1024, num_facts=(10, 40), num_questions=(24, 120))
+_DENSE_EPISODES = EpisodeConfig(
+    num_tokens=4096, min_num_tokens=1024, num_facts=(16, 40), num_questions=(30, 90), text_weight=0.05
+)
+_CARRIED = Stage(
+    num_steps=423,
+    batch_size=4,
+    segment_num_tokens=1024,
+    episodes=EpisodeConfig(num_tokens=4096, min_num_tokens=1024, num_facts=(10, 40), num_questions=(24, 90)),
+    write_penalty=2.0,
+    forget_penalty=200.0,
+    lr_ratio=0.7,
+)
+_SPARSE = replace(
+    _CARRIED, num_steps=589, episodes=_DENSE_EPISODES, forget_penalty=0.0, gate_lr_ratio=0.3, keeps_all=True
+)
+
 _DEMO_STAGES = (
     Stage(
         num_steps=853,
@@ -129,93 +163,37 @@ _DEMO_STAGES = (
         write_penalty=0.3,
         forget_penalty=20.0,
     ),
-    Stage(
-        num_steps=423,
-        batch_size=4,
-        segment_num_tokens=1024,
-        episodes=EpisodeConfig(num_tokens=4096, min_num_tokens=1024, num_facts=(10, 40), num_questions=(24, 90)),
-        write_penalty=2.0,
-        forget_penalty=200.0,
-        lr_ratio=0.7,
-    ),
-    Stage(
-        num_steps=1046,
-        batch_size=4,
-        segment_num_tokens=1024,
-        episodes=EpisodeConfig(num_tokens=8192, min_num_tokens=1024, num_facts=(10, 40), num_questions=(24, 120)),
-        write_penalty=0.5,
-        opens_inner_lr=True,
-        forget_penalty=200.0,
-        lr_ratio=0.7,
-    ),
-    Stage(
+    _CARRIED,
+    replace(_CARRIED, num_steps=1046, episodes=_LONG_EPISODES, write_penalty=0.5, opens_inner_lr=True),
+    replace(
+        _CARRIED,
         num_steps=277,
-        batch_size=4,
-        segment_num_tokens=1024,
-        episodes=EpisodeConfig(
-            num_tokens=8192,
-            min_num_tokens=1024,
-            num_facts=(10, 40),
-            num_questions=(24, 120),
-            text_weight=0.05,
-        ),
+        episodes=replace(_LONG_EPISODES, text_weight=0.05),
         write_penalty=1.0,
         forget_penalty=20.0,
-        lr_ratio=0.7,
         gate_lr_ratio=0.1,
     ),
-    Stage(
-        num_steps=589,
-        batch_size=4,
-        segment_num_tokens=1024,
-        episodes=EpisodeConfig(
-            num_tokens=4096,
-            min_num_tokens=1024,
-            num_facts=(16, 40),
-            num_questions=(30, 90),
-            text_weight=0.05,
-        ),
-        write_penalty=2.0,
-        forget_penalty=0.0,
-        lr_ratio=0.7,
-        gate_lr_ratio=0.3,
-        keeps_all=True,
-    ),
-    Stage(
+    _SPARSE,
+    replace(
+        _SPARSE,
         num_steps=463,
-        batch_size=4,
-        segment_num_tokens=1024,
-        episodes=EpisodeConfig(
-            num_tokens=4096,
-            min_num_tokens=1024,
-            num_facts=(16, 40),
-            num_questions=(30, 90),
-            text_weight=0.05,
-        ),
         write_penalty=1.0,
-        forget_penalty=0.0,
-        lr_ratio=0.7,
-        gate_lr_ratio=0.3,
-        keeps_all=True,
         opens_inner_lr=True,
         memory=replace(DEMO_MODEL.memory, feature_norm="unit"),
     ),
-    Stage(
+    replace(
+        _SPARSE,
         num_steps=780,
-        batch_size=4,
-        segment_num_tokens=1024,
-        episodes=EpisodeConfig(
-            num_tokens=8192,
-            min_num_tokens=1024,
-            num_facts=(16, 40),
-            num_questions=(30, 120),
-            text_weight=0.05,
-        ),
+        episodes=replace(_DENSE_EPISODES, num_tokens=8192, num_questions=(30, 120)),
         write_penalty=4.0,
-        forget_penalty=0.0,
-        lr_ratio=0.7,
         gate_lr_ratio=0.5,
-        keeps_all=True,
+    ),
+    replace(
+        _SPARSE,
+        num_steps=370,
+        episodes=replace(_DENSE_EPISODES, num_facts=(24, 44)),
+        write_penalty=4.0,
+        gate_lr_ratio=0.5,
     ),
 )
 
