@@ -181,7 +181,7 @@ def test_the_first_layers_gates_see_the_tokens_that_the_convolution_sees() -> No
 
 def test_queries_and_keys_begin_as_sums_of_tokens_and_values_as_the_token() -> None:
     config = tiny_config(conv_width=4)
-    weight = AtlasModel(config).blocks[0].mixer.convolution.weight  # type: ignore[union-attr]
+    weight = AtlasModel(config).state_dict()["blocks.0.mixer.convolution.weight"]
     num_summing = 2 * config.key_inner_width
     assert torch.equal(weight[:, :num_summing], torch.full((4, num_summing), 0.5))
     assert weight[:, num_summing:].sum(0).eq(1).all()
