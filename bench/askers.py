@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Protocol
 
 from openai import OpenAI
@@ -16,6 +18,17 @@ class Asker(Protocol):
     """Asks one question greedily and gives the answer's text; `session_id` None is a question without a memory."""
 
     def __call__(self, question: str, session_id: str | None, *, read_only: bool) -> str: ...
+
+
+@contextmanager
+def open_asker(base_url: str, api_key: str | None, *, through_openai: bool) -> Iterator[Asker]:
+    """Ask the server at `base_url` for as long as the context is open."""
+    if through_openai:
+        with OpenAI(base_url=f"{base_url}/v1", api_key=api_key or "none", max_retries=0) as sdk:
+            yield OpenAIAsker(sdk)
+    else:
+        with Client(base_url, api_key) as client:
+            yield ClientAsker(client)
 
 
 class ClientAsker:
@@ -34,9 +47,9 @@ class ClientAsker:
 class OpenAIAsker:
     """Asks through the OpenAI SDK, as somebody does who has never heard of us: the session is a header."""
 
-    def __init__(self, base_url: str, api_key: str | None) -> None:
-        self._client = OpenAI(base_url=f"{base_url}/v1", api_key=api_key or "none", max_retries=0)
-        self._model = self._client.models.list().data[0].id
+    def __init__(self, client: OpenAI) -> None:
+        self._client = client
+        self._model = client.models.list().data[0].id
 
     def __call__(self, question: str, session_id: str | None, *, read_only: bool) -> str:
         completion = self._client.chat.completions.create(

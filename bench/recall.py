@@ -20,7 +20,7 @@ from typing import TypeVar
 
 from atlas_model.training.documents import Question
 from bench import report
-from bench.askers import Asker, ClientAsker, OpenAIAsker
+from bench.askers import Asker, open_asker
 from bench.plot import draw_recall
 from bench.recall_results import CONDITIONS, Answer, curves, summarise
 from bench.server_process import bench_server
@@ -91,8 +91,11 @@ def run(arguments: argparse.Namespace) -> None:
     ):
         recall = Recall(client, items, run_id, arguments.concurrency)
         readings = recall.read()
-        with server.second() if arguments.second_server else server.killed_and_started() as base_url:
-            answers = recall.ask(_asker(arguments, base_url), arguments.writing)
+        with (
+            server.second() if arguments.second_server else server.killed_and_started() as base_url,
+            open_asker(base_url, arguments.api_key, through_openai=arguments.openai) as asker,
+        ):
+            answers = recall.ask(asker, arguments.writing)
         recall.forget()
     rows = summarise(answers)
     for row in rows:
@@ -114,12 +117,6 @@ def run(arguments: argparse.Namespace) -> None:
     }
     records = {"readings": [asdict(reading) for reading in readings], "answers": [asdict(answer) for answer in answers]}
     report.publish(document, records, arguments.json)
-
-
-def _asker(arguments: argparse.Namespace, base_url: str) -> Asker:
-    if arguments.openai:
-        return OpenAIAsker(base_url, arguments.api_key)
-    return ClientAsker(Client(base_url, arguments.api_key))
 
 
 class Recall:
