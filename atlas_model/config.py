@@ -96,6 +96,7 @@ class MemoryConfig(_Config):
     omega_window: c, how many past tokens the Omega loss looks back over (Eq 9); 1 is the plain delta rule.
     feature_degree, feature_width: degree p of the polynomial features and how many projected dimensions r get them.
     feature_norm: `unit` scales the features of degree 2 to length 1, as those of degree 1 are; `none` is the paper's.
+    retention: `decay` multiplies the memory by a gate's value a token (alpha); `none` keeps all, a retention of 1.
     max_momentum_decay: the largest momentum_decay (theta) a gate can reach, below 1; 0 removes the momentum.
     read_norm_eps: added to the mean square of what is read before it is normalised.
     """
@@ -112,6 +113,7 @@ class MemoryConfig(_Config):
     feature_degree: int = 1
     feature_width: int = 16
     feature_norm: Literal["none", "unit"] = "none"
+    retention: Literal["decay", "none"] = "decay"
     max_momentum_decay: float = 0.9
     read_norm_eps: float = 1e-6
     newton_schulz: NewtonSchulzConfig = NewtonSchulzConfig()

@@ -76,7 +76,7 @@ class GateMaps(nn.Module):
     def __init__(self, config: AtlasConfig) -> None:
         super().__init__()
         num_heads = config.memory.num_heads
-        self.num_heads = num_heads
+        self.forgets = config.memory.retention == "decay"
         self.max_momentum_decay = config.memory.max_momentum_decay
         self.linear = nn.Linear(config.width + 2 * config.key_inner_width, 4 * num_heads)
         self.log_max_inner_lr = nn.Parameter(torch.zeros(num_heads))
@@ -84,23 +84,6 @@ class GateMaps(nn.Module):
         with torch.no_grad():
             self.linear.weight[num_heads : 2 * num_heads] *= 0.1
             self.linear.bias.copy_(torch.tensor([1.0, 6.0, 1.0, 0.0]).repeat_interleave(num_heads))
-
-    @torch.no_grad()
-    def open_inner_lr(self) -> None:
-        """Every inner_lr at its largest, as a new start: token_gate alone decides, and has the whole gradient."""
-        rows = slice(2 * self.num_heads, 3 * self.num_heads)
-        nn.init.zeros_(self.linear.weight[rows])
-        nn.init.constant_(self.linear.bias[rows], 3.0)
-
-    @torch.no_grad()
-    def keep_all(self) -> None:
-        """Every retention at exactly 1, now and, called before each step of an optimiser, for good."""
-        rows = slice(self.num_heads, 2 * self.num_heads)
-        nn.init.zeros_(self.linear.weight[rows])
-        nn.init.constant_(self.linear.bias[rows], 6.0)
-        for parameter in (self.linear.weight, self.linear.bias):
-            if parameter.grad is not None:
-                parameter.grad[rows] = 0.0
 
     @property
     def max_inner_lr(self) -> Tensor:
@@ -113,7 +96,7 @@ class GateMaps(nn.Module):
         token_gate, retention, inner_lr, momentum_decay = opened.transpose(1, 2).tensor_split(4, dim=1)
         return Gates(
             token_gate,
-            retention,
+            retention if self.forgets else torch.ones_like(retention),
             inner_lr * self.max_inner_lr[:, None],
             momentum_decay * self.max_momentum_decay,
         )

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from atlas_model.block import Block
 from atlas_model.config import AtlasConfig
-from atlas_model.gates import GateMaps, Gates
+from atlas_model.gates import Gates
 from atlas_model.state import State, memory_dtype, state_spec
 
 
@@ -52,11 +52,6 @@ class AtlasModel(nn.Module):
                 nn.init.normal_(parameter, std=parameter.shape[1] ** -0.5)
             elif name.endswith(("out.weight", "contract.weight")):
                 nn.init.normal_(parameter, std=parameter.shape[1] ** -0.5 * into_residual)
-
-    @property
-    def gate_maps(self) -> list[GateMaps]:
-        """The gates of all layers."""
-        return [module for module in self.modules() if isinstance(module, GateMaps)]
 
     @property
     def num_parameters(self) -> int:

@@ -24,6 +24,7 @@ from atlas_model.training.synthetic_prose import SyntheticProse
 from atlas_model.training.tokenizer_texts import tokenizer_texts
 
 _WEIGHTS_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+_AUTOCASTS = {"auto": None, "float32": False, "bfloat16": True}
 
 
 def main() -> None:
@@ -39,6 +40,12 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1, help="threads of torch")
     parser.add_argument("--save-seconds", type=float, default=180.0, help="seconds between two saves")
     parser.add_argument("--weights-dtype", choices=sorted(_WEIGHTS_DTYPES), default="bfloat16", help="on disk")
+    parser.add_argument(
+        "--compute-dtype",
+        choices=list(_AUTOCASTS),
+        default="auto",
+        help="of matrix products outside the memory; auto: bfloat16 where the CPU has it (default)",
+    )
     parser.add_argument("--resume", action="store_true", help="go on from --out's last save")
     parser.add_argument(
         "--start-from", type=Path, metavar="DIR", help="begin with this checkpoint's weights and tokenizer"
@@ -68,7 +75,13 @@ def main() -> None:
     prose = MixedProse(books, SyntheticProse(), recipe.synthetic_prose_share)
     corpus = Corpus(prose, Tokenizer(tokenizer_model), ChatFormat())
     trainer = Trainer(
-        recipe, corpus, arguments.out, arguments.seed, _WEIGHTS_DTYPES[arguments.weights_dtype], processes
+        recipe,
+        corpus,
+        arguments.out,
+        arguments.seed,
+        _WEIGHTS_DTYPES[arguments.weights_dtype],
+        processes,
+        _AUTOCASTS[arguments.compute_dtype],
     )
     if arguments.resume and not trainer.resume():
         parser.error(f"--resume: {arguments.out} holds no saved state")

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,12 +20,12 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from atlas_model.checkpoint import save_checkpoint
-from atlas_model.config import AtlasConfig
 from atlas_model.gates import Gates
 from atlas_model.model import AtlasModel
 from atlas_model.state import State
 from atlas_model.text import ChatFormat, Tokenizer
 from atlas_model.training.data import Batch, EpisodeStream, score_answers
+from atlas_model.training.optimizers import has_fast_bfloat16, make_optimizers
 from atlas_model.training.prose import ProseSource
 from atlas_model.training.recipe import Recipe
 
@@ -78,8 +78,12 @@ class Trainer:
         seed: int,
         weights_dtype: torch.dtype,
         processes: Processes | None = None,
+        autocasts: bool | None = None,
     ) -> None:
-        """Raises ValueError when a stage's rows do not split evenly over the processes."""
+        """autocasts: whether matrix products outside the memory are bfloat16's; None: where that is the faster.
+
+        Raises ValueError when a stage's rows do not split evenly over the processes.
+        """
         self._processes = processes or Processes()
         for stage in recipe.stages:
             if stage.batch_size % self._processes.count:
@@ -94,7 +98,8 @@ class Trainer:
         self._directory = directory
         self._seed = seed
         self._weights_dtype = weights_dtype
-        self._optimizers = _optimizers(self.model, recipe)
+        self._autocasts = has_fast_bfloat16() if autocasts is None else autocasts
+        self._optimizers = make_optimizers(self.model, recipe)
         self._stage_index = -1
         self._stream: EpisodeStream | None = None
         self._state: State | None = None
@@ -128,17 +133,14 @@ class Trainer:
             for group in optimizer.param_groups:
                 gate_lr_ratio = stage.gate_lr_ratio if group["has_gates"] else 1.0
                 group["lr"] = gate_lr_ratio * group["lr_ratio"] * recipe.lr(self.step)
-        with torch.autocast("cpu", dtype=torch.bfloat16):
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=self._autocasts):
             hidden, state, gates = self.model.hidden(batch.token_ids, self._state_before(batch))
             text_loss = _weighted_loss(self.model, hidden, batch, self._scored(batch))
-        open_share, forgotten = _mean_change(gates)
-        loss = text_loss + stage.write_penalty * open_share + stage.forget_penalty * forgotten
+        open_share = _open_share(gates)
+        loss = text_loss + stage.write_penalty * open_share
         self.model.zero_grad(set_to_none=True)
         loss.backward()
         self._processes.average([p.grad for p in self.model.parameters() if p.grad is not None])
-        if stage.keeps_all:
-            for gate_maps in self.model.gate_maps:
-                gate_maps.keep_all()
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), recipe.max_grad_norm)
         if bool(norm.isfinite()):
             for optimizer in self._optimizers:
@@ -150,7 +152,6 @@ class Trainer:
             return self._metrics(batch, hidden, gates, state) | {
                 "loss": float(text_loss),
                 "written": float(open_share),
-                "forgotten": float(forgotten),
                 "grad_norm": float(norm),
             }
 
@@ -193,8 +194,7 @@ class Trainer:
 
     def start_from(self, model: AtlasModel) -> None:
         """Begin with another model's weights. Raises RuntimeError when their shapes are not the recipe's."""
-        weights = model.state_dict()
-        self.model.load_state_dict(_with_wider_convolutions(weights, self.model.state_dict()))
+        self.model.load_state_dict(model.state_dict())
 
     def resume(self) -> bool:
         """Go on from the directory's saved state; False when there is none."""
@@ -203,7 +203,7 @@ class Trainer:
             return False
         saved: dict[str, Any] = torch.load(path, weights_only=True)
         self.step, self.num_tokens, self.seconds = saved["step"], saved["num_tokens"], saved["seconds"]
-        self._enter_stage(saved["stage_index"], resumes=True)
+        self._enter_stage(saved["stage_index"])
         self.model.load_state_dict(saved["model"])
         for optimizer, optimizer_state in zip(self._optimizers, saved["optimizers"], strict=True):
             optimizer.load_state_dict(optimizer_state)
@@ -217,13 +217,9 @@ class Trainer:
     def _training_state_path(self) -> Path:
         return self._directory / f"training_state.{self._processes.rank}.pt"
 
-    def _enter_stage(self, index: int, resumes: bool = False) -> None:
+    def _enter_stage(self, index: int) -> None:
         stage = self.recipe.stages[index]
         self._stage_index = index
-        self._configure(self.recipe.model_at(index))
-        if stage.opens_inner_lr and not resumes:
-            for gate_maps in self.model.gate_maps:
-                gate_maps.open_inner_lr()
         self._state = None
         self._stream = EpisodeStream(
             stage.episodes,
@@ -234,19 +230,6 @@ class Trainer:
             segment_num_tokens=stage.segment_num_tokens,
             seed=1_000_000 * self._seed + 1_000 * self._processes.rank + index,
         )
-
-    def _configure(self, config: AtlasConfig) -> None:
-        """Go on with the same weights in another configuration; the optimisers start anew where a shape changes."""
-        if config == self.model.config:
-            return
-        weights, optimizers = self.model.state_dict(), self._optimizers
-        self.model = AtlasModel(config)
-        wanted = self.model.state_dict()
-        self.model.load_state_dict(_with_wider_convolutions(weights, wanted))
-        self._optimizers = _optimizers(self.model, self.recipe)
-        if all(tensor.shape == weights[name].shape for name, tensor in wanted.items()):
-            for optimizer, old in zip(self._optimizers, optimizers, strict=True):
-                optimizer.load_state_dict(old.state_dict())
 
     def _state_before(self, batch: Batch) -> State | None:
         """The carried state, with the rows that begin an episode at the learned start."""
@@ -298,51 +281,12 @@ def _weighted_loss(model: AtlasModel, hidden: Tensor, batch: Batch, weights: Ten
     return (losses * weights[scored]).sum() / weights.sum()
 
 
-def _with_wider_convolutions(weights: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The weights, with taps of zero put before those of each short convolution that is wanted wider."""
-    return {
-        name: torch.nn.functional.pad(tensor, (0, 0, max(0, wanted[name].shape[0] - tensor.shape[0]), 0))
-        if name.endswith("convolution.weight")
-        else tensor
-        for name, tensor in weights.items()
-    }
-
-
-def _mean_change(gates: tuple[Gates, ...]) -> tuple[Tensor, Tensor]:
-    """How far token_gates are open, counted up to a half, and what is forgotten, 1 - retention; means over all tokens.
+def _open_share(gates: tuple[Gates, ...]) -> Tensor:
+    """How far token_gates are open, counted up to a half; the mean over all tokens, heads and layers.
 
     A fact is written at full strength only where its neighbours in the chunk do not write, and a memory lasts as long
     as nothing else is written at all. Beyond a half the task alone decides: the strength of one write costs nothing.
     token_gate alone, and not what it writes: were inner_lr shut with it, each would take the other's gradient away,
     and what shut on prose would hardly open again for a fact.
     """
-    is_open = torch.stack([each.token_gate.clamp(max=0.5) for each in gates])
-    leaks = torch.stack([1.0 - each.retention for each in gates])
-    return is_open.mean(), leaks.mean()
-
-
-def _optimizers(model: AtlasModel, recipe: Recipe) -> list[torch.optim.Optimizer]:
-    """Muon for the blocks' dense matrices, AdamW for all else: embedding, norms, gates, the memory's learned start.
-
-    Muon's step is scaled to the size of AdamW's (Moonlight, arXiv 2502.16982), then by the recipe's `dense_lr_ratio`.
-    """
-    names = ("project.weight", "output_gate.weight", "out.weight", "expand.weight", "contract.weight")
-    dense = [parameter for name, parameter in model.named_parameters() if name.endswith(names)]
-    gates = [parameter for name, parameter in model.named_parameters() if "gate_maps" in name]
-    others = [p for name, p in model.named_parameters() if not name.endswith(names) and "gate_maps" not in name]
-    muon = torch.optim.Muon(
-        [{"params": dense, "lr_ratio": recipe.dense_lr_ratio, "has_gates": False}],
-        lr=recipe.max_lr,
-        weight_decay=recipe.weight_decay,
-        adjust_lr_fn="match_rms_adamw",
-    )
-    adamw = torch.optim.AdamW(
-        [
-            {"params": others, "lr_ratio": 1.0, "has_gates": False},
-            {"params": gates, "lr_ratio": 1.0, "has_gates": True},
-        ],
-        lr=recipe.max_lr,
-        betas=(0.9, 0.95),
-        weight_decay=0.0,
-    )
-    return [muon, adamw]
+    return torch.stack([each.token_gate.clamp(max=0.5) for each in gates]).mean()

@@ -17,14 +17,10 @@ from atlas_model.training.episode_plan import EpisodeConfig
 class Stage:
     """num_steps optimiser steps on batch_size rows of segment_num_tokens tokens.
 
-    write_penalty, forget_penalty: weights of the means over all tokens of token_gate * inner_lr and of 1 - retention,
-    added to the loss: a gate that can shut does not learn to by itself.
-    memory: the memory's configuration from this stage on, where it changes (never its shapes); None keeps it.
+    write_penalty: weight of the mean over all tokens of token_gate, counted up to a half, that is added to the loss: a
+    gate that can shut does not learn to by itself.
     lr_ratio: of this stage's learning rate to the recipe's.
     gate_lr_ratio: of the gates' learning rate to that of the others: a gate that moves fast forgets what it selected.
-    conv_width: of the short convolutions from this stage on; the new taps look further back and start at zero.
-    opens_inner_lr: every inner_lr starts anew at its largest when the stage begins, so that token_gate alone decides.
-    keeps_all: retention is held at exactly 1, whatever the gradient says.
     """
 
     num_steps: int
@@ -32,11 +28,6 @@ class Stage:
     segment_num_tokens: int
     episodes: EpisodeConfig
     write_penalty: float
-    forget_penalty: float
-    memory: MemoryConfig | None = None
-    conv_width: int | None = None
-    opens_inner_lr: bool = False
-    keeps_all: bool = False
     lr_ratio: float = 1.0
     gate_lr_ratio: float = 1.0
 
@@ -70,15 +61,6 @@ class Recipe:
         remaining = (self.num_steps - step) / (self.decay_share * self.num_steps)
         return self.stage_at(step)[1].lr_ratio * self.max_lr * min(warm, remaining, 1.0)
 
-    def model_at(self, index: int) -> AtlasConfig:
-        """The model's configuration in the stage of that index."""
-        config = self.model
-        for stage in self.stages[: index + 1]:
-            config = replace(
-                config, memory=stage.memory or config.memory, conv_width=stage.conv_width or config.conv_width
-            )
-        return config
-
     def stage_at(self, step: int) -> tuple[int, Stage]:
         """The stage that step 0, 1, ... belongs to, and its index."""
         for index, stage in enumerate(self.stages):
@@ -105,6 +87,8 @@ DEMO_MODEL = AtlasConfig(
         memory_chunk_size=16,
         feature_degree=2,
         feature_width=16,
+        feature_norm="unit",
+        retention="none",
         max_momentum_decay=0.0,
         read_norm_eps=1e-3,
     ),
@@ -112,88 +96,41 @@ DEMO_MODEL = AtlasConfig(
     conv_width=8,
 )
 
-_LONG_EPISODES = EpisodeConfig(num_tokens=8192, min_num_tokens=1024, num_facts=(10, 40), num_questions=(24, 120))
-_DENSE_EPISODES = EpisodeConfig(
-    num_tokens=4096, min_num_tokens=1024, num_facts=(16, 40), num_questions=(30, 90), text_weight=0.05
+_SHORT = Stage(
+    num_steps=900,
+    batch_size=16,
+    segment_num_tokens=256,
+    episodes=EpisodeConfig(num_tokens=256, num_facts=(4, 9), num_questions=(6, 10), max_num_kinds=2),
+    write_penalty=0.0,
 )
-_CARRIED = Stage(
-    num_steps=423,
+_DENSE = Stage(
+    num_steps=2000,
     batch_size=4,
     segment_num_tokens=1024,
-    episodes=EpisodeConfig(num_tokens=4096, min_num_tokens=1024, num_facts=(10, 40), num_questions=(24, 90)),
-    write_penalty=2.0,
-    forget_penalty=200.0,
-    lr_ratio=0.7,
-)
-_SPARSE = replace(
-    _CARRIED, num_steps=589, episodes=_DENSE_EPISODES, forget_penalty=0.0, gate_lr_ratio=0.3, keeps_all=True
-)
-
-_LONG_EPISODES = EpisodeConfig(num_tokens=8192, min_num_tokens=1024, num_facts=(10, 40), num_questions=(24, 120))
-_DENSE_EPISODES = EpisodeConfig(
-    num_tokens=4096, min_num_tokens=1024, num_facts=(16, 40), num_questions=(30, 90), text_weight=0.05
-)
-_CARRIED = Stage(
-    num_steps=423,
-    batch_size=4,
-    segment_num_tokens=1024,
-    episodes=EpisodeConfig(num_tokens=4096, min_num_tokens=1024, num_facts=(10, 40), num_questions=(24, 90)),
-    write_penalty=2.0,
-    forget_penalty=200.0,
-    lr_ratio=0.7,
-)
-_SPARSE = replace(
-    _CARRIED, num_steps=589, episodes=_DENSE_EPISODES, forget_penalty=0.0, gate_lr_ratio=0.3, keeps_all=True
-)
-
-_DEMO_STAGES = (
-    Stage(
-        num_steps=853,
-        batch_size=16,
-        segment_num_tokens=256,
-        episodes=EpisodeConfig(num_tokens=256, num_facts=(4, 9), num_questions=(6, 10), max_num_kinds=2),
-        write_penalty=0.0,
-        forget_penalty=20.0,
+    episodes=EpisodeConfig(
+        num_tokens=4096, min_num_tokens=1024, num_facts=(16, 44), num_questions=(30, 90), text_weight=0.05
     ),
-    Stage(
-        num_steps=148,
+    write_penalty=2.0,
+    lr_ratio=0.7,
+    gate_lr_ratio=0.3,
+)
+_DEMO_STAGES = (
+    _SHORT,
+    replace(
+        _SHORT,
+        num_steps=200,
         batch_size=8,
         segment_num_tokens=512,
         episodes=EpisodeConfig(num_tokens=512, num_facts=(6, 16), num_questions=(10, 18)),
         write_penalty=0.3,
-        forget_penalty=20.0,
     ),
-    _CARRIED,
-    replace(_CARRIED, num_steps=1046, episodes=_LONG_EPISODES, write_penalty=0.5, opens_inner_lr=True),
+    replace(_DENSE, num_steps=400, write_penalty=1.0),
+    _DENSE,
     replace(
-        _CARRIED,
-        num_steps=277,
-        episodes=replace(_LONG_EPISODES, text_weight=0.05),
-        write_penalty=1.0,
-        forget_penalty=20.0,
-        gate_lr_ratio=0.1,
-    ),
-    _SPARSE,
-    replace(
-        _SPARSE,
-        num_steps=463,
-        write_penalty=1.0,
-        opens_inner_lr=True,
-        memory=replace(DEMO_MODEL.memory, feature_norm="unit"),
-    ),
-    replace(
-        _SPARSE,
-        num_steps=780,
-        episodes=replace(_DENSE_EPISODES, num_tokens=8192, num_questions=(30, 120)),
+        _DENSE,
+        num_steps=1000,
+        episodes=replace(_DENSE.episodes, num_tokens=8192, num_questions=(30, 120)),
         write_penalty=4.0,
-        gate_lr_ratio=0.5,
-    ),
-    replace(
-        _SPARSE,
-        num_steps=370,
-        episodes=replace(_DENSE_EPISODES, num_facts=(24, 44)),
-        write_penalty=4.0,
-        gate_lr_ratio=0.5,
     ),
 )
 
@@ -214,7 +151,6 @@ _SMOKE_STAGES = (
         segment_num_tokens=64,
         episodes=EpisodeConfig(num_tokens=64, num_facts=(1, 2), num_questions=(1, 2)),
         write_penalty=0.05,
-        forget_penalty=0.1,
     ),
     Stage(
         num_steps=8,
@@ -222,9 +158,6 @@ _SMOKE_STAGES = (
         segment_num_tokens=64,
         episodes=EpisodeConfig(num_tokens=192, num_facts=(1, 4), num_questions=(1, 4)),
         write_penalty=0.2,
-        forget_penalty=0.3,
-        memory=replace(_SMOKE_MODEL.memory, memory_chunk_size=8),
-        conv_width=5,
     ),
 )
 

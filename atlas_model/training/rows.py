@@ -37,6 +37,8 @@ _BASE_MEMORY = MemoryConfig(
     memory_chunk_size=16,
     feature_degree=2,
     feature_width=16,
+    feature_norm="unit",
+    retention="none",
     max_momentum_decay=0.0,
     read_norm_eps=1e-3,
 )
@@ -68,7 +70,7 @@ ROWS = {
 def row_recipe(model: AtlasConfig, num_tokens: int) -> Recipe:
     """num_tokens of dense episodes of 128 tokens, 16 a step."""
     episodes = EpisodeConfig(num_tokens=128, num_facts=(2, 5), num_questions=(3, 5), kinds=_KINDS)
-    stage = Stage(max(1, num_tokens // (16 * 128)), 16, 128, episodes, write_penalty=0.02, forget_penalty=1.0)
+    stage = Stage(max(1, num_tokens // (16 * 128)), 16, 128, episodes, write_penalty=0.02)
     return Recipe(model, (stage,), num_warmup_steps=50, max_lr=1.5e-3, decay_share=0.5)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from itertools import pairwise
+from typing import Literal
 
 import pytest
 import torch
@@ -166,6 +167,17 @@ def test_state_has_the_size_that_the_configuration_computes_at_any_length(config
             name: (spec.shape, spec.dtype) for name, spec in state_spec(config).items()
         }
         assert sum(tensor.nbytes for tensor in named.values()) == session_num_bytes(config)
+
+
+@pytest.mark.parametrize("retention", ["decay", "none"])
+def test_a_memory_without_a_retention_gate_keeps_all(retention: Literal["decay", "none"]) -> None:
+    config = tiny_config()
+    model = AtlasModel(replace(config, memory=replace(config.memory, retention=retention)))
+    with torch.no_grad():
+        for block in model.blocks:
+            block.mixer.gate_maps.linear.bias.zero_()  # type: ignore[union-attr, operator]
+    gates = model(torch.arange(40)[None]).gates
+    assert all(bool((each.retention == 1.0).all()) for each in gates) == (retention == "none")
 
 
 def test_the_first_layers_gates_see_the_tokens_that_the_convolution_sees() -> None:
