@@ -22,6 +22,8 @@ from atlas_model.memory_networks import Weights, memory_network
 from atlas_model.ragged import tail
 from atlas_model.state import LayerState, memory_dtype
 
+_NUM_SUMMED = 8
+
 
 class MemoryForm(Protocol):
     """The chunk or the recurrent form of the memory, as a block calls it."""
@@ -34,9 +36,9 @@ class MemoryForm(Protocol):
 class ShortConvolution(nn.Module):
     """Causal depthwise convolution, [B, T, channels] -> the same; its tail is part of the state.
 
-    The first `num_summing` channels start as the sum of the last `width` tokens, the others as the token itself.
-    Queries and keys that begin as sums match wherever their words stand, so that a question finds the fact it shares
-    a word with before anything is learned (decided here).
+    The first `num_summing` channels start as the sum of the last 8 tokens (`width`, if it is less), the others as the
+    token itself. Queries and keys that begin as sums match wherever their words stand, so that a question finds the
+    fact it shares a word with before anything is learned (decided here).
     """
 
     def __init__(self, channels: int, width: int, num_summing: int) -> None:
@@ -44,7 +46,8 @@ class ShortConvolution(nn.Module):
         self.weight = nn.Parameter(torch.zeros(width, channels))
         with torch.no_grad():
             self.weight[-1] = 1.0
-            self.weight[:, :num_summing] = width**-0.5
+            num_summed = min(width, _NUM_SUMMED)
+            self.weight[-num_summed:, :num_summing] = num_summed**-0.5
 
     def forward(self, x: Tensor, before: Tensor, lengths: Tensor | None) -> tuple[Tensor, Tensor]:
         """before: [B, width - 1, channels]. Returns the convolved tokens and the tail after them."""

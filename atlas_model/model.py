@@ -45,13 +45,19 @@ class AtlasModel(nn.Module):
         self.to(memory_dtype(config))
 
     def _init_linear_layers(self) -> None:
-        """Normal weights; what writes into the residual stream starts smaller, the deeper the model."""
+        """Normal weights; what writes into the residual stream starts smaller, the deeper the model.
+
+        Keys start as the queries do (decided here): equal words then match before anything is learned.
+        """
         into_residual = (2 * self.config.num_layers) ** -0.5
         for name, parameter in self.named_parameters():
             if name.endswith(("project.weight", "output_gate.weight", "expand.weight")):
                 nn.init.normal_(parameter, std=parameter.shape[1] ** -0.5)
             elif name.endswith(("out.weight", "contract.weight")):
                 nn.init.normal_(parameter, std=parameter.shape[1] ** -0.5 * into_residual)
+        for block in self.blocks:
+            queries, keys, _ = block.mixer.project.weight.split(block.mixer.widths)  # type: ignore[union-attr, operator]
+            keys.detach().copy_(queries.detach())
 
     @property
     def num_parameters(self) -> int:

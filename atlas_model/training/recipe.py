@@ -93,18 +93,18 @@ DEMO_MODEL = AtlasConfig(
         read_norm_eps=1e-3,
     ),
     attention=AttentionConfig(num_heads=4, window=32),
-    conv_width=8,
+    conv_width=12,
 )
 
 _SHORT = Stage(
-    num_steps=900,
+    num_steps=700,
     batch_size=16,
     segment_num_tokens=256,
     episodes=EpisodeConfig(num_tokens=256, num_facts=(4, 9), num_questions=(6, 10), max_num_kinds=2),
     write_penalty=0.0,
 )
 _DENSE = Stage(
-    num_steps=2000,
+    num_steps=900,
     batch_size=4,
     segment_num_tokens=1024,
     episodes=EpisodeConfig(
@@ -118,17 +118,17 @@ _DEMO_STAGES = (
     _SHORT,
     replace(
         _SHORT,
-        num_steps=200,
+        num_steps=100,
         batch_size=8,
         segment_num_tokens=512,
         episodes=EpisodeConfig(num_tokens=512, num_facts=(6, 16), num_questions=(10, 18)),
         write_penalty=0.3,
     ),
-    replace(_DENSE, num_steps=400, write_penalty=1.0),
+    replace(_DENSE, num_steps=250, write_penalty=1.0),
     _DENSE,
     replace(
         _DENSE,
-        num_steps=1000,
+        num_steps=550,
         episodes=replace(_DENSE.episodes, num_tokens=8192, num_questions=(30, 120)),
         write_penalty=4.0,
     ),
