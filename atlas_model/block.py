@@ -17,8 +17,8 @@ from atlas_model.attention import SlidingWindowAttention
 from atlas_model.config import AtlasConfig
 from atlas_model.feature_map import FeatureMap
 from atlas_model.gates import GateMaps, Gates
-from atlas_model.memory import MemoryInputs, MemoryRule, MemoryState, chunk, recurrent
-from atlas_model.memory_networks import Weights, memory_network
+from atlas_model.memory import MemoryInputs, MemoryRule, MemoryState, chunk, memory_network, recurrent
+from atlas_model.memory_networks import Weights
 from atlas_model.ragged import tail
 from atlas_model.state import LayerState, memory_dtype
 
@@ -87,7 +87,7 @@ class NeuralMemory(nn.Module):
         self, inputs: MemoryInputs, max_inner_lr: Tensor, state: MemoryState, position: Tensor, form: MemoryForm
     ) -> tuple[Tensor, MemoryState]:
         """What each token reads, normalised, [B, T, value_inner_width], and the memory after the last of them."""
-        rule = MemoryRule(self.config, self.network, self.feature_map, max_inner_lr)
+        rule = MemoryRule(self.config, self.network, self.feature_map, max_inner_lr, dict(self.initial))
         read, state = form(rule, inputs, state, position)
         normed = rms_norm(read, read.shape[-1:], eps=self.config.read_norm_eps) * self.read_scale[:, None]
         return normed.transpose(1, 2).flatten(2), state

@@ -14,6 +14,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, Self
 
+from atlas_model.memory_networks import NETWORKS
+from atlas_model.objectives import OBJECTIVES
+
 
 class ConfigError(ValueError):
     """A configuration that no model can be built from; the message names the key."""
@@ -88,15 +91,22 @@ class MemoryConfig(_Config):
     """The neural memory of one layer and the rule that trains it while it reads.
 
     num_heads, key_width, value_width: heads, and the widths d_k and d_v of one head.
-    network: `matrix` (x W) or `mlp` (residual + gelu(x W_in) W_out, Atlas Eq 42).
-    rule: `gd` (OmegaNet: the momentum itself is the step) or `muon` (Atlas: Newton-Schulz of it, once a chunk).
+    network: `matrix` (x W), `mlp` (Atlas, Eq 42) or `gated_mlp` (Atlas++, Eq 43).
+    objective: what an answer is compared with its value by: `l2`, `dot`, `lp` (p = objective_power) or `huber`
+    (quadratic up to an error of huber_delta).
+    rule: `gd` (OmegaNet: the momentum itself is the step) or `muon` (Atlas: Newton-Schulz of it).
+    muon_granularity: Newton-Schulz once a `chunk` or of every `token`'s momentum (Eq 40).
     read_granularity: `token`, each token reads its own memory, or `chunk`, it reads the chunk's first.
     step: `bounded` keeps the sum of a chunk's steps from overshooting; `free` is the papers' rule.
     memory_chunk_size: b, tokens that share one gradient anchor, counted from the start of the session.
     omega_window: c, how many past tokens the Omega loss looks back over (Eq 9); 1 is the plain delta rule.
     feature_degree, feature_width: degree p of the polynomial features and how many projected dimensions r get them.
-    feature_norm: `unit` scales the features of degree 2 to length 1, as those of degree 1 are; `none` is the paper's.
-    retention: `decay` multiplies the memory by a gate's value a token (alpha); `none` keeps all, a retention of 1.
+    feature_kind: `polynomial`, all monomials (the paper's), or `elementwise`, the powers of each dimension alone.
+    feature_norm: `unit` scales the features of degree 2 and more to length 1, as those of degree 1 are; `none` is the
+    paper's.
+    retention: `decay` multiplies the memory by a gate's value a token and a constant a head (alpha, Miras' local and
+    global retention); `row_norm` brings each row back to its initial norm after each chunk; `none` keeps all.
+    retention_target: what `decay` decays to, `zero` or the learned `initial` memory.
     max_momentum_decay: the largest momentum_decay (theta) a gate can reach, below 1; 0 removes the momentum.
     read_norm_eps: added to the mean square of what is read before it is normalised.
     """
@@ -104,16 +114,22 @@ class MemoryConfig(_Config):
     num_heads: int
     key_width: int
     value_width: int
-    network: Literal["matrix", "mlp"] = "matrix"
+    network: str = "matrix"
+    objective: str = "l2"
+    objective_power: float = 3.0
+    huber_delta: float = 1.0
     rule: Literal["gd", "muon"] = "gd"
+    muon_granularity: Literal["chunk", "token"] = "chunk"
     read_granularity: Literal["token", "chunk"] = "token"
     step: Literal["bounded", "free"] = "bounded"
     memory_chunk_size: int = 32
     omega_window: int = 1
     feature_degree: int = 1
     feature_width: int = 16
+    feature_kind: Literal["polynomial", "elementwise"] = "polynomial"
     feature_norm: Literal["none", "unit"] = "none"
-    retention: Literal["decay", "none"] = "decay"
+    retention: Literal["decay", "row_norm", "none"] = "decay"
+    retention_target: Literal["zero", "initial"] = "zero"
     max_momentum_decay: float = 0.9
     read_norm_eps: float = 1e-6
     newton_schulz: NewtonSchulzConfig = NewtonSchulzConfig()
@@ -121,13 +137,35 @@ class MemoryConfig(_Config):
     def __post_init__(self) -> None:
         for name in ("num_heads", "key_width", "value_width", "memory_chunk_size", "omega_window"):
             self._require(getattr(self, name) >= 1, f"{name} must be at least 1")
-        self._require(self.feature_degree in (1, 2), "feature_degree must be 1 or 2")
+        for name, table in (("network", NETWORKS), ("objective", OBJECTIVES)):
+            self._require(getattr(self, name) in table, f"{name} must be one of {', '.join(map(repr, table))}")
+        self._require(self.feature_degree in (1, 2, 3), "feature_degree must be 1, 2 or 3")
         self._require(1 <= self.feature_width <= self.key_width, "feature_width must be between 1 and key_width")
+        self._require(self.objective_power > 1, "objective_power must be above 1")
+        self._require(self.huber_delta > 0, "huber_delta must be positive")
         self._require(0 <= self.max_momentum_decay < 1, "max_momentum_decay must be in [0, 1)")
         self._require(self.read_norm_eps > 0, "read_norm_eps must be positive")
         if self.rule == "muon":
-            self._require(self.read_granularity == "chunk", "rule 'muon' steps once a chunk: read_granularity 'chunk'")
             self._require(self.step == "free", "rule 'muon' is bounded by Newton-Schulz: set step to 'free'")
+            if self.muon_granularity == "chunk":
+                self._require(
+                    self.read_granularity == "chunk", "muon_granularity 'chunk' needs read_granularity 'chunk'"
+                )
+        else:
+            self._require(self.muon_granularity == "chunk", "muon_granularity is of rule 'muon' alone")
+        if self.step == "bounded":
+            objective = OBJECTIVES[self.objective](self.objective_power, self.huber_delta)
+            self._require(
+                objective.has_bounded_curvature, f"objective {self.objective!r} has no bound: set step to 'free'"
+            )
+        if self.retention_target == "initial":
+            self._require(self.retention == "decay", "retention_target is of retention 'decay' alone")
+        if self.retention == "row_norm":
+            network = NETWORKS[self.network](1, self.key_width, self.value_width)
+            self._require(
+                all(network.initial(name) > 0 for name in network.shapes()),
+                f"retention 'row_norm' needs a memory that does not start at 0, as network {self.network!r} does",
+            )
 
 
 @dataclass(frozen=True, slots=True)

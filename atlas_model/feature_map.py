@@ -1,17 +1,21 @@
 """Polynomial features of keys and queries (Atlas, section 3.1): what gives a matrix memory super-linear capacity.
 
-phi(q) . phi(k) = a_0 + a_1 (q . k) + a_2 (Pq . Pk)^2 with learnable a_i >= 0. a_1 and a_2 begin as 1 / i!; a_0 begins
-at 0.01 and not at 1 (decided here): the constant makes all keys alike, and alike keys are what the bounded step has to
-brake. Each feature carries the root of its coefficient, so the product needs no weights of its own. P is a learned
-projection to `feature_width` dimensions (decided here: it makes a session's size a design parameter); with
-feature_width = key_width there is no projection and the map is the paper's. Degree 1 is the identity: no constant, no
-scale. With feature_norm `unit` the features have length 1 (decided here): else training makes them long, then the
-bounded step brakes every chunk to the same strength, and no gate but one that is quite shut keeps prose out.
+phi(q) . phi(k) = a_0 + a_1 (q . k) + a_2 (Pq . Pk)^2 + a_3 (Pq . Pk)^3 up to degree p, with learnable a_i >= 0. They
+begin as 1 / i!, but a_0 at 0.01 and not at 1 (decided here): the constant makes all keys alike, and alike keys are what
+the bounded step has to brake. Each feature carries the root of its coefficient, so the product needs no weights of its
+own. P is a learned projection to `feature_width` dimensions (decided here: it makes a session's size a design
+parameter); with feature_width = key_width there is no projection and the map is the paper's. Degree 1 is the identity:
+no constant, no scale. The `elementwise` kind has the powers of each projected dimension alone in place of all
+monomials: r features a degree, and no longer the kernel above. With feature_norm `unit` the features have length 1
+(decided here): else training makes them long, then the bounded step brakes every chunk to the same strength, and no
+gate but one that is quite shut keeps prose out.
 """
 
 from __future__ import annotations
 
 import math
+from collections import Counter
+from itertools import combinations_with_replacement
 
 import torch
 from torch import Tensor, nn
@@ -26,7 +30,21 @@ def num_features(config: MemoryConfig) -> int:
     """How many features one key has: the input width of the memory network."""
     if config.feature_degree == 1:
         return config.key_width
-    return 1 + config.key_width + config.feature_width * (config.feature_width + 1) // 2
+    return 1 + config.key_width + sum(len(_monomials(config, degree)) for degree in range(2, config.feature_degree + 1))
+
+
+def _monomials(config: MemoryConfig, degree: int) -> list[tuple[int, ...]]:
+    """The factors of each monomial of that degree, as dimensions 0 .. feature_width - 1."""
+    dimensions = range(config.feature_width)
+    if config.feature_kind == "elementwise":
+        return [(dimension,) * degree for dimension in dimensions]
+    return list(combinations_with_replacement(dimensions, degree))
+
+
+def _multiplicity(monomial: tuple[int, ...]) -> int:
+    """In how many orders its factors can stand: its coefficient in the expanded power of a sum."""
+    repeats = math.prod(math.factorial(count) for count in Counter(monomial).values())
+    return math.factorial(len(monomial)) // repeats
 
 
 class FeatureMap(nn.Module):
@@ -42,30 +60,31 @@ class FeatureMap(nn.Module):
         self.projection: nn.Parameter | None = None
         if self.degree == 1:
             return
-        roots = torch.tensor([_FIRST_CONSTANT, 1.0, 0.5]).sqrt()
+        roots = torch.tensor([_FIRST_CONSTANT, *(1 / math.factorial(i) for i in range(1, self.degree + 1))]).sqrt()
         self.coefficient_roots = nn.Parameter(roots[:, None].repeat(1, config.num_heads))
         if config.feature_width < config.key_width:
             bound = config.key_width**-0.5
             shape = (config.num_heads, config.key_width, config.feature_width)
             self.projection = nn.Parameter(torch.empty(shape).normal_(std=bound * 2.0))
-        rows, columns = torch.triu_indices(config.feature_width, config.feature_width)
-        # NOTE: picking by a product with zeros and ones: the backward of an index is a scatter, slow on a CPU.
-        picks = torch.eye(config.feature_width)
-        self.register_buffer("pick_rows", picks[rows].T.contiguous(), persistent=False)
-        self.register_buffer("pick_columns", picks[columns].T.contiguous(), persistent=False)
-        self.register_buffer("is_mixed", (rows != columns).float(), persistent=False)
-
-    pick_rows: Tensor
-    pick_columns: Tensor
-    is_mixed: Tensor
+        for degree in range(2, self.degree + 1):
+            monomials = _monomials(config, degree)
+            # NOTE: picking by a product with zeros and ones: the backward of an index is a scatter, slow on a CPU.
+            picks = torch.eye(config.feature_width)[torch.tensor(monomials)].permute(1, 2, 0).contiguous()
+            self.register_buffer(f"picks_{degree}", picks, persistent=False)
+            multiplicities = torch.tensor([float(_multiplicity(each)) for each in monomials])
+            self.register_buffer(f"multiplicities_{degree}", multiplicities, persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
         if self.degree == 1:
             return x
         projected = x if self.projection is None else x @ self.projection
-        pairs = (projected @ self.pick_rows) * (projected @ self.pick_columns)
-        pairs = pairs * (1.0 + (math.sqrt(2.0) - 1.0) * self.is_mixed)
         roots = self.coefficient_roots[:, :, None, None]
-        constant = roots[0].expand(*x.shape[:-1], 1)
-        features = torch.cat([constant, roots[1] * x, roots[2] * pairs], dim=-1)
+        parts = [roots[0].expand(*x.shape[:-1], 1), roots[1] * x]
+        for degree in range(2, self.degree + 1):
+            first, *others = self.get_buffer(f"picks_{degree}").unbind(0)
+            monomials = projected @ first
+            for picks in others:
+                monomials = monomials * (projected @ picks)
+            parts.append(roots[degree] * (monomials * self.get_buffer(f"multiplicities_{degree}").sqrt()))
+        features = torch.cat(parts, dim=-1)
         return normalize(features, dim=-1) if self.has_unit_norm else features

@@ -69,6 +69,8 @@ class GateMaps(nn.Module):
     Beside the token the gates see its query and key, which hold the convolution's last tokens (decided here): whether a
     word is worth writing is seldom said by the word, and a first layer knows nothing else of its context.
 
+    Retention is a gate's value times a constant of the head, Miras' local and global part.
+
     Starts open for writing, with retention 1 and half of the maximal momentum_decay. Retention starts well inside its
     saturation: a memory that is not used yet is noise, and the first thing that training learns would be to forget it.
     """
@@ -76,14 +78,23 @@ class GateMaps(nn.Module):
     def __init__(self, config: AtlasConfig) -> None:
         super().__init__()
         num_heads = config.memory.num_heads
-        self.forgets = config.memory.retention == "decay"
+        self.decays = config.memory.retention == "decay"
         self.max_momentum_decay = config.memory.max_momentum_decay
         self.linear = nn.Linear(config.width + 2 * config.key_inner_width, 4 * num_heads)
         self.log_max_inner_lr = nn.Parameter(torch.zeros(num_heads))
+        if self.decays:
+            self.global_retention_logit = nn.Parameter(torch.full((num_heads,), 6.0))
         nn.init.normal_(self.linear.weight, std=self.linear.in_features**-0.5)
         with torch.no_grad():
             self.linear.weight[num_heads : 2 * num_heads] *= 0.1
             self.linear.bias.copy_(torch.tensor([1.0, 6.0, 1.0, 0.0]).repeat_interleave(num_heads))
+
+    @property
+    def global_retention(self) -> Tensor:
+        """The constant part of each head's retention, [H] (Miras); 1 where nothing decays."""
+        if not self.decays:
+            return torch.ones_like(self.log_max_inner_lr)
+        return hard_sigmoid(self.global_retention_logit)
 
     @property
     def max_inner_lr(self) -> Tensor:
@@ -96,7 +107,7 @@ class GateMaps(nn.Module):
         token_gate, retention, inner_lr, momentum_decay = opened.transpose(1, 2).tensor_split(4, dim=1)
         return Gates(
             token_gate,
-            retention if self.forgets else torch.ones_like(retention),
+            retention * self.global_retention[:, None] if self.decays else torch.ones_like(retention),
             inner_lr * self.max_inner_lr[:, None],
             momentum_decay * self.max_momentum_decay,
         )

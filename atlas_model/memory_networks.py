@@ -1,8 +1,8 @@
 """The memory networks: how they are read, and the closed-form gradient of the inner loss for one token.
 
-The inner loss of a token is 1/2 |M(phi(k)) - v|^2 (Atlas, Eq 9; the 1/2 is ours). Its gradient with respect to each
-matrix is an outer product of two vectors, `left` and `right`, so a chunk of gradients is two thin matrices and not a
-stack of full ones. Rows are tokens, there are no biases, and autograd is never needed at run time.
+A token's loss is `objective(M(phi(k)), v)`. Its gradient with respect to each matrix is an outer product of two
+vectors, `left` and `right`, so a chunk of gradients is two thin matrices and not a stack of full ones. Rows are tokens,
+there are no biases, and autograd is never needed at run time.
 
 A network that is added here implements `MemoryNetwork` and enters the table at the end; nothing else changes.
 """
@@ -10,15 +10,12 @@ A network that is added here implements `MemoryNetwork` and enters the table at 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
 import torch
 from torch import Tensor
 from torch.nn.functional import gelu
-
-from atlas_model.config import MemoryConfig
-from atlas_model.feature_map import num_features
 
 Weights = dict[str, Tensor]
 """The matrices of a memory by name, each [B, H, inputs, outputs]."""
@@ -26,11 +23,18 @@ Weights = dict[str, Tensor]
 Linear = Callable[[str, Tensor], Tensor]
 """Multiply [B, H, T, inputs] by the named matrix of whatever memory each token is to see."""
 
+Slope = Callable[[Tensor], Tensor]
+"""Derivative of each token's loss in the memory's answer, [B, H, T, value_width] -> the same."""
+
 Factors = dict[str, tuple[Tensor, Tensor]]
 """Per matrix `left` [B, H, T, inputs] and `right` [B, H, T, outputs]; the gradient of token i is left_i right_i^T."""
 
+Curvature = Sequence[tuple[Tensor | None, Tensor | float]]
+"""Terms (rows x [B, H, T, d], gain [B, H] or a number) of a bound on the curvature of the tokens' losses, weighed by
+w: the sum over the terms of gain |sum_i w_i x_i x_i^T|_F. Rows of None are the features."""
+
 _MAX_GELU_SLOPE = 1.13
-_MLP_EXPANSION = 4
+_EXPANSION = 4
 
 
 class MemoryNetwork(Protocol):
@@ -48,33 +52,24 @@ class MemoryNetwork(Protocol):
         """What the memory answers, [B, H, T, value_width]."""
         ...
 
-    def factors(self, features: Tensor, residual: Tensor, values: Tensor, weights: Weights) -> Factors:
-        """The gradient of each token's inner loss at `weights`."""
+    def factors(self, features: Tensor, residual: Tensor, slope: Slope, weights: Weights) -> Factors:
+        """The gradient of each token's loss at `weights`."""
         ...
 
-    def inverse_step(self, writes: Tensor, key_norm: Tensor, factors: Factors, weights: Weights) -> Tensor:
-        """A bound on how far the summed writes `writes` [..., T, columns] push; the step is divided by it above 1.
+    def curvature(self, features: Tensor, factors: Factors, weights: Weights) -> Curvature:
+        """How far a write of weight 1 of each token can push what the memory answers: see `Curvature`.
 
-        key_norm [..., T] is |sum_i w_i x_i x_i^T|_F over the features x of the columns.
+        For an objective of curvature 1. A step is stable where its writes' bound is at most 1.
         """
         ...
-
-
-def gram_norm(writes: Tensor, rows: Tensor) -> Tensor:
-    """|sum_i w_i x_i x_i^T|_F for each row w of `writes` [..., T, columns] and the rows x of `rows` [..., columns, d].
-
-    Computed as sqrt(w (G * G) w^T) with G = X X^T, so the d x d sum is never formed. Result [..., T].
-    """
-    gram = rows @ rows.mT
-    squared = ((writes @ gram.square()) * writes).sum(-1)
-    return squared.clamp(min=torch.finfo(squared.dtype).tiny).sqrt()
 
 
 class MatrixMemory:
     """M(x) = x W: the linear memory of Titans' and OmegaNet's simplest rows. No residual."""
 
-    def __init__(self, config: MemoryConfig) -> None:
-        self._shapes = {"w": (num_features(config), config.value_width)}
+    def __init__(self, num_features: int, key_width: int, value_width: int) -> None:
+        del key_width
+        self._shapes = {"w": (num_features, value_width)}
 
     def shapes(self) -> Mapping[str, tuple[int, int]]:
         return self._shapes
@@ -85,23 +80,23 @@ class MatrixMemory:
     def apply(self, features: Tensor, residual: Tensor, linear: Linear) -> Tensor:
         return linear("w", features)
 
-    def factors(self, features: Tensor, residual: Tensor, values: Tensor, weights: Weights) -> Factors:
-        return {"w": (features, features @ weights["w"] - values)}
+    def factors(self, features: Tensor, residual: Tensor, slope: Slope, weights: Weights) -> Factors:
+        return {"w": (features, slope(features @ weights["w"]))}
 
-    def inverse_step(self, writes: Tensor, key_norm: Tensor, factors: Factors, weights: Weights) -> Tensor:
-        return key_norm
+    def curvature(self, features: Tensor, factors: Factors, weights: Weights) -> Curvature:
+        return [(None, 1.0)]
 
 
-class MlpMemory:
-    """M(x) = residual + gelu(x W_in) W_out (Atlas, Eq 42), gelu the exact one, hidden width 4 value_width.
+class _DeepMemory:
+    """What the memories with a hidden layer share. Hidden width 4 value_width; gelu is the exact one.
 
     The residual is the raw key or query when key_width = value_width and absent otherwise (decided here).
     """
 
-    def __init__(self, config: MemoryConfig) -> None:
-        hidden = _MLP_EXPANSION * config.value_width
-        self._shapes = {"w_in": (num_features(config), hidden), "w_out": (hidden, config.value_width)}
-        self._has_residual = config.key_width == config.value_width
+    def __init__(self, num_features: int, key_width: int, value_width: int) -> None:
+        self._hidden = _EXPANSION * value_width
+        self._shapes = {"w_in": (num_features, self._hidden), "w_out": (self._hidden, value_width)}
+        self._has_residual = key_width == value_width
 
     def shapes(self) -> Mapping[str, tuple[int, int]]:
         return self._shapes
@@ -109,23 +104,56 @@ class MlpMemory:
     def initial(self, name: str) -> float:
         return 1.0 / math.sqrt(self._shapes[name][0])
 
-    def apply(self, features: Tensor, residual: Tensor, linear: Linear) -> Tensor:
-        out = linear("w_out", gelu(linear("w_in", features)))
+    def _answer(self, out: Tensor, residual: Tensor) -> Tensor:
         return residual + out if self._has_residual else out
 
-    def factors(self, features: Tensor, residual: Tensor, values: Tensor, weights: Weights) -> Factors:
+
+class MlpMemory(_DeepMemory):
+    """M(x) = residual + gelu(x W_in) W_out (Atlas, Eq 42)."""
+
+    def apply(self, features: Tensor, residual: Tensor, linear: Linear) -> Tensor:
+        return self._answer(linear("w_out", gelu(linear("w_in", features))), residual)
+
+    def factors(self, features: Tensor, residual: Tensor, slope: Slope, weights: Weights) -> Factors:
         z = features @ weights["w_in"]
         h = gelu(z)
-        error = h @ weights["w_out"] - values
-        if self._has_residual:
-            error = error + residual
+        error = slope(self._answer(h @ weights["w_out"], residual))
         g = (error @ weights["w_out"].mT) * _gelu_slope(z)
         return {"w_in": (features, g), "w_out": (h, error)}
 
-    def inverse_step(self, writes: Tensor, key_norm: Tensor, factors: Factors, weights: Weights) -> Tensor:
-        hidden_norm = gram_norm(writes, factors["w_out"][0])
-        gain = _MAX_GELU_SLOPE**2 * weights["w_out"].square().sum((-2, -1))
-        return hidden_norm + gain[..., None] * key_norm
+    def curvature(self, features: Tensor, factors: Factors, weights: Weights) -> Curvature:
+        hidden, _ = factors["w_out"]
+        return [(hidden, 1.0), (None, _MAX_GELU_SLOPE**2 * weights["w_out"].square().sum((-2, -1)))]
+
+
+class GatedMlpMemory(_DeepMemory):
+    """M(x) = residual + (gelu(x W_in) * x W_gate) W_out (Atlas++, Eq 43)."""
+
+    def __init__(self, num_features: int, key_width: int, value_width: int) -> None:
+        super().__init__(num_features, key_width, value_width)
+        self._shapes["w_gate"] = (num_features, self._hidden)
+
+    def apply(self, features: Tensor, residual: Tensor, linear: Linear) -> Tensor:
+        gated = gelu(linear("w_in", features)) * linear("w_gate", features)
+        return self._answer(linear("w_out", gated), residual)
+
+    def factors(self, features: Tensor, residual: Tensor, slope: Slope, weights: Weights) -> Factors:
+        z, u = features @ weights["w_in"], features @ weights["w_gate"]
+        h = gelu(z)
+        error = slope(self._answer((h * u) @ weights["w_out"], residual))
+        d = error @ weights["w_out"].mT
+        return {
+            "w_in": (features, d * u * _gelu_slope(z)),
+            "w_out": (h * u, error),
+            "w_gate": (features, d * h),
+        }
+
+    def curvature(self, features: Tensor, factors: Factors, weights: Weights) -> Curvature:
+        """Through W_in and W_gate a token's answer moves by at most |W_out| times its largest hidden slope."""
+        z, u = features @ weights["w_in"], features @ weights["w_gate"]
+        steepest = (u * _gelu_slope(z)).square().amax(-1) + gelu(z).square().amax(-1)
+        product, _ = factors["w_out"]
+        return [(product, 1.0), (features * steepest.sqrt()[..., None], weights["w_out"].square().sum((-2, -1)))]
 
 
 def _gelu_slope(z: Tensor) -> Tensor:
@@ -133,9 +161,9 @@ def _gelu_slope(z: Tensor) -> Tensor:
     return 0.5 * (1.0 + torch.erf(z / math.sqrt(2.0))) + z * density
 
 
-_NETWORKS: Mapping[str, Callable[[MemoryConfig], MemoryNetwork]] = {"matrix": MatrixMemory, "mlp": MlpMemory}
-
-
-def memory_network(config: MemoryConfig) -> MemoryNetwork:
-    """The network that `config.network` names."""
-    return _NETWORKS[config.network](config)
+NETWORKS: Mapping[str, Callable[[int, int, int], MemoryNetwork]] = {
+    "matrix": MatrixMemory,
+    "mlp": MlpMemory,
+    "gated_mlp": GatedMlpMemory,
+}
+"""By name, from (number of features, key_width, value_width)."""

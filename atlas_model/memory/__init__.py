@@ -10,7 +10,14 @@ All three have one signature, (rule, inputs, state, position) -> (outputs, state
 from atlas_model.memory.chunk import chunk
 from atlas_model.memory.naive import naive
 from atlas_model.memory.recurrent import recurrent
-from atlas_model.memory.rule import MemoryInputs, MemoryRule, MemoryState, TensorSpec, memory_state_spec
+from atlas_model.memory.rule import (
+    MemoryInputs,
+    MemoryRule,
+    MemoryState,
+    TensorSpec,
+    memory_network,
+    memory_state_spec,
+)
 
 __all__ = [
     "MemoryInputs",
@@ -18,6 +25,7 @@ __all__ = [
     "MemoryState",
     "TensorSpec",
     "chunk",
+    "memory_network",
     "memory_state_spec",
     "naive",
     "recurrent",

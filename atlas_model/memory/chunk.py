@@ -14,7 +14,8 @@ from torch import Tensor
 from atlas_model.gates import NEUTRAL_GATES, Gates
 from atlas_model.memory.coefficients import chunk_coefficients
 from atlas_model.memory.rule import MemoryInputs, MemoryRule, MemoryState
-from atlas_model.memory.update import ChunkUpdate, key_norms, push_limits
+from atlas_model.memory.step_bound import key_norms, push_limits, step_scale
+from atlas_model.memory.update import chunk_update
 from atlas_model.memory_networks import Weights
 
 
@@ -46,6 +47,7 @@ def chunk(
         Gates.unstack(chunks(stacked_gates)),
         rule.config.omega_window,
         last_row_only=rule.config.read_granularity == "chunk",
+        every_step=rule.config.muon_granularity == "token",
     )
     pushes = push_limits(rule, coefficients)
     # NOTE: one unbind for all chunks; indexing each would make the backward fill the whole tensor once per chunk.
@@ -63,10 +65,14 @@ def chunk(
     memory, momentum = state.memory, state.momentum
     outputs: list[Tensor] = []
     for index, (x, key, value, query_features, query, scalars, push, key_norm) in enumerate(per_chunk):
-        factors = rule.network.factors(x, key, value, memory)
-        update = ChunkUpdate.at_anchor(rule, memory, momentum, factors, scalars, push, key_norm)
+        factors = rule.factors(x, key, value, memory)
+        scale = step_scale(rule, memory, x, factors, push, key_norm)
+        update = chunk_update(rule, memory, momentum, factors, scalars, scale)
         outputs.append(update.read(query_features, query))
-        memory, momentum = _commit_full(update, layout.ends_chunk(index))
+        full = layout.ends_chunk(index)
+        if bool(full.any()):
+            new_memory, new_momentum = update.commit()
+            memory, momentum = keep_unless(full, new_memory, memory), keep_unless(full, new_momentum, momentum)
 
     new_state = MemoryState(
         memory=memory,
@@ -78,18 +84,10 @@ def chunk(
     return layout.new_tokens(torch.cat(outputs, dim=2)), new_state
 
 
-def _commit_full(update: ChunkUpdate, full: Tensor) -> tuple[Weights, Weights]:
-    """Commit the rows whose chunk is full, [B] bool; the others keep their anchor."""
-    if not bool(full.any()):
-        return update.memory, update.momentum
-    memory, momentum = update.commit()
-    if bool(full.all()):
-        return memory, momentum
-    return keep_unless(full, memory, update.memory), keep_unless(full, momentum, update.momentum)
-
-
 def keep_unless(rows: Tensor, new: Weights, old: Weights) -> Weights:
     """Take the new matrices in the rows that are True, [B] bool, and the old ones elsewhere."""
+    if bool(rows.all()):
+        return new
     chosen = rows[:, None, None, None]
     return {name: torch.where(chosen, weights, old[name]) for name, weights in new.items()}
 

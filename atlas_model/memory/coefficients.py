@@ -12,7 +12,7 @@ u_i is the gradient of token i at the anchor. No product is ever divided by anot
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -26,7 +26,8 @@ class ChunkCoefficients:
 
     kept_memory (a), pushed_momentum (kappa), kept_momentum (beta): [..., rows].
     memory_writes (D), momentum_writes (C): [..., rows, omega_window - 1 + memory_chunk_size].
-    mean_push: [...], the mean of token_gate * inner_lr over the chunk's tokens: the step of the `muon` rule.
+    mean_push: [...], the mean of token_gate * inner_lr over the chunk's tokens: the step of `muon` per chunk.
+    step_writes: [..., rows, memory_chunk_size], A diag(eta max(gamma in the window)), of `muon` per token; or None.
     """
 
     kept_memory: Tensor
@@ -35,6 +36,7 @@ class ChunkCoefficients:
     memory_writes: Tensor
     momentum_writes: Tensor
     mean_push: Tensor
+    step_writes: Tensor | None = None
 
     def chunks(self) -> list[ChunkCoefficients]:
         """One for each chunk, where the chunks are the third dimension."""
@@ -46,7 +48,12 @@ class ChunkCoefficients:
             self.momentum_writes,
             self.mean_push,
         )
-        return [ChunkCoefficients(*each) for each in zip(*(field.unbind(2) for field in fields), strict=True)]
+        chunks = [ChunkCoefficients(*each) for each in zip(*(field.unbind(2) for field in fields), strict=True)]
+        if self.step_writes is None:
+            return chunks
+        return [
+            replace(each, step_writes=writes) for each, writes in zip(chunks, self.step_writes.unbind(2), strict=True)
+        ]
 
     def row(self, index: Tensor) -> ChunkCoefficients:
         """One row of each sequence, int64 [B]: the chunk up to that token. The batch is the first dimension."""
@@ -78,11 +85,15 @@ class ChunkCoefficients:
         )
 
 
-def chunk_coefficients(gates: Gates, omega_window: int, last_row_only: bool) -> ChunkCoefficients:
+def chunk_coefficients(
+    gates: Gates, omega_window: int, last_row_only: bool, every_step: bool = False
+) -> ChunkCoefficients:
     """Coefficients of chunks whose gates [..., omega_window - 1 + b] include the window's before the chunk.
 
     Of the window's tokens only token_gate matters. With last_row_only the results have one row, the chunk's end.
+    every_step: for `muon` per token, which needs the rows of all tokens.
     """
+    last_row_only = last_row_only and not every_step
     before = omega_window - 1
     retention, inner_lr, momentum_decay = (
         gate[..., before:] for gate in (gates.retention, gates.inner_lr, gates.momentum_decay)
@@ -98,6 +109,9 @@ def chunk_coefficients(gates: Gates, omega_window: int, last_row_only: bool) -> 
         memory_products = _products(retention)
     pushes = memory_products * inner_lr[..., None, :]
     rows = slice(-1, None) if last_row_only else slice(None)
+    step_writes = None
+    if every_step:
+        step_writes = pushes * gates.token_gate.unfold(-1, omega_window, 1).amax(-1)[..., None, :]
     return ChunkCoefficients(
         kept_memory=retention.cumprod(-1)[..., rows],
         pushed_momentum=(pushes @ kept_momentum[..., None])[..., 0],
@@ -105,6 +119,7 @@ def chunk_coefficients(gates: Gates, omega_window: int, last_row_only: bool) -> 
         memory_writes=pushes @ momentum_writes,
         momentum_writes=momentum_writes[..., rows, :],
         mean_push=(gates.token_gate[..., before:] * inner_lr).mean(-1),
+        step_writes=step_writes,
     )
 
 

@@ -132,7 +132,7 @@ def _read_chunk(
     left_memory, left_momentum = dict(anchor), dict(anchor_momentum)
     driven_memory = {name: torch.zeros_like(weights) for name, weights in anchor.items()}
     driven_momentum = {name: torch.zeros_like(weights) for name, weights in anchor.items()}
-    bound = _StepBound.start(rule, anchor, column_tokens)
+    bound = _StepBound(rule, anchor, column_tokens)
     current, current_momentum = dict(anchor), dict(anchor_momentum)
     reads: list[Tensor] = []
     for at, token in enumerate(tokens):
@@ -143,26 +143,41 @@ def _read_chunk(
         scale = bound.scale()[:, None, None] if config.step == "bounded" else 1.0
         for name in anchor:
             left_momentum[name] = theta * left_momentum[name]
-            left_memory[name] = alpha * left_memory[name] - eta * left_momentum[name]
+            goal = rule.initial[name] if config.retention_target == "initial" else torch.zeros_like(anchor[name])
+            left_memory[name] = alpha * left_memory[name] + (1 - alpha) * goal - eta * left_momentum[name]
             loss_gradient = sum(
                 (column_tokens[i].token_gate[:, None, None] * gradients[i][name] for i in in_loss),
                 torch.zeros_like(anchor[name]),
             )
             driven_momentum[name] = theta * driven_momentum[name] + loss_gradient
             driven_memory[name] = alpha * driven_memory[name] - eta * driven_momentum[name]
-            current[name] = left_memory[name] + scale * driven_memory[name]
             current_momentum[name] = left_momentum[name] + scale * driven_momentum[name]
+            if config.muon_granularity == "token":
+                push = eta * torch.stack([column_tokens[i].token_gate for i in in_loss]).amax(0)[:, None, None]
+                step = newton_schulz(current_momentum[name], config.newton_schulz)
+                current[name] = alpha * current[name] + (1 - alpha) * goal - push * step
+            else:
+                current[name] = left_memory[name] + scale * driven_memory[name]
         seen = anchor if config.read_granularity == "chunk" else current
         reads.append(_apply(rule, seen, token.query))
-    if config.rule == "muon":
+    if config.rule == "muon" and config.muon_granularity == "chunk":
         push = torch.stack([token.token_gate * token.inner_lr for token in tokens]).mean(0)
-        kept = torch.stack([token.retention for token in tokens]).prod(0)
-        current = {
-            name: kept[:, None, None] * weights
-            - push[:, None, None] * newton_schulz(current_momentum[name], config.newton_schulz)
-            for name, weights in anchor.items()
-        }
+        current = dict(anchor)
+        for name in anchor:
+            goal = rule.initial[name] if config.retention_target == "initial" else torch.zeros_like(anchor[name])
+            for token in tokens:
+                alpha = token.retention[:, None, None]
+                current[name] = alpha * current[name] + (1 - alpha) * goal
+            step = newton_schulz(current_momentum[name], config.newton_schulz)
+            current[name] = current[name] - push[:, None, None] * step
+    if config.retention == "row_norm":
+        current = {name: _with_row_norms_of(rule.initial[name], weights) for name, weights in current.items()}
     return reads, current, current_momentum
+
+
+def _with_row_norms_of(initial: Tensor, weights: Tensor) -> Tensor:
+    rows = torch.nn.functional.normalize(weights, dim=-1)
+    return rows * initial.square().sum(-1, keepdim=True).sqrt()
 
 
 def _features(rule: MemoryRule, vectors: Tensor) -> Tensor:
@@ -177,51 +192,45 @@ def _apply(rule: MemoryRule, weights: Weights, vectors: Tensor) -> Tensor:
 
 
 def _gradient(rule: MemoryRule, anchor: Weights, token: _Token) -> Weights:
-    """Gradient of 1/2 |M(phi(k)) - v|^2 at the anchor, by autograd."""
+    """Gradient of the token's inner loss at the anchor, by autograd."""
     with torch.enable_grad():
         leaves = {name: weights.detach().requires_grad_() for name, weights in anchor.items()}
-        loss = 0.5 * (_apply(rule, leaves, token.key) - token.value).square().sum()
+        loss = rule.objective.loss(_apply(rule, leaves, token.key), token.value).sum()
         gradients = torch.autograd.grad(loss, list(leaves.values()))
     return dict(zip(leaves, gradients, strict=True))
 
 
 class _StepBound:
-    """Frobenius norm of the sums of w x x^T over the prefix, where w counts a write now and its later momentum.
+    """Frobenius norms of the sums of w x x^T over the prefix, where w counts a write now and its later momentum.
 
-    Each sum is carried by the recursion of the momentum and of the memory, with x x^T in place of the gradient.
+    The network says of which x, and with which gain (its `curvature`). Each sum is carried by the recursion of the
+    momentum and of the memory, with x x^T in place of the gradient.
     """
 
-    def __init__(self, rule: MemoryRule, outer: dict[str, list[Tensor]], gain: Tensor | None) -> None:
+    def __init__(self, rule: MemoryRule, anchor: Weights, tokens: list[_Token]) -> None:
         self._push = rule.future_push[:, None, None]
-        self._outer = outer
-        self._gain = gain
-        self._momentum = {name: torch.zeros_like(each[0]) for name, each in outer.items()}
-        self._memory = {name: torch.zeros_like(each[0]) for name, each in outer.items()}
-
-    @classmethod
-    def start(cls, rule: MemoryRule, anchor: Weights, tokens: list[_Token]) -> _StepBound:
-        def gated(x: Tensor, token: _Token) -> Tensor:
-            return token.token_gate[:, None, None] * x[:, :, None] * x[:, None, :]
-
-        features = [_features(rule, token.key)[0, :, 0] for token in tokens]
-        outer = {"features": [gated(x, token) for x, token in zip(features, tokens, strict=True)]}
-        if rule.config.network == "matrix":
-            return cls(rule, outer, None)
-        hidden = [torch.nn.functional.gelu(x[:, None] @ anchor["w_in"])[:, 0] for x in features]
-        outer["hidden"] = [gated(h, token) for h, token in zip(hidden, tokens, strict=True)]
-        return cls(rule, outer, 1.13**2 * anchor["w_out"].square().sum((-2, -1)))
+        self._outer: list[list[Tensor]] = []
+        self._gains: list[Tensor] = []
+        for token in tokens:
+            features = _features(rule, token.key)
+            batched = {name: weights[None] for name, weights in anchor.items()}
+            factors = rule.factors(features, token.key[None, :, None], token.value[None, :, None], batched)
+            terms = rule.network.curvature(features, factors, batched)
+            self._outer = self._outer or [[] for _ in terms]
+            self._gains = [torch.as_tensor(gain, dtype=features.dtype).reshape(-1) for _, gain in terms]
+            for outer, (rows, _) in zip(self._outer, terms, strict=True):
+                x = (features if rows is None else rows)[0, :, 0]
+                outer.append(token.token_gate[:, None, None] * x[:, :, None] * x[:, None, :])
+        self._momentum = [torch.zeros_like(each[0]) for each in self._outer]
+        self._memory = [torch.zeros_like(each[0]) for each in self._outer]
 
     def advance(self, in_loss: range, theta: Tensor, alpha: Tensor, eta: Tensor) -> None:
-        for name, each in self._outer.items():
-            self._momentum[name] = theta * self._momentum[name] + torch.stack([each[i] for i in in_loss]).sum(0)
-            self._memory[name] = alpha * self._memory[name] + eta * self._momentum[name]
+        for at, outer in enumerate(self._outer):
+            self._momentum[at] = theta * self._momentum[at] + torch.stack([outer[i] for i in in_loss]).sum(0)
+            self._memory[at] = alpha * self._memory[at] + eta * self._momentum[at]
 
     def scale(self) -> Tensor:
-        norms = {
-            name: torch.linalg.matrix_norm(self._memory[name] + self._push * self._momentum[name])
-            for name in self._outer
-        }
-        inverse: Tensor = norms["features"]
-        if self._gain is not None:
-            inverse = norms["hidden"] + self._gain * norms["features"]
-        return inverse.clamp(min=1.0).reciprocal()
+        bound = torch.zeros(self._push.shape[0], dtype=self._push.dtype)
+        for gain, memory, momentum in zip(self._gains, self._memory, self._momentum, strict=True):
+            bound = bound + gain * torch.linalg.matrix_norm(memory + self._push * momentum)
+        return bound.clamp(min=1.0).reciprocal()

@@ -13,7 +13,8 @@ from atlas_model.gates import Gates
 from atlas_model.memory.chunk import keep_unless
 from atlas_model.memory.coefficients import chunk_coefficients
 from atlas_model.memory.rule import MemoryInputs, MemoryRule, MemoryState
-from atlas_model.memory.update import ChunkUpdate, key_norms, push_limits
+from atlas_model.memory.step_bound import key_norms, push_limits, step_scale
+from atlas_model.memory.update import LinearUpdate, TokenMuonUpdate
 
 
 def recurrent(
@@ -34,19 +35,7 @@ def recurrent(
 
     keys, values = insert(state.keys, inputs.keys), insert(state.values, inputs.values)
     gates = insert(state.gates, inputs.gates.stack())
-    coefficients = chunk_coefficients(Gates.unstack(gates), rule.config.omega_window, last_row_only=False).row(phase)
-    features = rule.feature_map(keys)
-    pushes = push_limits(rule, coefficients)
-    (key_norm,) = key_norms(rule, pushes[:, :, None], features[:, :, None])
-    update = ChunkUpdate.at_anchor(
-        rule,
-        state.memory,
-        state.momentum,
-        rule.network.factors(features, keys, values, state.memory),
-        coefficients,
-        pushes,
-        key_norm,
-    )
+    update = _update(rule, state, keys, values, Gates.unstack(gates), phase)
     outputs = update.read(rule.feature_map(inputs.queries), inputs.queries)
 
     full = phase == size - 1
@@ -69,3 +58,20 @@ def recurrent(
         memory, momentum, remaining(keys, state.keys), remaining(values, state.values), remaining(gates, state.gates)
     )
     return outputs, new_state
+
+
+def _update(
+    rule: MemoryRule, state: MemoryState, keys: Tensor, values: Tensor, gates: Gates, phase: Tensor
+) -> LinearUpdate | TokenMuonUpdate:
+    """The open chunk up to each row's new token, which stands at `phase`."""
+    every_step = rule.config.muon_granularity == "token"
+    coefficients = chunk_coefficients(gates, rule.config.omega_window, last_row_only=False, every_step=every_step)
+    features = rule.feature_map(keys)
+    factors = rule.factors(features, keys, values, state.memory)
+    if every_step:
+        return TokenMuonUpdate.at_anchor(rule, state.memory, state.momentum, factors, coefficients).row(phase)
+    coefficients = coefficients.row(phase)
+    pushes = push_limits(rule, coefficients)
+    (key_norm,) = key_norms(rule, pushes[:, :, None], features[:, :, None])
+    scale = step_scale(rule, state.memory, features, factors, pushes, key_norm)
+    return LinearUpdate(rule, state.memory, state.momentum, factors, coefficients, scale)

@@ -1,12 +1,13 @@
 """What the three forms of the memory share: the rule, its inputs, its state.
 
-    Omega loss   L_t(M) = sum_{i=t-c+1..t} gamma_i 1/2 |M(phi(k_i)) - v_i|^2          Atlas, Eq 9
+    Omega loss   L_t(M) = sum_{i=t-c+1..t} gamma_i objective(M(phi(k_i)), v_i)        Atlas, Eq 9
     momentum     S_t = theta_t S_{t-1} + grad L_t(M_anchor)                           Eq 33
-    memory       M_t = alpha_t M_{t-1} - eta_t P(S_t)                                 Eq 32
+    memory       M_t = alpha_t M_{t-1} + (1 - alpha_t) T - eta_t P(S_t)               Eq 32
     read         y_t = M_t(phi(q_t))
 
-P is the identity for `gd` and Newton-Schulz, once a chunk, for `muon`. All gradients of a chunk are taken at the
-memory of the chunk's start, the anchor. Chunks are counted from the start of the session, never of a call.
+P is the identity for `gd` and Newton-Schulz, once a chunk or of every S_t, for `muon`. T, what is decayed to, is 0 or
+the initial memory. All gradients of a chunk are taken at the memory of the chunk's start, the anchor. Chunks are
+counted from the start of the session, never of a call.
 """
 
 from __future__ import annotations
@@ -18,8 +19,10 @@ import torch
 from torch import Tensor
 
 from atlas_model.config import MemoryConfig
+from atlas_model.feature_map import num_features
 from atlas_model.gates import Gates
-from atlas_model.memory_networks import MemoryNetwork, Weights, memory_network
+from atlas_model.memory_networks import NETWORKS, Factors, MemoryNetwork, Weights
+from atlas_model.objectives import OBJECTIVES, Objective
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,14 +33,43 @@ class TensorSpec:
     dtype: torch.dtype
 
 
+def memory_network(config: MemoryConfig) -> MemoryNetwork:
+    """The network that `config.network` names."""
+    return NETWORKS[config.network](num_features(config), config.key_width, config.value_width)
+
+
 @dataclass(frozen=True, slots=True)
 class MemoryRule:
-    """The rule of one layer. max_inner_lr [H] is the largest inner_lr its gates can reach."""
+    """The rule of one layer.
+
+    max_inner_lr [H] is the largest inner_lr its gates can reach; initial, each [H, inputs, outputs], the learned start.
+    """
 
     config: MemoryConfig
     network: MemoryNetwork
     feature_map: Callable[[Tensor], Tensor]
     max_inner_lr: Tensor
+    initial: Weights
+
+    @property
+    def objective(self) -> Objective:
+        return OBJECTIVES[self.config.objective](self.config.objective_power, self.config.huber_delta)
+
+    def factors(self, features: Tensor, keys: Tensor, values: Tensor, weights: Weights) -> Factors:
+        """The gradient of each token's loss at `weights`; features [B, H, T, num_features]."""
+        objective = self.objective
+        return self.network.factors(features, keys, lambda answer: objective.slope(answer, values), weights)
+
+    def after_chunk(self, memory: Weights) -> Weights:
+        """What retention does to the memory once, when a chunk is committed."""
+        if self.config.retention != "row_norm":
+            return memory
+
+        def norm(weights: Tensor) -> Tensor:
+            norms: Tensor = torch.linalg.vector_norm(weights, dim=-1, keepdim=True)
+            return norms.clamp(min=torch.finfo(weights.dtype).tiny)
+
+        return {name: weights * (norm(self.initial[name]) / norm(weights)) for name, weights in memory.items()}
 
     @property
     def future_push(self) -> Tensor:

@@ -3,38 +3,54 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Protocol
 
+import torch
 from torch import Tensor
 
 from atlas_model.memory.coefficients import ChunkCoefficients
 from atlas_model.memory.rule import MemoryRule
-from atlas_model.memory_networks import Factors, Weights, gram_norm
+from atlas_model.memory_networks import Factors, Weights
 from atlas_model.newton_schulz import newton_schulz
 
 
-def push_limits(rule: MemoryRule, coefficients: ChunkCoefficients) -> Tensor:
-    """w[t, i]: how far the gradient of token i can push the memory, now and through the momentum later.
+class ChunkUpdate(Protocol):
+    """One chunk at its anchor, up to the rows that its coefficients have."""
 
-    [B, H, ..., rows, columns], weights of the Gram matrix that bounds the step (decided here).
-    """
-    push = rule.future_push
-    push = push.reshape(push.shape[0], *[1] * (coefficients.memory_writes.ndim - 2))
-    return coefficients.memory_writes + coefficients.momentum_writes * push
+    def read(self, features: Tensor, queries: Tensor) -> Tensor:
+        """What queries [B, H, rows, key_width] with their features read, each at its own memory or at the anchor."""
+        ...
+
+    def commit(self) -> tuple[Weights, Weights]:
+        """Memory and momentum after the chunk's last token: the next anchor."""
+        ...
 
 
-def key_norms(rule: MemoryRule, pushes: Tensor, features: Tensor) -> list[Tensor | None]:
-    """Per chunk the part of the bound that does not depend on the memory, [B, H, rows]; None where the step is free.
+def chunk_update(
+    rule: MemoryRule,
+    memory: Weights,
+    momentum: Weights,
+    factors: Factors,
+    coefficients: ChunkCoefficients,
+    step_scale: Tensor | None,
+) -> ChunkUpdate:
+    """The update of a whole chunk that the rule asks for. step_scale: see `bounded_step_scale`."""
+    if rule.config.muon_granularity == "token":
+        return TokenMuonUpdate.at_anchor(rule, memory, momentum, factors, coefficients)
+    return LinearUpdate(rule, memory, momentum, factors, coefficients, step_scale)
 
-    pushes [B, H, chunks, rows, columns], features [B, H, chunks, columns, num_features].
-    """
-    if rule.config.step == "free":
-        return [None] * pushes.shape[2]
-    return list(gram_norm(pushes, features).unbind(2))
+
+def _decayed(rule: MemoryRule, name: str, old: Tensor, kept: Tensor, x: Tensor | None = None) -> Tensor:
+    """What is left of a matrix, or of what x reads in it, and what has come in its place from the target of decay."""
+    if rule.config.retention_target == "zero":
+        return old * kept
+    initial = rule.initial[name].reshape(-1, *[1] * (old.ndim - 4), *rule.initial[name].shape[-2:])
+    return old * kept + (initial if x is None else x @ initial) * (1.0 - kept)
 
 
 @dataclass(frozen=True, slots=True)
-class ChunkUpdate:
-    """One chunk at its anchor. step_scale [B, H, rows] is s_t, or None where the step is free."""
+class LinearUpdate:
+    """`gd`, and `muon` per chunk: within the chunk the memory is a sum of the anchor's and of its tokens' gradients."""
 
     rule: MemoryRule
     memory: Weights
@@ -43,25 +59,7 @@ class ChunkUpdate:
     coefficients: ChunkCoefficients
     step_scale: Tensor | None
 
-    @classmethod
-    def at_anchor(
-        cls,
-        rule: MemoryRule,
-        memory: Weights,
-        momentum: Weights,
-        factors: Factors,
-        coefficients: ChunkCoefficients,
-        pushes: Tensor,
-        key_norm: Tensor | None,
-    ) -> ChunkUpdate:
-        """Bound the step: s_t = min(1, 1 / inverse_step), for the sum of the writes of the prefix up to t."""
-        step_scale = None
-        if key_norm is not None:
-            step_scale = rule.network.inverse_step(pushes, key_norm, factors, memory).clamp(min=1.0).reciprocal()
-        return cls(rule, memory, momentum, factors, coefficients, step_scale)
-
     def read(self, features: Tensor, queries: Tensor) -> Tensor:
-        """What queries [B, H, rows, key_width] with their features read, each at its own memory or at the anchor."""
         if self.rule.config.read_granularity == "chunk":
             return self.rule.network.apply(features, queries, lambda name, x: x @ self.memory[name])
         return self.rule.network.apply(features, queries, self._multiply_at_own_token)
@@ -69,13 +67,12 @@ class ChunkUpdate:
     def _multiply_at_own_token(self, name: str, x: Tensor) -> Tensor:
         left, right = self.factors[name]
         scalars = self.coefficients
-        kept = (x @ self.memory[name]) * scalars.kept_memory[..., None]
+        kept = _decayed(self.rule, name, x @ self.memory[name], scalars.kept_memory[..., None], x)
         pushed = (x @ self.momentum[name]) * scalars.pushed_momentum[..., None]
         written = (scalars.memory_writes * (x @ left.mT)) @ right
-        return kept - pushed - self._scaled(written)
+        return kept - pushed - (written if self.step_scale is None else written * self.step_scale[..., None])
 
     def commit(self) -> tuple[Weights, Weights]:
-        """Memory and momentum after the chunk's last token: the next anchor."""
         last = self.coefficients.last()
         kept_memory, pushed, kept_momentum = (
             scalar[..., None] for scalar in (last.kept_memory, last.pushed_momentum, last.kept_momentum)
@@ -84,15 +81,75 @@ class ChunkUpdate:
         momentum: Weights = {}
         for name, (left, right) in self.factors.items():
             right = right if self.step_scale is None else right * self.step_scale[..., -1:, None]
-            old_memory, old_momentum = self.memory[name], self.momentum[name]
+            old_momentum = self.momentum[name]
+            kept = _decayed(self.rule, name, self.memory[name], kept_memory)
             momentum[name] = kept_momentum * old_momentum + left.mT @ (right * last.momentum_writes.mT)
             if self.rule.config.rule == "muon":
                 step = newton_schulz(momentum[name], self.rule.config.newton_schulz)
-                memory[name] = kept_memory * old_memory - self.coefficients.mean_push[..., None, None] * step
+                memory[name] = kept - self.coefficients.mean_push[..., None, None] * step
             else:
                 written = left.mT @ (right * last.memory_writes.mT)
-                memory[name] = kept_memory * old_memory - pushed * old_momentum - written
-        return memory, momentum
+                memory[name] = kept - pushed * old_momentum - written
+        return self.rule.after_chunk(memory), momentum
 
-    def _scaled(self, written: Tensor) -> Tensor:
-        return written if self.step_scale is None else written * self.step_scale[..., None]
+
+@dataclass(frozen=True, slots=True)
+class TokenMuonUpdate:
+    """`muon` per token: Newton-Schulz of every token's momentum (Atlas, Eq 32-41), all of them formed.
+
+        M_t = a_t M_0 - sum_{n <= t} A[t, n] eta_n max(gamma in n's window) NS(S_n)
+
+    The largest gate of the window scales the step, for Newton-Schulz takes away all other scale: of a window that is
+    shut nothing is written (decided here). Matrices are [B, H, rows, inputs, outputs]: the faithful reference, not a
+    fast one, and a decode step forms its open chunk again.
+    """
+
+    rule: MemoryRule
+    anchor: Weights
+    memory: Weights
+    momentum: Weights
+
+    @classmethod
+    def at_anchor(
+        cls,
+        rule: MemoryRule,
+        anchor: Weights,
+        anchor_momentum: Weights,
+        factors: Factors,
+        coefficients: ChunkCoefficients,
+    ) -> TokenMuonUpdate:
+        memory: Weights = {}
+        momentum: Weights = {}
+        for name, (left, right) in factors.items():
+            driven = torch.einsum("bhti,bhix,bhiy->bhtxy", coefficients.momentum_writes, left, right)
+            kept = coefficients.kept_momentum[..., None, None]
+            momentum[name] = kept * anchor_momentum[name][:, :, None] + driven
+            steps = newton_schulz(momentum[name], rule.config.newton_schulz)
+            written = torch.einsum("bhtn,bhnxy->bhtxy", coefficients.step_writes, steps)
+            kept = coefficients.kept_memory[..., None, None]
+            memory[name] = _decayed(rule, name, anchor[name][:, :, None], kept) - written
+        return cls(rule, anchor, memory, momentum)
+
+    def row(self, index: Tensor) -> TokenMuonUpdate:
+        """One row of each sequence, int64 [B]: the chunk up to that token."""
+
+        def pick(weights: Tensor) -> Tensor:
+            return weights.gather(
+                2, index[:, None, None, None, None].expand(-1, weights.shape[1], 1, *weights.shape[3:])
+            )
+
+        memory = {name: pick(weights) for name, weights in self.memory.items()}
+        momentum = {name: pick(weights) for name, weights in self.momentum.items()}
+        return TokenMuonUpdate(self.rule, self.anchor, memory, momentum)
+
+    def read(self, features: Tensor, queries: Tensor) -> Tensor:
+        if self.rule.config.read_granularity == "chunk":
+            return self.rule.network.apply(features, queries, lambda name, x: x @ self.anchor[name])
+        return self.rule.network.apply(
+            features, queries, lambda name, x: (x[..., None, :] @ self.memory[name])[..., 0, :]
+        )
+
+    def commit(self) -> tuple[Weights, Weights]:
+        memory = {name: weights[:, :, -1] for name, weights in self.memory.items()}
+        momentum = {name: weights[:, :, -1] for name, weights in self.momentum.items()}
+        return self.rule.after_chunk(memory), momentum

@@ -97,14 +97,14 @@ DEMO_MODEL = AtlasConfig(
 )
 
 _SHORT = Stage(
-    num_steps=700,
+    num_steps=450,
     batch_size=16,
     segment_num_tokens=256,
     episodes=EpisodeConfig(num_tokens=256, num_facts=(4, 9), num_questions=(6, 10), max_num_kinds=2),
     write_penalty=0.0,
 )
 _DENSE = Stage(
-    num_steps=900,
+    num_steps=1000,
     batch_size=4,
     segment_num_tokens=1024,
     episodes=EpisodeConfig(
@@ -118,7 +118,7 @@ _DEMO_STAGES = (
     _SHORT,
     replace(
         _SHORT,
-        num_steps=100,
+        num_steps=150,
         batch_size=8,
         segment_num_tokens=512,
         episodes=EpisodeConfig(num_tokens=512, num_facts=(6, 16), num_questions=(10, 18)),
@@ -128,7 +128,7 @@ _DEMO_STAGES = (
     _DENSE,
     replace(
         _DENSE,
-        num_steps=550,
+        num_steps=650,
         episodes=replace(_DENSE.episodes, num_tokens=8192, num_questions=(30, 120)),
         write_penalty=4.0,
     ),

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any
 
 import torch
+from hypothesis import strategies as st
 from torch import Tensor
 
 from atlas_model.config import MemoryConfig
 from atlas_model.feature_map import FeatureMap
 from atlas_model.gates import Gates
-from atlas_model.memory import MemoryInputs, MemoryRule, MemoryState, memory_state_spec
-from atlas_model.memory_networks import memory_network
+from atlas_model.memory import MemoryInputs, MemoryRule, MemoryState, memory_network, memory_state_spec
+from atlas_model.memory_networks import NETWORKS
+from atlas_model.objectives import OBJECTIVES
 
 BATCH_SIZE = 2
 BASE = MemoryConfig(
@@ -21,32 +23,84 @@ BASE = MemoryConfig(
 )
 
 
-def configurations() -> list[MemoryConfig]:
-    """Every rule of this model family that can be configured: the grid that the forms must agree on."""
-    rules = [
-        replace(BASE, rule="gd", read_granularity="token", step="bounded"),
-        replace(BASE, rule="gd", read_granularity="token", step="free"),
-        replace(BASE, rule="gd", read_granularity="chunk", step="bounded"),
-        replace(BASE, rule="muon", read_granularity="chunk", step="free"),
-    ]
-    networks: tuple[Literal["matrix", "mlp"], ...] = ("matrix", "mlp")
-    return [
-        replace(rule, network=network, omega_window=window, feature_degree=degree)
-        for rule, network, window, degree in itertools.product(rules, networks, (1, 2, 4, 9), (1, 2))
-    ]
+RULES = {
+    "gd-token-bounded": replace(BASE, rule="gd", read_granularity="token", step="bounded"),
+    "gd-token-free": replace(BASE, rule="gd", read_granularity="token", step="free"),
+    "gd-chunk-bounded": replace(BASE, rule="gd", read_granularity="chunk", step="bounded"),
+    "muon-per-chunk": replace(BASE, rule="muon", read_granularity="chunk", step="free"),
+    "muon-per-token": replace(BASE, rule="muon", muon_granularity="token", read_granularity="token", step="free"),
+}
+OTHER_AXES = {
+    "muon-per-token-read-per-chunk": replace(RULES["muon-per-token"], read_granularity="chunk", omega_window=2),
+    "dot": replace(BASE, objective="dot", step="free"),
+    "lp": replace(BASE, objective="lp", objective_power=2.5, step="free", network="mlp"),
+    "huber": replace(BASE, objective="huber", huber_delta=0.7, network="mlp"),
+    "huber-gated": replace(BASE, objective="huber", huber_delta=0.7, network="gated_mlp", omega_window=2),
+    "decay-to-initial": replace(BASE, retention_target="initial", omega_window=2),
+    "decay-to-initial-mlp-chunk": replace(
+        BASE, retention_target="initial", network="mlp", read_granularity="chunk", step="free"
+    ),
+    "decay-to-initial-muon-per-chunk": replace(RULES["muon-per-chunk"], retention_target="initial"),
+    "decay-to-initial-muon-per-token": replace(RULES["muon-per-token"], retention_target="initial", network="mlp"),
+    "row-norm": replace(BASE, retention="row_norm", network="mlp"),
+    "row-norm-muon-per-chunk": replace(RULES["muon-per-chunk"], retention="row_norm", network="gated_mlp"),
+    "row-norm-muon-per-token": replace(RULES["muon-per-token"], retention="row_norm", network="mlp"),
+    "keeps-all": replace(BASE, retention="none"),
+    "degree-3": replace(BASE, feature_degree=3, feature_norm="unit"),
+    "elementwise": replace(BASE, feature_degree=3, feature_kind="elementwise"),
+    "no-momentum": replace(BASE, max_momentum_decay=0.0, omega_window=4, network="gated_mlp"),
+}
 
 
-def describe(config: MemoryConfig) -> str:
-    return "-".join(
-        [
-            config.network,
-            config.rule,
-            config.read_granularity,
-            config.step,
-            f"c{config.omega_window}",
-            f"p{config.feature_degree}",
-        ]
-    )
+def configurations() -> dict[str, MemoryConfig]:
+    """The fixed grid that the forms must agree on: every rule with every network, window and degree up to 2, and each
+    value of the other axes at least once."""
+    grid = {
+        f"{network}-{name}-c{window}-p{degree}": replace(
+            rule, network=network, omega_window=window, feature_degree=degree
+        )
+        for (name, rule), network, window, degree in itertools.product(RULES.items(), NETWORKS, (1, 2, 4, 9), (1, 2))
+        if (network, degree) != ("gated_mlp", 1)
+    }
+    return grid | OTHER_AXES
+
+
+@st.composite
+def drawn_configurations(draw: st.DrawFn) -> MemoryConfig:
+    """Any configuration that is not refused."""
+    key_width = draw(st.integers(2, 5))
+    values: dict[str, Any] = {
+        "num_heads": draw(st.integers(1, 2)),
+        "key_width": key_width,
+        "value_width": draw(st.integers(2, 5)),
+        "network": draw(st.sampled_from(list(NETWORKS))),
+        "objective": draw(st.sampled_from(list(OBJECTIVES))),
+        "objective_power": draw(st.sampled_from([1.5, 2.0, 3.0])),
+        "huber_delta": draw(st.sampled_from([0.1, 1.0])),
+        "read_granularity": draw(st.sampled_from(["token", "chunk"])),
+        "step": draw(st.sampled_from(["bounded", "free"])),
+        "memory_chunk_size": draw(st.integers(1, 6)),
+        "omega_window": draw(st.integers(1, 8)),
+        "feature_degree": draw(st.integers(1, 3)),
+        "feature_width": draw(st.integers(1, key_width)),
+        "feature_kind": draw(st.sampled_from(["polynomial", "elementwise"])),
+        "feature_norm": draw(st.sampled_from(["none", "unit"])),
+        "retention": draw(st.sampled_from(["decay", "row_norm", "none"])),
+        "retention_target": draw(st.sampled_from(["zero", "initial"])),
+        "max_momentum_decay": draw(st.sampled_from([0.0, 0.5, 0.9])),
+    }
+    if draw(st.booleans()):
+        granularity = draw(st.sampled_from(["chunk", "token"]))
+        values |= {"rule": "muon", "muon_granularity": granularity, "step": "free"}
+        if granularity == "chunk":
+            values["read_granularity"] = "chunk"
+    if values["objective"] in ("dot", "lp"):
+        values["step"] = "free"
+    if values["network"] == "matrix" and values["retention"] == "row_norm":
+        values["retention"] = "none"
+    if values["retention"] != "decay":
+        values["retention_target"] = "zero"
+    return MemoryConfig(**values)
 
 
 @dataclass(frozen=True)
@@ -97,7 +151,7 @@ def make_case(config: MemoryConfig, num_tokens: int, dtype: torch.dtype = torch.
         values=normal(BATCH_SIZE, heads, num_tokens, config.value_width).to(dtype),
         gates=Gates(
             gate(0.0, 1.0).to(dtype),
-            gate(0.0, 1.0).to(dtype),
+            gate(0.0 if config.retention == "decay" else 1.0, 1.0).to(dtype),
             gate(0.0, 1.5).to(dtype),
             gate(0.0, config.max_momentum_decay).to(dtype),
         ),
@@ -114,7 +168,8 @@ def make_case(config: MemoryConfig, num_tokens: int, dtype: torch.dtype = torch.
         values=tensors["values"],
         gates=tensors["gates"],
     )
-    rule = MemoryRule(config, network, feature_map, torch.full((heads,), 1.5, dtype=dtype))
+    initial = {name: (0.3 * normal(heads, *shape)).to(dtype) for name, shape in network.shapes().items()}
+    rule = MemoryRule(config, network, feature_map, torch.full((heads,), 1.5, dtype=dtype), initial)
     return Case(rule, state, torch.zeros(BATCH_SIZE, dtype=torch.int64), inputs)
 
 

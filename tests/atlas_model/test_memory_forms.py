@@ -1,27 +1,34 @@
 """Rows 1-3 of the correctness table: closed gradients, and naive = chunk = recurrent for any split of the tokens.
 
-Float64 to 1e-9, outputs and every field of the state, over every rule, network, window (also one longer than the
-chunk) and degree; gates at exactly 0 and at their maximum are among the inputs.
+Float64 to 1e-9, outputs and every field of the state; gates at exactly 0 and at their maximum are among the inputs.
+
+    fixed grid   (gd token bounded | gd token free | gd chunk bounded | muon per chunk | muon per token)
+                 x (matrix | mlp | gated_mlp) x (omega_window 1 | 2 | 4 | 9, longer than the chunk)
+                 x (degree 1 | 2; gated_mlp: 2), and 16 more for the objectives, retentions and features
+    drawn        the whole cross product that a configuration allows: rule, granularities, step, network, objective,
+                 retention and its target, degree 1-3, feature kind and norm, widths, chunk, window, momentum
 """
 
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Literal
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor
 
 from atlas_model.config import MemoryConfig
 from atlas_model.gates import Gates
 from atlas_model.memory import MemoryInputs, MemoryState, chunk, naive, recurrent
-from atlas_model.memory_networks import memory_network
+from atlas_model.memory_networks import NETWORKS
+from atlas_model.objectives import OBJECTIVES
 from tests.atlas_model.memory_cases import (
     BASE,
     Case,
     configurations,
-    describe,
+    drawn_configurations,
     largest_error,
     make_case,
     named,
@@ -29,7 +36,7 @@ from tests.atlas_model.memory_cases import (
 
 CONFIGURATIONS = configurations()
 TOLERANCE = 1e-9
-FLOAT32_TOLERANCE = {"matrix": 2e-5, "mlp": 2e-4}
+FLOAT32_TOLERANCE = {"matrix": 2e-5, "mlp": 2e-4, "gated_mlp": 2e-4}
 
 
 def assert_equal(
@@ -50,37 +57,46 @@ def feed_recurrent(case: Case) -> tuple[Tensor, MemoryState]:
     return torch.cat(outputs, dim=2), state
 
 
-@pytest.mark.parametrize("network", ["matrix", "mlp"])
+@pytest.mark.parametrize("network", NETWORKS)
+@pytest.mark.parametrize("objective", OBJECTIVES)
 @pytest.mark.parametrize("value_width", [4, 3])
-def test_closed_form_gradient_equals_autograd(network: Literal["matrix", "mlp"], value_width: int) -> None:
-    config = replace(BASE, network=network, value_width=value_width, feature_degree=2)
+def test_closed_form_gradient_equals_autograd(network: str, objective: str, value_width: int) -> None:
+    config = replace(BASE, network=network, objective=objective, step="free", value_width=value_width, feature_degree=2)
     case = make_case(config, num_tokens=5)
-    memory = memory_network(config)
     features = case.rule.feature_map(case.inputs.keys)
     weights = {name: value.clone().requires_grad_() for name, value in case.state.memory.items()}
-    answer = memory.apply(features, case.inputs.keys, lambda name, x: x @ weights[name])
-    loss = 0.5 * (answer - case.inputs.values).square().sum()
+    answer = case.rule.network.apply(features, case.inputs.keys, lambda name, x: x @ weights[name])
+    loss = case.rule.objective.loss(answer, case.inputs.values).sum()
     expected = dict(zip(weights, torch.autograd.grad(loss, list(weights.values())), strict=True))
-    factors = memory.factors(features, case.inputs.keys, case.inputs.values, case.state.memory)
+    factors = case.rule.factors(features, case.inputs.keys, case.inputs.values, case.state.memory)
     for name, (left, right) in factors.items():
         assert largest_error(left.mT @ right, expected[name]) <= 1e-10, name
 
 
 @pytest.mark.parametrize("num_tokens", [1, 5, 6, 7, 12, 17])
-@pytest.mark.parametrize("config", CONFIGURATIONS, ids=describe)
+@pytest.mark.parametrize("config", CONFIGURATIONS.values(), ids=CONFIGURATIONS.keys())
 def test_chunk_form_equals_naive_form(config: MemoryConfig, num_tokens: int) -> None:
     case = make_case(config, num_tokens)
     expected = naive(case.rule, case.inputs, case.state, case.position)
     assert_equal(chunk(case.rule, case.inputs, case.state, case.position), expected)
 
 
-@pytest.mark.parametrize("config", CONFIGURATIONS, ids=describe)
+@given(drawn_configurations(), st.integers(1, 14), st.integers(0, 2**16))
+@settings(max_examples=60, deadline=None)
+def test_all_forms_agree_whatever_the_configuration(config: MemoryConfig, num_tokens: int, seed: int) -> None:
+    case = make_case(config, num_tokens, seed=seed)
+    expected = naive(case.rule, case.inputs, case.state, case.position)
+    assert_equal(chunk(case.rule, case.inputs, case.state, case.position), expected)
+    assert_equal(feed_recurrent(case), expected)
+
+
+@pytest.mark.parametrize("config", CONFIGURATIONS.values(), ids=CONFIGURATIONS.keys())
 def test_recurrent_form_fed_token_by_token_equals_chunk_form_once(config: MemoryConfig) -> None:
     case = make_case(config, num_tokens=15)
     assert_equal(feed_recurrent(case), chunk(case.rule, case.inputs, case.state, case.position))
 
 
-@pytest.mark.parametrize("config", CONFIGURATIONS, ids=describe)
+@pytest.mark.parametrize("config", CONFIGURATIONS.values(), ids=CONFIGURATIONS.keys())
 def test_any_split_into_two_calls_equals_one_call(config: MemoryConfig) -> None:
     num_tokens = 14
     case = make_case(config, num_tokens)
@@ -91,16 +107,16 @@ def test_any_split_into_two_calls_equals_one_call(config: MemoryConfig) -> None:
         assert_equal((torch.cat([first, second], dim=2), state), expected)
 
 
-@pytest.mark.parametrize("config", CONFIGURATIONS[::5], ids=describe)
-def test_naive_form_continues_from_a_state(config: MemoryConfig) -> None:
-    case = make_case(config, num_tokens=13)
+@pytest.mark.parametrize("name", list(CONFIGURATIONS)[::5])
+def test_naive_form_continues_from_a_state(name: str) -> None:
+    case = make_case(CONFIGURATIONS[name], num_tokens=13)
     expected = naive(case.rule, case.inputs, case.state, case.position)
     first, state = naive(case.rule, case.piece(0, 8), case.state, case.position)
     second, state = naive(case.rule, case.piece(8, 13), state, case.position + 8)
     assert_equal((torch.cat([first, second], dim=2), state), expected)
 
 
-@pytest.mark.parametrize("config", CONFIGURATIONS, ids=describe)
+@pytest.mark.parametrize("config", CONFIGURATIONS.values(), ids=CONFIGURATIONS.keys())
 def test_rows_of_different_phase_and_length_equal_each_row_alone(config: MemoryConfig) -> None:
     case = make_case(config, num_tokens=20)
     before = [3, 10]
@@ -126,8 +142,9 @@ def test_rows_of_different_phase_and_length_equal_each_row_alone(config: MemoryC
         assert_equal(actual, expected[row])
 
 
-@pytest.mark.parametrize("config", [each for each in CONFIGURATIONS if each.step == "bounded"][::3], ids=describe)
-def test_chunk_form_in_float32_stays_near_float64(config: MemoryConfig) -> None:
+@pytest.mark.parametrize("name", [name for name, each in CONFIGURATIONS.items() if each.step == "bounded"][::3])
+def test_chunk_form_in_float32_stays_near_float64(name: str) -> None:
+    config = CONFIGURATIONS[name]
     exact, rough = make_case(config, 17), make_case(config, 17, torch.float32)
     expected = chunk(exact.rule, exact.inputs, exact.state, exact.position)
     actual = chunk(rough.rule, rough.inputs, rough.state, rough.position)

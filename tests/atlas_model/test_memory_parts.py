@@ -13,6 +13,7 @@ from atlas_model.config import MemoryConfig, NewtonSchulzConfig
 from atlas_model.feature_map import FeatureMap, num_features
 from atlas_model.gates import Gates, hard_sigmoid
 from atlas_model.memory import MemoryInputs, chunk
+from atlas_model.memory_networks import NETWORKS
 from atlas_model.newton_schulz import newton_schulz
 from tests.atlas_model.memory_cases import BASE, largest_error, make_case
 
@@ -45,6 +46,27 @@ def test_features_have_the_taylor_kernel_with_learnable_coefficients() -> None:
     first, second = (feature_map(x) @ feature_map(y).mT)[0]
     assert largest_error(first, products[0, 0] + 9 * products[0, 0].square()) <= 1e-12
     assert largest_error(second, 0.25 + 4 * products[0, 1]) <= 1e-12
+
+
+def test_packed_degree_three_has_as_many_features_as_monomials_and_the_taylor_kernel() -> None:
+    config = MemoryConfig(2, 4, 4, feature_degree=3, feature_width=4)
+    assert num_features(config) == 1 + 4 + 10 + 20
+    feature_map = FeatureMap(config).double().requires_grad_(False)
+    feature_map.coefficient_roots.copy_(torch.tensor([0.1, 1.0, 0.5, 2.0]).double()[:, None].expand(-1, 2))
+    torch.manual_seed(0)
+    x, y = torch.randn(2, 1, 2, 5, 4, dtype=torch.float64)
+    products = x @ y.mT
+    expected = feature_map.coefficient_roots[0, 0] ** 2 + products + products.square() / 4 + 4 * products**3
+    assert largest_error(feature_map(x) @ feature_map(y).mT, expected) <= 1e-12
+
+
+def test_elementwise_features_are_the_powers_of_each_dimension_alone() -> None:
+    config = MemoryConfig(1, 4, 4, feature_degree=3, feature_width=4, feature_kind="elementwise")
+    assert num_features(config) == 1 + 4 + 4 + 4
+    feature_map = FeatureMap(config).double().requires_grad_(False)
+    feature_map.coefficient_roots.fill_(1.0)
+    x = torch.randn(1, 1, 3, 4, dtype=torch.float64)
+    assert largest_error(feature_map(x)[..., 1:], torch.cat([x, x**2, x**3], -1)) <= 1e-12
 
 
 def test_feature_width_projects_only_the_second_degree() -> None:
@@ -92,12 +114,12 @@ def _equal_keys(config: MemoryConfig, num_tokens: int) -> MemoryInputs:
     return MemoryInputs(keys, keys, values, Gates(ones, ones, ones, ones * config.max_momentum_decay))
 
 
-@pytest.mark.parametrize("network", ["matrix", "mlp"])
+@pytest.mark.parametrize("network", NETWORKS)
 def test_bounded_step_does_not_overshoot_where_the_free_step_explodes(network: str) -> None:
     """Chunks of equal keys, gates wide open, momentum at its maximum: the worst that a text can do."""
     norms: dict[str, float] = {}
     for step in ("free", "bounded"):
-        config = replace(BASE, network=network, step=step, memory_chunk_size=32)  # type: ignore[arg-type]
+        config = replace(BASE, network=network, step=step, memory_chunk_size=32)
         case = make_case(config, 1)
         inputs = _equal_keys(config, 32 * 20)
         state = case.state
@@ -150,10 +172,10 @@ def test_momentum_decay_of_zero_removes_the_momentum() -> None:
     assert torch.equal(state.memory["w"], other_state.memory["w"])
 
 
-@pytest.mark.parametrize("network", ["matrix", "mlp"])
+@pytest.mark.parametrize("network", NETWORKS)
 def test_shut_gates_keep_the_memory_bit_for_bit(network: str) -> None:
     """Row 7: nothing written, all kept, nothing pushed. A memory that must last 1e7 tokens may not leak here."""
-    config = replace(BASE, network=network, omega_window=4)  # type: ignore[arg-type]
+    config = replace(BASE, network=network, omega_window=4)
     before = make_case(config, 17).state.memory
     _, after = _run(config, token_gate=0.0, retention=1.0, inner_lr=0.0)
     assert all(torch.equal(after[name], before[name]) for name in before)

@@ -201,12 +201,13 @@ def test_queries_and_keys_begin_as_sums_of_tokens_and_values_as_the_token() -> N
 
 
 def test_keys_start_as_the_queries_do_and_both_as_sums_of_at_most_eight_tokens() -> None:
-    mixer = AtlasModel(tiny_config(conv_width=10)).blocks[0].mixer
-    width = mixer.widths[0]
-    queries, keys, values = mixer.project.weight.split(mixer.widths)  # type: ignore[union-attr, operator]
+    config = tiny_config(conv_width=10)
+    weights = AtlasModel(config).state_dict()
+    width = config.key_inner_width
+    queries, keys, values = weights["blocks.0.mixer.project.weight"].split(width)
     assert torch.equal(queries, keys)
     assert not torch.equal(queries, values)
-    taps = mixer.convolution.weight
+    taps = weights["blocks.0.mixer.convolution.weight"]
     assert (taps[:2, : 2 * width] == 0).all()
     assert torch.allclose(taps[2:, : 2 * width], taps.new_tensor(8**-0.5))
     assert (taps[:-1, 2 * width :] == 0).all()

@@ -1,0 +1,59 @@
+"""The bounded step: the sum of a chunk's writes, and of their momentum's later pushes, never overshoots.
+
+A gradient step is stable while eta times the loss's curvature stays under 2, and all gradients of a chunk share one
+anchor, so it is the curvature of their weighted sum that counts (decided here; 32 equal keys make it 32):
+
+    s_t = min(1, 1 / bound_t),   bound_t = sum over the network's terms of gain |sum_i w[t, i] x_i x_i^T|_F
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from atlas_model.memory.coefficients import ChunkCoefficients
+from atlas_model.memory.rule import MemoryRule
+from atlas_model.memory_networks import Factors, Weights
+
+
+def push_limits(rule: MemoryRule, coefficients: ChunkCoefficients) -> Tensor:
+    """w[t, i]: how far the gradient of token i can push the memory, now and through the momentum later.
+
+    [B, H, ..., rows, columns].
+    """
+    push = rule.future_push
+    push = push.reshape(push.shape[0], *[1] * (coefficients.memory_writes.ndim - 2))
+    return coefficients.memory_writes + coefficients.momentum_writes * push
+
+
+def key_norms(rule: MemoryRule, pushes: Tensor, features: Tensor) -> list[Tensor | None]:
+    """Per chunk the norm that does not depend on the memory, [B, H, rows]; None where the step is free.
+
+    pushes [B, H, chunks, rows, columns], features [B, H, chunks, columns, num_features].
+    """
+    if rule.config.step == "free":
+        return [None] * pushes.shape[2]
+    return list(_gram_norm(pushes, features).unbind(2))
+
+
+def step_scale(
+    rule: MemoryRule, memory: Weights, features: Tensor, factors: Factors, pushes: Tensor, key_norm: Tensor | None
+) -> Tensor | None:
+    """s_t of one chunk's prefixes, [B, H, rows]; None where the step is free."""
+    if key_norm is None:
+        return None
+    bound = torch.zeros_like(key_norm)
+    for rows, gain in rule.network.curvature(features, factors, memory):
+        norm = key_norm if rows is None else _gram_norm(pushes, rows)
+        bound = bound + norm * (gain if isinstance(gain, float) else gain[..., None])
+    return bound.clamp(min=1.0).reciprocal()
+
+
+def _gram_norm(writes: Tensor, rows: Tensor) -> Tensor:
+    """|sum_i w_i x_i x_i^T|_F for each row w of `writes` [..., T, columns] and the rows x of `rows` [..., columns, d].
+
+    Computed as sqrt(w (G * G) w^T) with G = X X^T, so the d x d sum is never formed. Result [..., T].
+    """
+    gram = rows @ rows.mT
+    squared = ((writes @ gram.square()) * writes).sum(-1)
+    return squared.clamp(min=torch.finfo(squared.dtype).tiny).sqrt()
