@@ -78,10 +78,9 @@ class NeuralMemory(nn.Module):
         )
         self.read_scale = nn.Parameter(torch.ones(heads, config.memory.value_width))
 
-    def initial_weights(self, batch_size: int) -> tuple[Weights, Weights]:
-        """Memory and momentum of a sequence that has read nothing."""
-        memory = {name: weights.expand(batch_size, *weights.shape) for name, weights in self.initial.items()}
-        return memory, {name: torch.zeros_like(weights) for name, weights in memory.items()}
+    def initial_weights(self, batch_size: int) -> Weights:
+        """The memory of sequences that have read nothing."""
+        return {name: weights.expand(batch_size, *weights.shape) for name, weights in self.initial.items()}
 
     def forward(
         self, inputs: MemoryInputs, max_inner_lr: Tensor, state: MemoryState, position: Tensor, form: MemoryForm

@@ -71,7 +71,7 @@ class AtlasModel(nn.Module):
             for name, spec in state_spec(self.config).items()
         }
         for index, block in enumerate(self.blocks):
-            memory, _ = block.mixer.memory.initial_weights(batch_size)  # type: ignore[union-attr, operator]
+            memory = block.mixer.memory.initial_weights(batch_size)  # type: ignore[union-attr, operator]
             for name, weights in memory.items():
                 tensors[f"layers.{index}.memory.{name}"] = weights
         return State.from_named_tensors(self.config, tensors)

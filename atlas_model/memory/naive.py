@@ -39,12 +39,12 @@ def naive(rule: MemoryRule, inputs: MemoryInputs, state: MemoryState, position: 
         outputs.append(row_outputs)
         states.append(row_state)
 
-    def stacked(weights: list[Weights]) -> Weights:
-        return {name: torch.stack([each[name] for each in weights]) for name in weights[0]}
+    def stacked(weights: list[Weights], like: Weights) -> Weights:
+        return {name: torch.stack([each[name] for each in weights]) for name in like}
 
     return torch.stack(outputs), MemoryState(
-        memory=stacked([each.memory for each in states]),
-        momentum=stacked([each.momentum for each in states]),
+        memory=stacked([each.memory for each in states], state.memory),
+        momentum=stacked([each.momentum for each in states], state.momentum),
         keys=torch.stack([each.keys for each in states]),
         values=torch.stack([each.values for each in states]),
         gates=torch.stack([each.gates for each in states]),
@@ -58,7 +58,8 @@ def _row(
     size, before = config.memory_chunk_size, config.omega_window - 1
     phase = position % size
     memory = {name: weights[row] for name, weights in state.memory.items()}
-    momentum = {name: weights[row] for name, weights in state.momentum.items()}
+    momentum = {name: torch.zeros_like(weights) for name, weights in memory.items()}
+    momentum |= {name: weights[row] for name, weights in state.momentum.items()}
     buffered = [
         _token(state.keys[row], state.keys[row], state.values[row], Gates.unstack(state.gates[row]), at)
         for at in range(before + phase)

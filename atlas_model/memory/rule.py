@@ -72,6 +72,10 @@ class MemoryRule:
         return {name: weights * (norm(self.initial[name]) / norm(weights)) for name, weights in memory.items()}
 
     @property
+    def carries_momentum(self) -> bool:
+        return self.config.max_momentum_decay > 0
+
+    @property
     def future_push(self) -> Tensor:
         """How far a unit of momentum can still push the memory after its chunk, [H]; the bounded step counts it in."""
         decay = self.config.max_momentum_decay
@@ -92,7 +96,8 @@ class MemoryInputs:
 class MemoryState:
     """What a layer's memory carries from token to token; a value, never changed in place.
 
-    memory, momentum: the anchor's matrices, each [B, H, inputs, outputs].
+    memory, momentum: the anchor's matrices, each [B, H, inputs, outputs]; momentum is empty where nothing of it is ever
+    carried, the rule's max_momentum_decay being 0.
     keys, values, gates: a buffer of omega_window - 1 tokens before the open chunk, then room for the open chunk's
     memory_chunk_size - 1; [B, H, buffer, key_width | value_width | 4]. Unused places are zero, and a window from
     before the session's first token is zero too: a token_gate of 0 writes nothing.
@@ -117,7 +122,7 @@ def memory_state_spec(
     heads, length = config.num_heads, buffer_length(config)
     shapes = memory_network(config).shapes()
     spec: dict[str, TensorSpec] = {}
-    for kind in ("memory", "momentum"):
+    for kind in ("memory", "momentum") if config.max_momentum_decay > 0 else ("memory",):
         for name, shape in shapes.items():
             spec[f"{kind}.{name}"] = TensorSpec((heads, *shape), memory_dtype)
     for name, width in (("keys", config.key_width), ("values", config.value_width), ("gates", 4)):

@@ -68,29 +68,30 @@ class LinearUpdate:
         left, right = self.factors[name]
         scalars = self.coefficients
         kept = _decayed(self.rule, name, x @ self.memory[name], scalars.kept_memory[..., None], x)
-        pushed = (x @ self.momentum[name]) * scalars.pushed_momentum[..., None]
+        if self.rule.carries_momentum:
+            kept = kept - (x @ self.momentum[name]) * scalars.pushed_momentum[..., None]
         written = (scalars.memory_writes * (x @ left.mT)) @ right
-        return kept - pushed - (written if self.step_scale is None else written * self.step_scale[..., None])
+        return kept - (written if self.step_scale is None else written * self.step_scale[..., None])
 
     def commit(self) -> tuple[Weights, Weights]:
         last = self.coefficients.last()
-        kept_memory, pushed, kept_momentum = (
-            scalar[..., None] for scalar in (last.kept_memory, last.pushed_momentum, last.kept_momentum)
-        )
         memory: Weights = {}
         momentum: Weights = {}
         for name, (left, right) in self.factors.items():
             right = right if self.step_scale is None else right * self.step_scale[..., -1:, None]
-            old_momentum = self.momentum[name]
-            kept = _decayed(self.rule, name, self.memory[name], kept_memory)
-            momentum[name] = kept_momentum * old_momentum + left.mT @ (right * last.momentum_writes.mT)
+            if self.rule.carries_momentum or self.rule.config.rule == "muon":
+                momentum[name] = left.mT @ (right * last.momentum_writes.mT)
+            if self.rule.carries_momentum:
+                momentum[name] = last.kept_momentum[..., None] * self.momentum[name] + momentum[name]
+            memory[name] = _decayed(self.rule, name, self.memory[name], last.kept_memory[..., None])
             if self.rule.config.rule == "muon":
                 step = newton_schulz(momentum[name], self.rule.config.newton_schulz)
-                memory[name] = kept - self.coefficients.mean_push[..., None, None] * step
+                memory[name] = memory[name] - self.coefficients.mean_push[..., None, None] * step
             else:
-                written = left.mT @ (right * last.memory_writes.mT)
-                memory[name] = kept - pushed * old_momentum - written
-        return self.rule.after_chunk(memory), momentum
+                if self.rule.carries_momentum:
+                    memory[name] = memory[name] - last.pushed_momentum[..., None] * self.momentum[name]
+                memory[name] = memory[name] - left.mT @ (right * last.memory_writes.mT)
+        return self.rule.after_chunk(memory), momentum if self.rule.carries_momentum else {}
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,9 +122,10 @@ class TokenMuonUpdate:
         memory: Weights = {}
         momentum: Weights = {}
         for name, (left, right) in factors.items():
-            driven = torch.einsum("bhti,bhix,bhiy->bhtxy", coefficients.momentum_writes, left, right)
-            kept = coefficients.kept_momentum[..., None, None]
-            momentum[name] = kept * anchor_momentum[name][:, :, None] + driven
+            momentum[name] = torch.einsum("bhti,bhix,bhiy->bhtxy", coefficients.momentum_writes, left, right)
+            if rule.carries_momentum:
+                kept = coefficients.kept_momentum[..., None, None]
+                momentum[name] = kept * anchor_momentum[name][:, :, None] + momentum[name]
             steps = newton_schulz(momentum[name], rule.config.newton_schulz)
             written = torch.einsum("bhtn,bhnxy->bhtxy", coefficients.step_writes, steps)
             kept = coefficients.kept_memory[..., None, None]
@@ -152,4 +154,4 @@ class TokenMuonUpdate:
     def commit(self) -> tuple[Weights, Weights]:
         memory = {name: weights[:, :, -1] for name, weights in self.memory.items()}
         momentum = {name: weights[:, :, -1] for name, weights in self.momentum.items()}
-        return self.rule.after_chunk(memory), momentum
+        return self.rule.after_chunk(memory), momentum if self.rule.carries_momentum else {}

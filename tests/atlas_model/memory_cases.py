@@ -49,6 +49,8 @@ OTHER_AXES = {
     "degree-3": replace(BASE, feature_degree=3, feature_norm="unit"),
     "elementwise": replace(BASE, feature_degree=3, feature_kind="elementwise"),
     "no-momentum": replace(BASE, max_momentum_decay=0.0, omega_window=4, network="gated_mlp"),
+    "no-momentum-muon-per-chunk": replace(RULES["muon-per-chunk"], max_momentum_decay=0.0, omega_window=2),
+    "no-momentum-muon-per-token": replace(RULES["muon-per-token"], max_momentum_decay=0.0, omega_window=2),
 }
 
 
@@ -163,7 +165,11 @@ def make_case(config: MemoryConfig, num_tokens: int, dtype: torch.dtype = torch.
     network = memory_network(config)
     state = MemoryState(
         memory={n: (0.5 * normal(BATCH_SIZE, heads, *s)).to(dtype) for n, s in network.shapes().items()},
-        momentum={n: (0.2 * normal(BATCH_SIZE, heads, *s)).to(dtype) for n, s in network.shapes().items()},
+        momentum={
+            n: (0.2 * normal(BATCH_SIZE, heads, *s)).to(dtype)
+            for n, s in network.shapes().items()
+            if f"momentum.{n}" in tensors
+        },
         keys=tensors["keys"],
         values=tensors["values"],
         gates=tensors["gates"],
