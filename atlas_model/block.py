@@ -1,4 +1,4 @@
-"""One layer: pre-norm, mixer, residual; pre-norm, SwiGLU, residual.
+"""One layer: pre-norm, mixer, residual; in `mal` pre-norm, attention, residual; pre-norm, SwiGLU, residual.
 
 Mixer: linear queries, keys and values; a short causal convolution on each, which binds a key to the token after it;
 the memory on l2-normalised SiLU of them; in `mag` sliding-window attention on the same convolved vectors beside it.
@@ -7,14 +7,15 @@ The output is W_o concat(attention, memory * sigmoid(gate)), so the memory can b
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize, rms_norm, silu
 
-from atlas_model.attention import SlidingWindowAttention
-from atlas_model.config import AtlasConfig
+from atlas_model.attention import AttentionState, SlidingWindowAttention
+from atlas_model.config import AtlasConfig, AttentionConfig, MemoryConfig
 from atlas_model.feature_map import FeatureMap
 from atlas_model.gates import GateMaps, Gates
 from atlas_model.memory import MemoryInputs, MemoryRule, MemoryState, chunk, memory_network, recurrent
@@ -64,19 +65,19 @@ class ShortConvolution(nn.Module):
 class NeuralMemory(nn.Module):
     """The memory of one layer: its learned start, its features, and the norm on what is read."""
 
-    def __init__(self, config: AtlasConfig) -> None:
+    def __init__(self, config: MemoryConfig) -> None:
         super().__init__()
-        self.config = config.memory
-        self.network = memory_network(config.memory)
-        self.feature_map = FeatureMap(config.memory)
-        heads = config.memory.num_heads
+        self.config = config
+        self.network = memory_network(config)
+        self.feature_map = FeatureMap(config)
+        heads = config.num_heads
         self.initial = nn.ParameterDict(
             {
                 name: nn.Parameter(torch.empty(heads, *shape).normal_(std=1.0) * self.network.initial(name))
                 for name, shape in self.network.shapes().items()
             }
         )
-        self.read_scale = nn.Parameter(torch.ones(heads, config.memory.value_width))
+        self.read_scale = nn.Parameter(torch.ones(heads, config.value_width))
 
     def initial_weights(self, batch_size: int) -> Weights:
         """The memory of sequences that have read nothing."""
@@ -93,9 +94,9 @@ class NeuralMemory(nn.Module):
 
 
 class Mixer(nn.Module):
-    """Memory, and in `mag` attention, over one layer's normalised input [B, T, width]."""
+    """Memory, and in `mag` attention, over the normalised input [B, T, width] of layer `index`."""
 
-    def __init__(self, config: AtlasConfig) -> None:
+    def __init__(self, config: AtlasConfig, index: int) -> None:
         super().__init__()
         self.memory_dtype = memory_dtype(config)
         self.num_heads = config.memory.num_heads
@@ -103,8 +104,9 @@ class Mixer(nn.Module):
         self.project = nn.Linear(config.width, sum(self.widths), bias=False)
         self.convolution = ShortConvolution(sum(self.widths), config.conv_width, num_summing=2 * self.widths[0])
         self.gate_maps = GateMaps(config)
-        self.memory = NeuralMemory(config)
-        self.attention = None if config.attention is None else SlidingWindowAttention(config, config.attention)
+        self.memory = NeuralMemory(config.layer_memory(index))
+        has_attention = config.layout == "mag" and config.attention is not None
+        self.attention = SlidingWindowAttention(config, config.attention) if has_attention else None
         self.output_gate = nn.Linear(config.width, config.value_inner_width, bias=False)
         branches = 1 if self.attention is None else 2
         self.out = nn.Linear(branches * config.value_inner_width, config.width, bias=False)
@@ -130,7 +132,7 @@ class Mixer(nn.Module):
 
             read, memory = self.memory(inputs, self.gate_maps.max_inner_lr, state.memory, position, form)
             branches = [read * output_gate]
-            attention = None
+            attention = state.attention
             if self.attention is not None and state.attention is not None:
                 attended, attention = self.attention(queries, keys, silu(values), state.attention, position, lengths)
                 branches.insert(0, attended)
@@ -158,13 +160,35 @@ class Mixer(nn.Module):
         )
 
 
+class AttentionMixer(nn.Module):
+    """Sliding-window attention with projections of its own, over [B, T, width]: the second half of a `mal` layer."""
+
+    def __init__(self, config: AtlasConfig, attention: AttentionConfig) -> None:
+        super().__init__()
+        self.widths = (config.key_inner_width, config.key_inner_width, config.value_inner_width)
+        self.project = nn.Linear(config.width, sum(self.widths), bias=False)
+        self.attention = SlidingWindowAttention(config, attention)
+        self.out = nn.Linear(config.value_inner_width, config.width, bias=False)
+
+    def forward(
+        self, x: Tensor, state: AttentionState, position: Tensor, lengths: Tensor | None
+    ) -> tuple[Tensor, AttentionState]:
+        queries, keys, values = self.project(x).split(self.widths, dim=-1)
+        attended, state = self.attention(queries, keys, values, state, position, lengths)
+        return self.out(attended), state
+
+
 class Block(nn.Module):
     """[B, T, width] -> the same, with the layer's state in and out."""
 
-    def __init__(self, config: AtlasConfig) -> None:
+    def __init__(self, config: AtlasConfig, index: int) -> None:
         super().__init__()
         self.mixer_norm = nn.RMSNorm(config.width, eps=config.norm_eps)
-        self.mixer = Mixer(config)
+        self.mixer = Mixer(config, index)
+        self.attention_mixer: AttentionMixer | None = None
+        if config.layout == "mal" and config.attention is not None:
+            self.attention_norm = nn.RMSNorm(config.width, eps=config.norm_eps)
+            self.attention_mixer = AttentionMixer(config, config.attention)
         self.feed_forward_norm = nn.RMSNorm(config.width, eps=config.norm_eps)
         self.expand = nn.Linear(config.width, 2 * config.feed_forward_width, bias=False)
         self.contract = nn.Linear(config.feed_forward_width, config.width, bias=False)
@@ -174,5 +198,8 @@ class Block(nn.Module):
     ) -> tuple[Tensor, LayerState, Gates]:
         mixed, state, gates = self.mixer(self.mixer_norm(x), state, position, lengths, is_step)
         x = x + mixed
+        if self.attention_mixer is not None and state.attention is not None:
+            attended, attention = self.attention_mixer(self.attention_norm(x), state.attention, position, lengths)
+            x, state = x + attended, replace(state, attention=attention)
         gate, up = self.expand(self.feed_forward_norm(x)).chunk(2, dim=-1)
         return x + self.contract(silu(gate) * up), state, gates

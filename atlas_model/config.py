@@ -58,6 +58,10 @@ def _read(name: str, value: Any, hint: Any) -> Any:
         if value is None and type(None) in arguments:
             return None
         return _read(name, value, next(argument for argument in arguments if argument is not type(None)))
+    if origin is tuple and arguments[1:] == (Ellipsis,):
+        if not isinstance(value, list | tuple):
+            raise ConfigError(f"{name} must be a list")
+        return tuple(_read(name, item, arguments[0]) for item in value)
     if origin is tuple:
         if not isinstance(value, list | tuple) or len(value) != len(arguments):
             raise ConfigError(f"{name} must be a list of {len(arguments)} values")
@@ -184,19 +188,22 @@ class AttentionConfig(_Config):
 
 @dataclass(frozen=True, slots=True)
 class AtlasConfig(_Config):
-    """A whole model. `lmm` has the memory alone in each block; `mag` has sliding-window attention beside it.
+    """A whole model (layouts: Titans, section 4). `lmm` has the memory alone in each block.
 
-    The queries, keys and values of a block are shared by its memory and its attention, so both have the same inner
-    width: num_heads * key_width of the memory, which must split evenly over the attention's heads.
+    `mag` has sliding-window attention beside it, on the same queries, keys and values, and `mal` after it, on its own.
+    Memory and attention have the same inner width, num_heads * key_width of the memory, which must split evenly over
+    the attention's heads.
+    memory_chunk_sizes: one for each layer, in place of the memory's memory_chunk_size: several frequencies of update.
     """
 
     vocab_size: int
     width: int
     num_layers: int
     feed_forward_width: int
-    layout: Literal["lmm", "mag"]
+    layout: Literal["lmm", "mag", "mal"]
     memory: MemoryConfig
     attention: AttentionConfig | None = None
+    memory_chunk_sizes: tuple[int, ...] | None = None
     conv_width: int = 4
     norm_eps: float = 1e-6
     state_dtype: Literal["float32", "bfloat16", "float64"] = "float32"
@@ -205,7 +212,12 @@ class AtlasConfig(_Config):
         for name in ("vocab_size", "width", "num_layers", "feed_forward_width", "conv_width"):
             self._require(getattr(self, name) >= 1, f"{name} must be at least 1")
         self._require(self.norm_eps > 0, "norm_eps must be positive")
-        self._require((self.layout == "mag") == (self.attention is not None), "'mag' and only 'mag' has attention")
+        self._require((self.layout == "lmm") == (self.attention is None), "all layouts but 'lmm' have attention")
+        if self.memory_chunk_sizes is not None:
+            self._require(
+                len(self.memory_chunk_sizes) == self.num_layers, "memory_chunk_sizes needs one for each layer"
+            )
+            self._require(min(self.memory_chunk_sizes) >= 1, "memory_chunk_sizes must be at least 1")
         if self.layout == "lmm":
             self._require(
                 self.memory.read_granularity == "token",
@@ -221,10 +233,17 @@ class AtlasConfig(_Config):
                 "rotary attention needs an even width per head",
             )
             if self.memory.read_granularity == "chunk":
+                chunk_sizes = self.memory_chunk_sizes or (self.memory.memory_chunk_size,)
                 self._require(
-                    self.attention.window >= self.memory.memory_chunk_size,
+                    self.attention.window >= max(chunk_sizes),
                     "read_granularity 'chunk' needs an attention window that covers the chunk",
                 )
+
+    def layer_memory(self, index: int) -> MemoryConfig:
+        """The memory of layer 0, 1, ..."""
+        if self.memory_chunk_sizes is None:
+            return self.memory
+        return dataclasses.replace(self.memory, memory_chunk_size=self.memory_chunk_sizes[index])
 
     @property
     def key_inner_width(self) -> int:

@@ -146,13 +146,13 @@ class State:
 def state_spec(config: AtlasConfig) -> dict[str, TensorSpec]:
     """Name -> shape without the batch dimension and dtype, for every tensor of a State, in a fixed order."""
     channels = 2 * config.key_inner_width + config.value_inner_width
-    layer = memory_state_spec(config.memory, memory_dtype(config), buffer_dtype(config))
-    layer["convolution"] = TensorSpec((config.conv_width - 1, channels), buffer_dtype(config))
-    if config.attention is not None:
-        attention = attention_state_spec(config, config.attention, buffer_dtype(config))
-        layer |= {f"attention.{name}": spec for name, spec in attention.items()}
     spec = {"position": TensorSpec((), torch.int64)}
     for index in range(config.num_layers):
+        layer = memory_state_spec(config.layer_memory(index), memory_dtype(config), buffer_dtype(config))
+        layer["convolution"] = TensorSpec((config.conv_width - 1, channels), buffer_dtype(config))
+        if config.attention is not None:
+            attention = attention_state_spec(config, config.attention, buffer_dtype(config))
+            layer |= {f"attention.{name}": each for name, each in attention.items()}
         spec |= {f"layers.{index}.{name}": each for name, each in layer.items()}
     return spec
 

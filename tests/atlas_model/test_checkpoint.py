@@ -61,7 +61,7 @@ def test_an_unknown_or_wrong_key_of_the_configuration_is_named(folder: Path) -> 
             load_checkpoint(folder)
 
 
-@pytest.mark.parametrize("config", [tiny_config(), RECIPES["demo"].model])
+@pytest.mark.parametrize("config", [tiny_config(), tiny_config(memory_chunk_sizes=(1, 5)), RECIPES["demo"].model])
 def test_a_configuration_survives_json(config: AtlasConfig) -> None:
     assert AtlasConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
 
@@ -69,6 +69,24 @@ def test_a_configuration_survives_json(config: AtlasConfig) -> None:
 def test_a_chunk_that_nothing_would_see_is_refused() -> None:
     with pytest.raises(ConfigError, match="chunk"):
         tiny_config(layout="lmm", attention=None, memory=replace(TINY_MEMORY, read_granularity="chunk"))
+
+
+@pytest.mark.parametrize(
+    ("changes", "name"),
+    [
+        ({"layout": "mal", "attention": None}, "have attention"),
+        ({"layout": "lmm"}, "have attention"),
+        ({"memory_chunk_sizes": (5,)}, "one for each layer"),
+        ({"memory_chunk_sizes": (5, 0)}, "at least 1"),
+        (
+            {"memory_chunk_sizes": (5, 8), "memory": replace(TINY_MEMORY, read_granularity="chunk")},
+            "window that covers the chunk",
+        ),
+    ],
+)
+def test_a_model_that_cannot_be_is_refused(changes: dict[str, Any], name: str) -> None:
+    with pytest.raises(ConfigError, match=name):
+        tiny_config(**changes)
 
 
 def test_named_tensors_rebuild_the_state_and_a_foreign_one_is_refused() -> None:

@@ -23,6 +23,14 @@ LAYOUTS = {
     "mag-mlp": tiny_config(memory=replace(TINY_MEMORY, network="mlp")),
     "mag-chunk-read": tiny_config(memory=replace(TINY_MEMORY, read_granularity="chunk")),
     "mag-muon": tiny_config(memory=replace(TINY_MEMORY, rule="muon", read_granularity="chunk", step="free")),
+    "mag-muon-per-token": tiny_config(
+        memory=replace(TINY_MEMORY, rule="muon", muon_granularity="token", step="free"), num_layers=1
+    ),
+    "mag-gated-mlp": tiny_config(memory=replace(TINY_MEMORY, network="gated_mlp", retention="none")),
+    "mag-decay-to-initial": tiny_config(memory=replace(TINY_MEMORY, network="mlp", retention_target="initial")),
+    "mal": tiny_config(layout="mal"),
+    "mal-chunk-read": tiny_config(layout="mal", memory=replace(TINY_MEMORY, read_granularity="chunk")),
+    "mag-chunk-per-layer": tiny_config(memory_chunk_sizes=(1, 6)),
     "mag-window-1": tiny_config(attention=AttentionConfig(num_heads=2, window=1)),
     "mag-long-window": tiny_config(attention=AttentionConfig(num_heads=1, window=40)),
     "lmm-unequal-widths": tiny_config(layout="lmm", attention=None, memory=replace(TINY_MEMORY, value_width=6)),
