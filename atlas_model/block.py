@@ -105,8 +105,9 @@ class Mixer(nn.Module):
         self.convolution = ShortConvolution(sum(self.widths), config.conv_width, num_summing=2 * self.widths[0])
         self.gate_maps = GateMaps(config)
         self.memory = NeuralMemory(config.layer_memory(index))
-        has_attention = config.layout == "mag" and config.attention is not None
-        self.attention = SlidingWindowAttention(config, config.attention) if has_attention else None
+        self.attention: SlidingWindowAttention | None = None
+        if config.layout == "mag" and config.attention is not None:
+            self.attention = SlidingWindowAttention(config, config.attention)
         self.output_gate = nn.Linear(config.width, config.value_inner_width, bias=False)
         branches = 1 if self.attention is None else 2
         self.out = nn.Linear(branches * config.value_inner_width, config.width, bias=False)

@@ -30,7 +30,12 @@ def num_features(config: MemoryConfig) -> int:
     """How many features one key has: the input width of the memory network."""
     if config.feature_degree == 1:
         return config.key_width
-    return 1 + config.key_width + sum(len(_monomials(config, degree)) for degree in range(2, config.feature_degree + 1))
+    return 1 + config.key_width + sum(num_monomials(config, degree) for degree in range(2, config.feature_degree + 1))
+
+
+def num_monomials(config: MemoryConfig, degree: int) -> int:
+    """How many features of that degree there are."""
+    return len(_monomials(config, degree))
 
 
 def _monomials(config: MemoryConfig, degree: int) -> list[tuple[int, ...]]:

@@ -38,7 +38,12 @@ _EXPANSION = 4
 
 
 class MemoryNetwork(Protocol):
-    """One architecture of memory. `residual` is the raw key or query, [B, H, T, key_width]."""
+    """One architecture of memory. `residual` is the raw key or query, [B, H, T, key_width].
+
+    has_key_term: whether a term of `curvature` has the features themselves for rows, as None.
+    """
+
+    has_key_term: bool
 
     def shapes(self) -> Mapping[str, tuple[int, int]]:
         """Inputs and outputs of each matrix of one head."""
@@ -66,6 +71,8 @@ class MemoryNetwork(Protocol):
 
 class MatrixMemory:
     """M(x) = x W: the linear memory of Titans' and OmegaNet's simplest rows. No residual."""
+
+    has_key_term = True
 
     def __init__(self, num_features: int, key_width: int, value_width: int) -> None:
         del key_width
@@ -111,6 +118,8 @@ class _DeepMemory:
 class MlpMemory(_DeepMemory):
     """M(x) = residual + gelu(x W_in) W_out (Atlas, Eq 42)."""
 
+    has_key_term = True
+
     def apply(self, features: Tensor, residual: Tensor, linear: Linear) -> Tensor:
         return self._answer(linear("w_out", gelu(linear("w_in", features))), residual)
 
@@ -128,6 +137,8 @@ class MlpMemory(_DeepMemory):
 
 class GatedMlpMemory(_DeepMemory):
     """M(x) = residual + (gelu(x W_in) * x W_gate) W_out (Atlas++, Eq 43)."""
+
+    has_key_term = False
 
     def __init__(self, num_features: int, key_width: int, value_width: int) -> None:
         super().__init__(num_features, key_width, value_width)

@@ -12,13 +12,50 @@ def newton_schulz(matrices: Tensor, config: NewtonSchulzConfig) -> Tensor:
     """Bring the singular values of each matrix close to 1, whatever the matrix's scale.
 
     matrices: [..., rows, columns]; the result has the same shape and dtype. X starts as S / (|S|_F + eps); each step
-    is X <- a X + (b A + c A^2) X with A = X X^T, on the side that is shorter. A zero matrix stays zero.
+    is X <- P X, P = a I + b A + c A^2, with A = X X^T, on the side that is shorter. A zero matrix stays zero.
+    Where one side is long, the steps are made on A alone, A <- P A P, and X is multiplied by their product once.
     """
     rows, columns = matrices.shape[-2:]
     x: Tensor = matrices.mT if rows > columns else matrices
-    a, b, c = config.coefficients
     x = x / (torch.linalg.matrix_norm(x, keepdim=True) + config.eps)
-    for _ in range(config.num_steps):
-        gram = x @ x.mT
-        x = a * x + (b * gram + c * gram @ gram) @ x
+    if uses_gram_form(config, rows, columns):
+        x = _gram_form(x, config)
+    else:
+        for _ in range(config.num_steps):
+            x = _step(x @ x.mT, config) @ x
     return x.mT if rows > columns else x
+
+
+def uses_gram_form(config: NewtonSchulzConfig, rows: int, columns: int) -> bool:
+    """Whether the form that iterates on the small matrix alone has the fewer multiplications."""
+    return newton_schulz_products(config, rows, columns) < _plain_products(config, rows, columns)
+
+
+def newton_schulz_products(config: NewtonSchulzConfig, rows: int, columns: int) -> int:
+    """Multiplications for one matrix."""
+    short, long = sorted((rows, columns))
+    gram_form = 2 * short * short * long + (4 * config.num_steps - 3) * short**3
+    return min(gram_form, _plain_products(config, rows, columns))
+
+
+def _plain_products(config: NewtonSchulzConfig, rows: int, columns: int) -> int:
+    short, long = sorted((rows, columns))
+    return config.num_steps * (2 * short * short * long + short**3)
+
+
+def _step(gram: Tensor, config: NewtonSchulzConfig) -> Tensor:
+    a, b, c = config.coefficients
+    step = b * gram + c * gram @ gram
+    step.diagonal(dim1=-2, dim2=-1).add_(a)
+    return step
+
+
+def _gram_form(x: Tensor, config: NewtonSchulzConfig) -> Tensor:
+    gram = x @ x.mT
+    product = _step(gram, config)
+    step = product
+    for _ in range(config.num_steps - 1):
+        gram = step @ gram @ step
+        step = _step(gram, config)
+        product = step @ product
+    return product @ x

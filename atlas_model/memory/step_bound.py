@@ -27,11 +27,11 @@ def push_limits(rule: MemoryRule, coefficients: ChunkCoefficients) -> Tensor:
 
 
 def key_norms(rule: MemoryRule, pushes: Tensor, features: Tensor) -> list[Tensor | None]:
-    """Per chunk the norm that does not depend on the memory, [B, H, rows]; None where the step is free.
+    """Per chunk the norm that does not depend on the memory, [B, H, rows]; None where nothing asks for it.
 
     pushes [B, H, chunks, rows, columns], features [B, H, chunks, columns, num_features].
     """
-    if rule.config.step == "free":
+    if rule.config.step == "free" or not rule.network.has_key_term:
         return [None] * pushes.shape[2]
     return list(_gram_norm(pushes, features).unbind(2))
 
@@ -40,11 +40,12 @@ def step_scale(
     rule: MemoryRule, memory: Weights, features: Tensor, factors: Factors, pushes: Tensor, key_norm: Tensor | None
 ) -> Tensor | None:
     """s_t of one chunk's prefixes, [B, H, rows]; None where the step is free."""
-    if key_norm is None:
+    if rule.config.step == "free":
         return None
-    bound = torch.zeros_like(key_norm)
+    bound = pushes.new_zeros(())
     for rows, gain in rule.network.curvature(features, factors, memory):
         norm = key_norm if rows is None else _gram_norm(pushes, rows)
+        assert norm is not None, "a network with a term of the features says so by has_key_term"
         bound = bound + norm * (gain if isinstance(gain, float) else gain[..., None])
     return bound.clamp(min=1.0).reciprocal()
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
-import torch
 from torch import Tensor
 
 from atlas_model.memory.coefficients import ChunkCoefficients
@@ -122,12 +121,14 @@ class TokenMuonUpdate:
         memory: Weights = {}
         momentum: Weights = {}
         for name, (left, right) in factors.items():
-            momentum[name] = torch.einsum("bhti,bhix,bhiy->bhtxy", coefficients.momentum_writes, left, right)
+            weighed = coefficients.momentum_writes[..., None, :] * left.mT[:, :, None]
+            momentum[name] = weighed @ right[:, :, None]
             if rule.carries_momentum:
                 kept = coefficients.kept_momentum[..., None, None]
                 momentum[name] = kept * anchor_momentum[name][:, :, None] + momentum[name]
             steps = newton_schulz(momentum[name], rule.config.newton_schulz)
-            written = torch.einsum("bhtn,bhnxy->bhtxy", coefficients.step_writes, steps)
+            assert coefficients.step_writes is not None
+            written = (coefficients.step_writes @ steps.flatten(-2)).view_as(steps)
             kept = coefficients.kept_memory[..., None, None]
             memory[name] = _decayed(rule, name, anchor[name][:, :, None], kept) - written
         return cls(rule, anchor, memory, momentum)

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from atlas_model.config import AtlasConfig, AttentionConfig, MemoryConfig
+from atlas_model.presets import DEMO
 from atlas_model.training.episode_plan import EpisodeConfig
 
 
@@ -70,32 +71,6 @@ class Recipe:
         raise ValueError("the recipe has no such step")
 
 
-DEMO_MODEL = AtlasConfig(
-    vocab_size=4096,
-    width=256,
-    num_layers=3,
-    feed_forward_width=704,
-    layout="mag",
-    memory=MemoryConfig(
-        num_heads=4,
-        key_width=64,
-        value_width=64,
-        network="matrix",
-        rule="gd",
-        read_granularity="chunk",
-        step="bounded",
-        memory_chunk_size=16,
-        feature_degree=2,
-        feature_width=16,
-        feature_norm="unit",
-        retention="none",
-        max_momentum_decay=0.0,
-        read_norm_eps=1e-3,
-    ),
-    attention=AttentionConfig(num_heads=4, window=32),
-    conv_width=12,
-)
-
 _SHORT = Stage(
     num_steps=450,
     batch_size=16,
@@ -104,7 +79,7 @@ _SHORT = Stage(
     write_penalty=0.0,
 )
 _DENSE = Stage(
-    num_steps=1000,
+    num_steps=600,
     batch_size=4,
     segment_num_tokens=1024,
     episodes=EpisodeConfig(
@@ -128,7 +103,7 @@ _DEMO_STAGES = (
     _DENSE,
     replace(
         _DENSE,
-        num_steps=650,
+        num_steps=400,
         episodes=replace(_DENSE.episodes, num_tokens=8192, num_questions=(30, 120)),
         write_penalty=4.0,
     ),
@@ -162,7 +137,7 @@ _SMOKE_STAGES = (
 )
 
 RECIPES: Mapping[str, Recipe] = {
-    "demo": Recipe(DEMO_MODEL, _DEMO_STAGES),
+    "demo": Recipe(DEMO, _DEMO_STAGES),
     "smoke": Recipe(_SMOKE_MODEL, _SMOKE_STAGES, num_warmup_steps=4),
 }
 """`demo` is what ships; `smoke` shows in seconds that the whole path works, and learns next to nothing."""

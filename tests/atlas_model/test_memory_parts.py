@@ -14,7 +14,7 @@ from atlas_model.feature_map import FeatureMap, num_features
 from atlas_model.gates import Gates, hard_sigmoid
 from atlas_model.memory import MemoryInputs, chunk
 from atlas_model.memory_networks import NETWORKS
-from atlas_model.newton_schulz import newton_schulz
+from atlas_model.newton_schulz import newton_schulz, uses_gram_form
 from tests.atlas_model.memory_cases import BASE, largest_error, make_case
 
 
@@ -100,6 +100,22 @@ def test_newton_schulz_brings_singular_values_near_one_at_any_scale(shape: tuple
     values = torch.linalg.svdvals(newton_schulz(matrices, NewtonSchulzConfig(num_steps=8)))
     assert float(values.min()) > 0.6
     assert float(values.max()) < 1.3
+
+
+@pytest.mark.parametrize(("shape", "is_gram"), [((6, 8), False), ((5, 40), True), ((40, 5), True), ((1, 3), True)])
+def test_newton_schulz_on_the_small_matrix_is_that_on_the_large_one(shape: tuple[int, int], is_gram: bool) -> None:
+    config = NewtonSchulzConfig(num_steps=5)
+    assert uses_gram_form(config, *shape) == is_gram
+    torch.manual_seed(0)
+    matrices = torch.randn(3, *shape, dtype=torch.float64)
+    expected = matrices / matrices.flatten(1).norm(dim=1)[:, None, None]
+    a, b, c = config.coefficients
+    for _ in range(config.num_steps):
+        gram = expected @ expected.mT
+        expected = a * expected + b * gram @ expected + c * gram @ gram @ expected
+    assert largest_error(newton_schulz(matrices, config), expected) <= 1e-6
+    rough = newton_schulz(matrices.float(), config).double()
+    assert largest_error(rough, newton_schulz(matrices, config)) <= 1e-4
 
 
 def test_newton_schulz_of_nothing_is_nothing() -> None:
