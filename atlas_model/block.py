@@ -18,8 +18,15 @@ from atlas_model.attention import AttentionState, SlidingWindowAttention
 from atlas_model.config import AtlasConfig, AttentionConfig, MemoryConfig
 from atlas_model.feature_map import FeatureMap
 from atlas_model.gates import GateMaps, Gates
-from atlas_model.memory import MemoryInputs, MemoryRule, MemoryState, chunk, memory_network, recurrent
-from atlas_model.memory_networks import Weights
+from atlas_model.memory import (
+    MemoryInputs,
+    MemoryRule,
+    MemoryState,
+    chunk,
+    memory_network,
+    memory_state_spec,
+    recurrent,
+)
 from atlas_model.ragged import tail
 from atlas_model.state import LayerState, memory_dtype
 
@@ -79,14 +86,36 @@ class NeuralMemory(nn.Module):
         )
         self.read_scale = nn.Parameter(torch.ones(heads, config.value_width))
 
-    def initial_weights(self, batch_size: int) -> Weights:
-        """The memory of sequences that have read nothing."""
-        return {name: weights.expand(batch_size, *weights.shape) for name, weights in self.initial.items()}
+    def initial_state(self, batch_size: int, buffer_dtype: torch.dtype | None = None) -> MemoryState:
+        """What a sequence that has read nothing carries. The buffers have the memory's own dtype unless told."""
+        like = self.read_scale
+        spec = memory_state_spec(self.config, like.dtype, buffer_dtype or like.dtype)
+        tensors = {
+            name: torch.zeros(batch_size, *each.shape, dtype=each.dtype, device=like.device)
+            for name, each in spec.items()
+        }
+        return MemoryState(
+            memory={name: weights.expand(batch_size, *weights.shape) for name, weights in self.initial.items()},
+            momentum={name: tensors[f"momentum.{name}"] for name in self.initial if f"momentum.{name}" in tensors},
+            keys=tensors["keys"],
+            values=tensors["values"],
+            gates=tensors["gates"],
+        )
 
     def forward(
-        self, inputs: MemoryInputs, max_inner_lr: Tensor, state: MemoryState, position: Tensor, form: MemoryForm
+        self,
+        inputs: MemoryInputs,
+        state: MemoryState,
+        position: Tensor,
+        max_inner_lr: Tensor | None = None,
+        form: MemoryForm = chunk,
     ) -> tuple[Tensor, MemoryState]:
-        """What each token reads, normalised, [B, T, value_inner_width], and the memory after the last of them."""
+        """What each token reads, normalised, [B, T, value_inner_width], and the memory after the last of them.
+
+        position: int64 [B], tokens fed before. max_inner_lr: [H], the largest inner_lr among the gates there can ever
+        be, 1 unless told; the bounded step counts on it where there is momentum.
+        """
+        max_inner_lr = torch.ones_like(self.read_scale[:, 0]) if max_inner_lr is None else max_inner_lr
         rule = MemoryRule(self.config, self.network, self.feature_map, max_inner_lr, dict(self.initial))
         read, state = form(rule, inputs, state, position)
         normed = rms_norm(read, read.shape[-1:], eps=self.config.read_norm_eps) * self.read_scale[:, None]
@@ -131,7 +160,7 @@ class Mixer(nn.Module):
                     return recurrent(rule, inputs, memory, position)
                 return chunk(rule, inputs, memory, position, lengths)
 
-            read, memory = self.memory(inputs, self.gate_maps.max_inner_lr, state.memory, position, form)
+            read, memory = self.memory(inputs, state.memory, position, self.gate_maps.max_inner_lr, form)
             branches = [read * output_gate]
             attention = state.attention
             if self.attention is not None and state.attention is not None:

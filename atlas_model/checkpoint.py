@@ -21,7 +21,7 @@ from atlas_model.model import AtlasModel
 from atlas_model.state import memory_dtype
 from atlas_model.text import ChatFormat, ChatFormatError, Tokenizer, TokenizerError
 
-STATE_SCHEMA = 1
+STATE_SCHEMA = 2
 """Version of what a State holds and means; it changes when the same weights would fill it differently."""
 
 CONFIG_FILE, WEIGHTS_FILE, TOKENIZER_FILE = "config.json", "model.safetensors", "tokenizer.model"

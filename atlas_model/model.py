@@ -71,8 +71,8 @@ class AtlasModel(nn.Module):
             for name, spec in state_spec(self.config).items()
         }
         for index, block in enumerate(self.blocks):
-            memory = block.mixer.memory.initial_weights(batch_size)  # type: ignore[union-attr, operator]
-            for name, weights in memory.items():
+            started = block.mixer.memory.initial_state(batch_size)  # type: ignore[union-attr, operator]
+            for name, weights in started.memory.items():
                 tensors[f"layers.{index}.memory.{name}"] = weights
         return State.from_named_tensors(self.config, tensors)
 
@@ -80,7 +80,14 @@ class AtlasModel(nn.Module):
         self, token_ids: Tensor, state: State | None = None, lengths: Tensor | None = None
     ) -> tuple[Tensor, State, tuple[Gates, ...]]:
         """Normalised last hidden states [B, T, width], the state after each row's last real token, and the gates."""
-        return self._run(token_ids, self.initial_state(token_ids.shape[0]) if state is None else state, lengths, False)
+        return self.backbone(self.embedding(token_ids), state, lengths)
+
+    def backbone(
+        self, embeddings: Tensor, state: State | None = None, lengths: Tensor | None = None
+    ) -> tuple[Tensor, State, tuple[Gates, ...]]:
+        """The blocks alone, on vectors of any origin, [B, T, width]: the same as `hidden` otherwise."""
+        state = self.initial_state(embeddings.shape[0]) if state is None else state
+        return self._run(embeddings, state, lengths, False)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Scores of the next token, [..., width] -> [..., vocab_size]."""
@@ -105,17 +112,17 @@ class AtlasModel(nn.Module):
 
     def step(self, token_ids: Tensor, state: State) -> tuple[Tensor, State]:
         """Read one token a row, int64 [B], in recurrent form: logits [B, vocab_size] and the state after it."""
-        hidden, state, _ = self._run(token_ids[:, None], state, None, True)
+        hidden, state, _ = self._run(self.embedding(token_ids[:, None]), state, None, True)
         return self.logits(hidden[:, 0]), state
 
     def _run(
-        self, token_ids: Tensor, state: State, lengths: Tensor | None, is_step: bool
+        self, x: Tensor, state: State, lengths: Tensor | None, is_step: bool
     ) -> tuple[Tensor, State, tuple[Gates, ...]]:
-        x = self.embedding(token_ids)
+        num_new = x.shape[1]
         layers, gates = [], []
         for block, layer in zip(self.blocks, state.layers, strict=True):
             x, new_layer, layer_gates = block(x, layer, state.position, lengths, is_step)
             layers.append(new_layer)
             gates.append(layer_gates)
-        position = state.position + (token_ids.shape[1] if lengths is None else lengths)
+        position = state.position + (num_new if lengths is None else lengths)
         return self.norm(x), State(position, tuple(layers)), tuple(gates)

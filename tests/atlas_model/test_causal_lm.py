@@ -1,0 +1,116 @@
+"""The Python interface: what it answers is what the model computes, and a state goes on wherever it was saved."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from atlas_model.block import NeuralMemory
+from atlas_model.causal_lm import IGNORED_LABEL, AtlasForCausalLM, load_state, save_state
+from atlas_model.checkpoint import CheckpointError
+from atlas_model.gates import Gates
+from atlas_model.memory import MemoryInputs, recurrent
+from tests.atlas_model.memory_cases import BASE, largest_error, make_case
+from tests.tiny import save_tiny_checkpoint, tiny_config
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> AtlasForCausalLM:
+    save_tiny_checkpoint(tmp_path / "tiny", tiny_config())
+    return AtlasForCausalLM.from_pretrained(tmp_path / "tiny")
+
+
+def test_a_saved_state_goes_on_bit_for_bit(model: AtlasForCausalLM, tmp_path: Path) -> None:
+    _, state = model(model.encode("The merchant went to the garden."))
+    save_state(tmp_path / "state.safetensors", state)
+    restored = load_state(tmp_path / "state.safetensors", model.config)
+    turn = model.encode_turn("Where is the merchant?")
+    assert torch.equal(model(turn, restored)[0], model(turn, state)[0])
+
+
+def test_a_state_of_another_model_is_refused(model: AtlasForCausalLM, tmp_path: Path) -> None:
+    _, state = model(model.encode("Nothing."))
+    save_state(tmp_path / "state.safetensors", state)
+    with pytest.raises(ValueError, match=r"state\.safetensors"):
+        load_state(tmp_path / "state.safetensors", tiny_config(num_layers=1))
+    (tmp_path / "state.safetensors").write_bytes(b"no state at all")
+    with pytest.raises(ValueError, match=r"state\.safetensors"):
+        load_state(tmp_path / "state.safetensors", model.config)
+    with pytest.raises(CheckpointError, match="has no"):
+        AtlasForCausalLM.from_pretrained(tmp_path)
+
+
+def test_what_is_generated_is_what_one_pass_over_it_finds_likeliest(model: AtlasForCausalLM) -> None:
+    turn = model.encode_turn("Where?")
+    new, state = model.generate(turn, max_new_tokens=6)
+    assert new.shape == (1, 6)
+    logits, expected = model(torch.cat([turn, new], dim=1))
+    assert torch.equal(logits[:, turn.shape[1] - 1 : -1].argmax(-1), new)
+    assert int(state.position) == int(expected.position)
+    for name, tensor in expected.named_tensors().items():
+        assert largest_error(state.named_tensors()[name], tensor) <= 1e-9, name
+
+
+def test_generation_stops_at_the_end_of_a_message_and_feeds_none_of_it(model: AtlasForCausalLM) -> None:
+    turn = model.encode_turn("Where?")
+    first, _ = model.generate(turn, max_new_tokens=1)
+    with torch.no_grad():
+        rows = model.model.embedding.weight
+        rows[model.tokenizer.special.end] = rows[int(first)] * 1.001
+    new, state = model.generate(turn, max_new_tokens=5)
+    assert new.shape == (1, 0)
+    assert int(state.position) == turn.shape[1]
+    assert model.encode_turn("Where?", after_answer=True)[0, 0] == model.tokenizer.special.end
+
+
+def test_sampling_follows_its_generator(model: AtlasForCausalLM) -> None:
+    turn = model.encode_turn("Where?")
+    first, again, other = (
+        model.generate(turn, 8, temperature=2.0, generator=torch.Generator().manual_seed(seed))[0] for seed in (1, 1, 2)
+    )
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+
+
+@pytest.mark.parametrize("shape", [(2, 3), (1, 0), (3,)])
+def test_ids_that_are_not_one_row_are_refused(model: AtlasForCausalLM, shape: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match=r"\[1, T\]"):
+        model.generate(torch.zeros(shape, dtype=torch.int64), 1)
+
+
+def test_the_loss_counts_the_labels_that_are_not_ignored_and_reaches_the_memorys_gates(model: AtlasForCausalLM) -> None:
+    ids = model.encode("The merchant went to the garden. The merchant went home.")
+    labels = ids.roll(-1, dims=1)
+    labels[:, :-4] = IGNORED_LABEL
+    logits, _ = model(ids)
+    expected = -logits.log_softmax(-1)[0, -4:].gather(1, labels[0, -4:, None]).mean()
+    assert largest_error(model.loss(ids, labels), expected.float()) <= 1e-6
+    model.requires_grad_(True)
+    model.loss(ids, labels).backward()
+    gates = model.model.get_parameter("blocks.0.mixer.gate_maps.linear.weight").grad
+    assert gates is not None
+    assert float(gates.abs().max()) > 0
+
+
+def test_the_backbone_takes_vectors_of_any_origin(model: AtlasForCausalLM) -> None:
+    ids = model.encode("The merchant.")
+    hidden, _, _ = model.model.backbone(model.model.embedding(ids))
+    assert torch.equal(model.model.logits(hidden), model(ids)[0])
+
+
+def test_a_memory_by_itself_learns_what_it_reads() -> None:
+    """A key that was written with a value reads it back, from a state of its own and whichever form reads."""
+    case = make_case(BASE, 1)
+    memory = NeuralMemory(BASE).double().requires_grad_(False)
+    ones = torch.ones(2, BASE.num_heads, 1, dtype=torch.float64)
+    open_gates = Gates(ones, ones, ones, 0 * ones)
+    inputs = MemoryInputs(case.inputs.keys, case.inputs.keys, case.inputs.values, open_gates)
+    start = memory.initial_state(2)
+    read, state = memory(inputs, start, case.position)
+    direction = torch.nn.functional.normalize(read.unflatten(-1, (BASE.num_heads, -1)), dim=-1)
+    wanted = torch.nn.functional.normalize(case.inputs.values.transpose(1, 2), dim=-1)
+    assert largest_error(direction, wanted) <= 1e-5
+    assert largest_error(memory(inputs, start, case.position, form=recurrent)[0], read) <= 1e-9
+    assert not torch.equal(state.keys, start.keys)
