@@ -144,7 +144,8 @@ class MemoryConfig(_Config):
         for name, table in (("network", NETWORKS), ("objective", OBJECTIVES)):
             self._require(getattr(self, name) in table, f"{name} must be one of {', '.join(map(repr, table))}")
         self._require(self.feature_degree in (1, 2, 3), "feature_degree must be 1, 2 or 3")
-        self._require(1 <= self.feature_width <= self.key_width, "feature_width must be between 1 and key_width")
+        if self.feature_degree > 1:
+            self._require(1 <= self.feature_width <= self.key_width, "feature_width must be between 1 and key_width")
         self._require(self.objective_power > 1, "objective_power must be above 1")
         self._require(self.huber_delta > 0, "huber_delta must be positive")
         self._require(0 <= self.max_momentum_decay < 1, "max_momentum_decay must be in [0, 1)")

@@ -12,6 +12,7 @@ from torch import Tensor
 from atlas_model.config import ConfigError, MemoryConfig
 from atlas_model.memory import chunk, naive
 from atlas_model.memory_networks import NETWORKS, Factors, MatrixMemory, Slope, Weights
+from atlas_model.named_rules import NAMED_RULES, REFUSED, named_memory
 from atlas_model.objectives import OBJECTIVES, Dot
 from tests.atlas_model.memory_cases import BASE, largest_error, make_case
 from tests.atlas_model.test_memory_forms import assert_equal
@@ -63,7 +64,7 @@ def test_a_new_objective_and_a_new_network_take_one_class_and_one_table_entry_ea
         ({"objective_power": 1.0}, "objective_power"),
         ({"huber_delta": 0.0}, "huber_delta"),
         ({"feature_degree": 4}, "feature_degree"),
-        ({"feature_width": 5}, "feature_width"),
+        ({"feature_degree": 2, "feature_width": 5}, "feature_width"),
         ({"omega_window": 0}, "omega_window"),
         ({"memory_chunk_size": 0}, "memory_chunk_size"),
         ({"max_momentum_decay": 1.0}, "max_momentum_decay"),
@@ -115,3 +116,31 @@ def test_dot_writes_the_outer_products_of_linear_attention() -> None:
     expected = case.state.memory["w"] + case.inputs.keys.mT @ (scale * case.inputs.values)
     assert largest_error(state.memory["w"], expected) <= 1e-12
     assert not Dot.has_bounded_curvature
+
+
+@pytest.mark.parametrize("name", NAMED_RULES)
+def test_every_named_rule_computes_the_same_in_all_its_forms(name: str) -> None:
+    config = named_memory(name, num_heads=2, key_width=4, value_width=4, memory_chunk_size=4, feature_width=2)
+    case = make_case(config, 10)
+    assert_equal(
+        chunk(case.rule, case.inputs, case.state, case.position),
+        naive(case.rule, case.inputs, case.state, case.position),
+    )
+
+
+def test_sliding_window_linear_attention_sums_each_outer_product_as_often_as_windows_hold_it() -> None:
+    config = named_memory("swla", num_heads=2, key_width=4, value_width=4, omega_window=3, retention="none")
+    case = make_case(config, 8)
+    gates = case.inputs.gates
+    ones = torch.ones_like(gates.inner_lr)
+    inputs = replace(case.inputs, gates=replace(gates, inner_lr=ones, momentum_decay=0 * ones))
+    outputs, _ = chunk(case.rule, inputs, case.state, case.position)
+    times = torch.tensor([3.0, 3, 3, 3, 3, 3, 2, 1]).double()[:, None]
+    memory = case.state.memory["w"] + inputs.keys.mT @ (times * gates.token_gate[..., None] * inputs.values)
+    assert largest_error(outputs[:, :, -1:], inputs.queries[:, :, -1:] @ memory) <= 1e-12
+
+
+@pytest.mark.parametrize("name", [*REFUSED, "lstm"])
+def test_a_rule_that_is_not_on_the_axes_is_refused_and_not_approximated(name: str) -> None:
+    with pytest.raises(ConfigError, match=name):
+        named_memory(name, num_heads=1, key_width=4, value_width=4)
