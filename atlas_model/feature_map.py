@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from functools import lru_cache
 from itertools import combinations_with_replacement
 
 import torch
@@ -38,12 +39,13 @@ def num_monomials(config: MemoryConfig, degree: int) -> int:
     return len(_monomials(config, degree))
 
 
-def _monomials(config: MemoryConfig, degree: int) -> list[tuple[int, ...]]:
+@lru_cache(maxsize=8)
+def _monomials(config: MemoryConfig, degree: int) -> tuple[tuple[int, ...], ...]:
     """The factors of each monomial of that degree, as dimensions 0 .. feature_width - 1."""
     dimensions = range(config.feature_width)
     if config.feature_kind == "elementwise":
-        return [(dimension,) * degree for dimension in dimensions]
-    return list(combinations_with_replacement(dimensions, degree))
+        return tuple((dimension,) * degree for dimension in dimensions)
+    return tuple(combinations_with_replacement(dimensions, degree))
 
 
 def _multiplicity(monomial: tuple[int, ...]) -> int:

@@ -10,6 +10,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
+from types import MappingProxyType
 
 import torch
 from torch import Tensor
@@ -89,15 +91,12 @@ class State:
         for name, tensor in tensors.items():
             if tensor.shape[1:] != spec[name].shape or tensor.dtype != spec[name].dtype:
                 raise ValueError(f"{name}: {tensor.dtype} {tuple(tensor.shape[1:])} is not the configuration's")
-        layers = []
-        for index in range(config.num_layers):
-            prefix = f"layers.{index}."
-            layers.append(
-                LayerState.from_named_tensors(
-                    {name.removeprefix(prefix): each for name, each in tensors.items() if name.startswith(prefix)}
-                )
-            )
-        return cls(tensors["position"], tuple(layers))
+        layers: list[dict[str, Tensor]] = [{} for _ in range(config.num_layers)]
+        for name, tensor in tensors.items():
+            if name != "position":
+                _, index, field = name.split(".", 2)
+                layers[int(index)][field] = tensor
+        return cls(tensors["position"], tuple(LayerState.from_named_tensors(each) for each in layers))
 
     def map(self, transform: Callable[[Tensor], Tensor]) -> State:
         """The state with every tensor transformed, in the order of `named_tensors`."""
@@ -143,7 +142,8 @@ class State:
         return State(torch.cat([state.position for state in states]), tuple(layers))
 
 
-def state_spec(config: AtlasConfig) -> dict[str, TensorSpec]:
+@lru_cache(maxsize=8)
+def state_spec(config: AtlasConfig) -> Mapping[str, TensorSpec]:
     """Name -> shape without the batch dimension and dtype, for every tensor of a State, in a fixed order."""
     channels = 2 * config.key_inner_width + config.value_inner_width
     spec = {"position": TensorSpec((), torch.int64)}
@@ -154,7 +154,7 @@ def state_spec(config: AtlasConfig) -> dict[str, TensorSpec]:
             attention = attention_state_spec(config, config.attention, buffer_dtype(config))
             layer |= {f"attention.{name}": each for name, each in attention.items()}
         spec |= {f"layers.{index}.{name}": each for name, each in layer.items()}
-    return spec
+    return MappingProxyType(spec)
 
 
 def session_num_bytes(config: AtlasConfig) -> int:

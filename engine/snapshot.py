@@ -14,7 +14,7 @@ The size depends on the model, and within bounds on the ledger, never on how muc
 import math
 import struct
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 
@@ -70,7 +70,7 @@ def encode_snapshot(record: SessionRecord, fingerprint: str, part_num_bytes: int
     assert sys.byteorder == "little"
     assert record.state.tensors.batch_size == 1
     tensors = record.state.tensors.named_tensors()
-    layout = _lay_out({name: TensorSpec(tuple(t.shape[1:]), t.dtype) for name, t in tensors.items()})
+    layout = _lay_out(tuple((name, TensorSpec(tuple(t.shape[1:]), t.dtype)) for name, t in tensors.items()))
 
     num_parts = 0
     while True:
@@ -220,15 +220,15 @@ class _Layout:
     table: bytes
 
 
-@lru_cache(maxsize=8)
 def _layout_of(config: AtlasConfig) -> _Layout:
-    return _lay_out(state_spec(config))
+    return _lay_out(tuple(state_spec(config).items()))
 
 
-def _lay_out(spec: Mapping[str, TensorSpec]) -> _Layout:
+@lru_cache(maxsize=8)
+def _lay_out(specs: tuple[tuple[str, TensorSpec], ...]) -> _Layout:
     places = []
     end = 0
-    for name, each in spec.items():
+    for name, each in specs:
         offset = _align(end, ALIGNMENT)
         strides = tuple(math.prod(each.shape[axis:]) for axis in range(len(each.shape) + 1))
         num_bytes = strides[0] * each.dtype.itemsize
