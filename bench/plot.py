@@ -41,6 +41,18 @@ def draw_latencies(panels: Mapping[str, Sequence[float]], path: Path) -> None:
     _save(figure, path)
 
 
+def draw_capacity(curves: Mapping[str, Sequence[tuple[int, int]]], path: Path) -> None:
+    """Pairs over key width; what is not measured but counted, the features, is dashed."""
+    figure = _new_figure(8, 5)
+    axes = figure.add_subplot()
+    for name, points in curves.items():
+        widths, counts = zip(*points, strict=True)
+        axes.plot(widths, counts, "k--" if name.startswith("features") else "o-", alpha=0.7, label=name)
+    axes.set(xscale="log", yscale="log", xlabel="key width d_k", ylabel="random pairs, 90 % recalled")
+    axes.legend(fontsize=7)
+    _save(figure, path)
+
+
 def _new_figure(width: float, height: float) -> Figure:
     try:
         module = importlib.import_module("matplotlib.figure")

@@ -135,3 +135,14 @@ def test_a_cuda_device_computes_what_the_cpu_does(
     model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run(capsys, "gpu_check", "--model", str(model), "--rounds", "1", "--json", str(tmp_path / "gpu.json"))
+
+
+def test_capacity_grows_with_passes_and_with_the_degree_of_the_features(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    size = ["--key-widths", "8", "--degrees", "1,2", "--networks", "matrix", "--passes", "1,8", "--seeds", "1"]
+    document, _ = run(capsys, "capacity", *size, "--plot", str(tmp_path / "capacity.png"))
+    pairs = {(each["feature_degree"], each["num_passes"]): each["num_pairs"] for each in document["capacities"]}
+    assert 1 <= pairs[1, 1] < pairs[1, 8] < pairs[2, 8]
+    assert [each["num_features"] for each in document["capacities"]] == [8, 8, 45, 45]
+    assert (tmp_path / "capacity.png").stat().st_size > 0
