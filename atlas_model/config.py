@@ -8,6 +8,7 @@ of the papers stand in the docstrings.
 from __future__ import annotations
 
 import dataclasses
+import enum
 import types
 import typing
 from collections.abc import Mapping
@@ -23,12 +24,12 @@ class ConfigError(ValueError):
 
 
 @dataclass(frozen=True, slots=True)
-class _Config:
-    """Strict reading from and writing to plain JSON values, shared by all configurations of this module."""
+class Config:
+    """Strict reading from and writing to plain JSON or TOML values: what all configurations share."""
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
-        """Build from JSON values. Raises ConfigError for a key that is unknown, missing or of the wrong type."""
+        """Build from plain values. Raises ConfigError for a key that is unknown, missing or of the wrong type."""
         hints = typing.get_type_hints(cls)
         fields = {field.name: field for field in dataclasses.fields(cls)}
         for name in values:
@@ -66,10 +67,15 @@ def _read(name: str, value: Any, hint: Any) -> Any:
         if not isinstance(value, list | tuple) or len(value) != len(arguments):
             raise ConfigError(f"{name} must be a list of {len(arguments)} values")
         return tuple(_read(name, item, argument) for item, argument in zip(value, arguments, strict=True))
+    if isinstance(hint, type) and issubclass(hint, enum.Enum):
+        names = [member.value for member in hint]
+        if value not in names:
+            raise ConfigError(f"{name} must be one of {', '.join(map(repr, names))}")
+        return hint(value)
     if dataclasses.is_dataclass(hint):
         if not isinstance(value, Mapping):
             raise ConfigError(f"{name} must be an object")
-        return typing.cast(type[_Config], hint).from_dict(value)
+        return typing.cast(type[Config], hint).from_dict(value)
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if not isinstance(value, hint) or (isinstance(value, bool) and hint is not bool):
@@ -78,7 +84,7 @@ def _read(name: str, value: Any, hint: Any) -> Any:
 
 
 @dataclass(frozen=True, slots=True)
-class NewtonSchulzConfig(_Config):
+class NewtonSchulzConfig(Config):
     """The orthogonalisation of the `muon` rule (Atlas, Eq 32; coefficients of Muon). Part of a checkpoint."""
 
     num_steps: int = 5
@@ -91,7 +97,7 @@ class NewtonSchulzConfig(_Config):
 
 
 @dataclass(frozen=True, slots=True)
-class MemoryConfig(_Config):
+class MemoryConfig(Config):
     """The neural memory of one layer and the rule that trains it while it reads.
 
     num_heads, key_width, value_width: heads, and the widths d_k and d_v of one head.
@@ -174,7 +180,7 @@ class MemoryConfig(_Config):
 
 
 @dataclass(frozen=True, slots=True)
-class AttentionConfig(_Config):
+class AttentionConfig(Config):
     """Sliding-window attention beside the memory: each token sees itself and the `window` - 1 tokens before it."""
 
     num_heads: int
@@ -188,7 +194,7 @@ class AttentionConfig(_Config):
 
 
 @dataclass(frozen=True, slots=True)
-class AtlasConfig(_Config):
+class AtlasConfig(Config):
     """A whole model (layouts: Titans, section 4). `lmm` has the memory alone in each block.
 
     `mag` has sliding-window attention beside it, on the same queries, keys and values, and `mal` after it, on its own.

@@ -16,10 +16,11 @@ import torch
 import torch.distributed
 
 from atlas_model.checkpoint import load_checkpoint
+from atlas_model.config import ConfigError
 from atlas_model.text import ChatFormat, Tokenizer, train_tokenizer
 from atlas_model.training.loop import Corpus, Processes, Trainer
 from atlas_model.training.prose import MixedProse, Prose
-from atlas_model.training.recipe import RECIPES, scaled
+from atlas_model.training.recipe import RECIPES, load_recipe, scaled
 from atlas_model.training.synthetic_prose import SyntheticProse
 from atlas_model.training.tokenizer_texts import tokenizer_texts
 
@@ -34,10 +35,11 @@ def main() -> None:
         "--corpus", type=Path, required=True, help="folder of .txt files: prose in which facts are hidden"
     )
     parser.add_argument("--out", type=Path, required=True, help="folder for the checkpoint, the metrics and resuming")
-    parser.add_argument("--recipe", choices=sorted(RECIPES), default="demo")
+    parser.add_argument("--recipe", default="demo", help=f"{' or '.join(RECIPES)}, or a TOML file (default demo)")
     parser.add_argument("--scale", type=float, default=1.0, help="multiply every stage's steps (default 1)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=1, help="threads of torch")
+    parser.add_argument("--device", default="cpu", help="cpu or cuda; under torchrun each process takes its own GPU")
     parser.add_argument("--save-seconds", type=float, default=180.0, help="seconds between two saves")
     parser.add_argument("--weights-dtype", choices=sorted(_WEIGHTS_DTYPES), default="bfloat16", help="on disk")
     parser.add_argument(
@@ -56,11 +58,20 @@ def main() -> None:
     if arguments.scale <= 0:
         parser.error("--scale must be positive")
     torch.set_num_threads(arguments.threads)
-    processes = Processes(int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1")))
+    device = torch.device(arguments.device)
+    if device.type == "cuda":
+        if not torch.cuda.is_available():
+            parser.error("--device: this machine has no CUDA device")
+        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+    processes = Processes(int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1")), device)
     if processes.count > 1:
-        torch.distributed.init_process_group("gloo")
+        torch.distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
 
-    recipe = scaled(RECIPES[arguments.recipe], arguments.scale)
+    try:
+        recipe = RECIPES.get(arguments.recipe) or load_recipe(Path(arguments.recipe))
+    except ConfigError as error:
+        parser.error(f"--recipe: {error}")
+    recipe = scaled(recipe, arguments.scale)
     books = Prose(arguments.corpus)
     start = None if arguments.start_from is None else load_checkpoint(arguments.start_from)
     tokenizer_file = arguments.out / "tokenizer.model"
@@ -82,6 +93,7 @@ def main() -> None:
         _WEIGHTS_DTYPES[arguments.weights_dtype],
         processes,
         _AUTOCASTS[arguments.compute_dtype],
+        device,
     )
     if arguments.resume and not trainer.resume():
         parser.error(f"--resume: {arguments.out} holds no saved state")

@@ -8,11 +8,12 @@ import random
 from dataclasses import dataclass, field
 from typing import Literal
 
+from atlas_model.config import Config
 from atlas_model.training.tasks import ALL_KINDS, Fact, Kind, World
 
 
 @dataclass(frozen=True, slots=True)
-class EpisodeConfig:
+class EpisodeConfig(Config):
     """What episodes are like. Facts and questions that do not fit the length are left out.
 
     `num_tokens` is an episode's length, drawn from `min_num_tokens` up to it when that is given. `num_facts` and
@@ -36,21 +37,21 @@ class EpisodeConfig:
     max_num_kinds: int = len(ALL_KINDS)
 
     def __post_init__(self) -> None:
-        """Refuse what no episode can be made of, by the field's name."""
+        """Refuse what no episode can be made of (ConfigError), by the field's name."""
         shortest = self.num_tokens if self.min_num_tokens is None else self.min_num_tokens
-        if not 16 <= shortest <= self.num_tokens:
-            raise ValueError("num_tokens and min_num_tokens: need 16 <= min_num_tokens <= num_tokens")
+        self._require(
+            16 <= shortest <= self.num_tokens, "num_tokens and min_num_tokens: need 16 <= min_num_tokens <= num_tokens"
+        )
         for name in ("num_facts", "num_questions"):
             lowest, highest = getattr(self, name)
-            if not 0 <= lowest <= highest:
-                raise ValueError(f"{name}: need 0 <= lowest <= highest")
+            self._require(0 <= lowest <= highest, f"{name}: need 0 <= lowest <= highest")
         for name in ("overwrite_probability", "turn_fact_share"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name} must be in [0, 1]")
-        if self.question_placement not in ("spread", "end"):
-            raise ValueError("question_placement must be 'spread' or 'end'")
-        if self.max_num_rounds < 1 or not self.kinds or self.max_num_kinds < 1 or self.text_weight < 0:
-            raise ValueError("max_num_rounds and max_num_kinds must be >= 1, kinds not empty, text_weight >= 0")
+            self._require(0 <= getattr(self, name) <= 1, f"{name} must be in [0, 1]")
+        self._require(self.question_placement in ("spread", "end"), "question_placement must be 'spread' or 'end'")
+        self._require(len(self.kinds) > 0, "kinds must not be empty")
+        for name in ("max_num_rounds", "max_num_kinds"):
+            self._require(getattr(self, name) >= 1, f"{name} must be at least 1")
+        self._require(self.text_weight >= 0, "text_weight must not be negative")
 
 
 @dataclass(slots=True)

@@ -47,12 +47,13 @@ class Processes:
 
     rank: int = 0
     count: int = 1
+    device: torch.device | str = "cpu"
 
     def agree(self, wanted: bool) -> bool:
         """Whether any process wants it; the same answer in all of them."""
         if self.count == 1:
             return wanted
-        votes = torch.tensor(int(wanted))
+        votes = torch.tensor(int(wanted), device=self.device)
         torch.distributed.all_reduce(votes)
         return bool(votes)
 
@@ -79,6 +80,7 @@ class Trainer:
         weights_dtype: torch.dtype,
         processes: Processes | None = None,
         autocasts: bool | None = None,
+        device: torch.device | str = "cpu",
     ) -> None:
         """autocasts: whether matrix products outside the memory are bfloat16's; None: where that is the faster.
 
@@ -90,7 +92,8 @@ class Trainer:
                 raise ValueError(f"{self._processes.count} processes cannot share {stage.batch_size} rows")
         torch.manual_seed(seed)
         self.recipe = recipe
-        self.model = AtlasModel(recipe.model)
+        self._device = torch.device(device)
+        self.model = AtlasModel(recipe.model).to(self._device)
         self.step = 0
         self.num_tokens = 0
         self.seconds = 0.0
@@ -98,7 +101,7 @@ class Trainer:
         self._directory = directory
         self._seed = seed
         self._weights_dtype = weights_dtype
-        self._autocasts = has_fast_bfloat16() if autocasts is None else autocasts
+        self._autocasts = has_fast_bfloat16(self._device) if autocasts is None else autocasts
         self._optimizers = make_optimizers(self.model, recipe)
         self._stage_index = -1
         self._stream: EpisodeStream | None = None
@@ -127,13 +130,13 @@ class Trainer:
         if index != self._stage_index:
             self._enter_stage(index)
         assert self._stream is not None
-        batch = self._stream.next_batch()
+        batch = self._stream.next_batch().to(self._device)
         recipe = self.recipe
         for optimizer in self._optimizers:
             for group in optimizer.param_groups:
                 gate_lr_ratio = stage.gate_lr_ratio if group["has_gates"] else 1.0
                 group["lr"] = gate_lr_ratio * group["lr_ratio"] * recipe.lr(self.step)
-        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=self._autocasts):
+        with torch.autocast(self._device.type, dtype=torch.bfloat16, enabled=self._autocasts):
             hidden, state, gates = self.model.hidden(batch.token_ids, self._state_before(batch))
             text_loss = _weighted_loss(self.model, hidden, batch, self._scored(batch))
         open_share = _open_share(gates)
@@ -164,6 +167,7 @@ class Trainer:
         share = self.recipe.text_share
         seed = (self._seed * self._processes.count + self._processes.rank) * 10_000_019 + self.step
         drawn = torch.rand(batch.targets.shape, generator=torch.Generator().manual_seed(seed)) < share
+        drawn = drawn.to(self._device)
         text_weights = batch.target_weights / share * drawn
         return torch.where(batch.target_weights >= 1.0, batch.target_weights, text_weights)
 
@@ -201,7 +205,7 @@ class Trainer:
         path = self._training_state_path
         if not path.is_file():
             return False
-        saved: dict[str, Any] = torch.load(path, weights_only=True)
+        saved: dict[str, Any] = torch.load(path, weights_only=True, map_location=self._device)
         self.step, self.num_tokens, self.seconds = saved["step"], saved["num_tokens"], saved["seconds"]
         self._enter_stage(saved["stage_index"])
         self.model.load_state_dict(saved["model"])

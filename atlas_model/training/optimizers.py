@@ -16,9 +16,11 @@ from atlas_model.training.recipe import Recipe
 _MUON_MOMENTUM = 0.95
 
 
-def has_fast_bfloat16() -> bool:
-    """Whether this CPU multiplies bfloat16 matrices in hardware: without, they are a hundred times slower."""
-    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+def has_fast_bfloat16(device: torch.device) -> bool:
+    """Whether bfloat16 matrices are multiplied in hardware: on a CPU without, they are a hundred times slower."""
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    return device.type == "cpu" and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 class Muon(torch.optim.Optimizer):
@@ -65,7 +67,7 @@ def make_optimizers(model: AtlasModel, recipe: Recipe) -> list[torch.optim.Optim
         [{"params": dense, "lr_ratio": recipe.dense_lr_ratio, "has_gates": False}],
         lr=recipe.max_lr,
         weight_decay=recipe.weight_decay,
-        dtype=torch.bfloat16 if has_fast_bfloat16() else torch.float32,
+        dtype=torch.bfloat16 if has_fast_bfloat16(model.embedding.weight.device) else torch.float32,
     )
     adamw = torch.optim.AdamW(
         [

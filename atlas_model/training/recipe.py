@@ -6,16 +6,18 @@ writing prose into the memory is punished. Episodes longer than a segment carry 
 
 from __future__ import annotations
 
+import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 
-from atlas_model.config import AtlasConfig, AttentionConfig, MemoryConfig
-from atlas_model.presets import DEMO
+from atlas_model.config import AtlasConfig, AttentionConfig, Config, ConfigError, MemoryConfig
+from atlas_model.presets import DEMO, PRESETS
 from atlas_model.training.episode_plan import EpisodeConfig
 
 
 @dataclass(frozen=True, slots=True)
-class Stage:
+class Stage(Config):
     """num_steps optimiser steps on batch_size rows of segment_num_tokens tokens.
 
     write_penalty: weight of the mean over all tokens of token_gate, counted up to a half, that is added to the loss: a
@@ -32,9 +34,13 @@ class Stage:
     lr_ratio: float = 1.0
     gate_lr_ratio: float = 1.0
 
+    def __post_init__(self) -> None:
+        for name in ("num_steps", "batch_size", "segment_num_tokens"):
+            self._require(getattr(self, name) >= 1, f"{name} must be at least 1")
+
 
 @dataclass(frozen=True, slots=True)
-class Recipe:
+class Recipe(Config):
     """text_share: how much of the text between the answers is scored, at random.
 
     dense_lr_ratio: how much larger the learning rate of the blocks' dense matrices, trained by Muon, is.
@@ -51,6 +57,12 @@ class Recipe:
     decay_share: float = 0.25
     weight_decay: float = 0.01
     max_grad_norm: float = 1.0
+
+    def __post_init__(self) -> None:
+        self._require(len(self.stages) > 0, "stages must not be empty")
+        self._require(0 < self.text_share <= 1, "text_share must be in (0, 1]")
+        self._require(0 < self.decay_share <= 1, "decay_share must be in (0, 1]")
+        self._require(self.num_warmup_steps >= 1, "num_warmup_steps must be at least 1")
 
     @property
     def num_steps(self) -> int:
@@ -141,6 +153,26 @@ RECIPES: Mapping[str, Recipe] = {
     "smoke": Recipe(_SMOKE_MODEL, _SMOKE_STAGES, num_warmup_steps=4),
 }
 """`demo` is what ships; `smoke` shows in seconds that the whole path works, and learns next to nothing."""
+
+
+def load_recipe(path: Path) -> Recipe:
+    """Read a recipe from a TOML file: the fields of `Recipe`, [model] and [[stages]] with theirs.
+
+    `preset = "NAME"` stands for a [model]. Raises ConfigError, which names the key that is wrong.
+    """
+    try:
+        values = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise ConfigError(f"{path}: {error}") from error
+    if "preset" in values:
+        name = values.pop("preset")
+        if "model" in values or name not in PRESETS:
+            raise ConfigError(f"{path}: preset is one of {', '.join(map(repr, PRESETS))}, in place of a [model]")
+        values["model"] = PRESETS[name].to_dict()
+    try:
+        return Recipe.from_dict(values)
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from error
 
 
 def scaled(recipe: Recipe, share: float) -> Recipe:

@@ -25,10 +25,12 @@ from tests.atlas_model.tokenizers import small_tokenizer
 SMOKE = RECIPES["smoke"]
 
 
-def trainer(directory: Path, recipe: Recipe = SMOKE, seed: int = 0, autocasts: bool | None = None) -> Trainer:
+def trainer(
+    directory: Path, recipe: Recipe = SMOKE, seed: int = 0, autocasts: bool | None = None, device: str = "cpu"
+) -> Trainer:
     recipe = replace(recipe, model=replace(recipe.model, vocab_size=small_tokenizer().vocab_size))
     corpus = Corpus(SyntheticProse(), small_tokenizer(), ChatFormat())
-    return Trainer(recipe, corpus, directory, seed, torch.float32, autocasts=autocasts)
+    return Trainer(recipe, corpus, directory, seed, torch.float32, autocasts=autocasts, device=device)
 
 
 def say_nothing(line: str) -> None:
@@ -52,6 +54,28 @@ def test_bfloat16_products_lead_nearly_where_float32_ones_do(tmp_path: Path) -> 
         losses[autocasts] = run.train_step()["loss"]
     assert losses[True] != losses[False]
     assert losses[True] == pytest.approx(losses[False], rel=0.01)
+
+
+@pytest.mark.gpu
+def test_a_run_on_a_gpu_loses_what_one_on_the_cpu_does(tmp_path: Path) -> None:
+    runs = [trainer(tmp_path / device, autocasts=False, device=device) for device in ("cpu", "cuda")]
+    for _ in range(3):
+        cpu, gpu = (run.train_step()["loss"] for run in runs)
+        assert gpu == pytest.approx(cpu, rel=1e-3)
+    runs[1].save()
+    assert trainer(tmp_path / "cuda", device="cuda").resume()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+def test_a_device_that_is_not_there_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(
+        "sys.argv", ["training", "--corpus", str(tmp_path), "--out", str(tmp_path), "--device", "cuda"]
+    )
+    with pytest.raises(SystemExit):
+        main()
+    assert "no CUDA device" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("stop_at", [5, 15])
