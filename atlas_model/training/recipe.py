@@ -91,7 +91,7 @@ _SHORT = Stage(
     write_penalty=0.0,
 )
 _DENSE = Stage(
-    num_steps=600,
+    num_steps=450,
     batch_size=4,
     segment_num_tokens=1024,
     episodes=EpisodeConfig(
@@ -115,7 +115,7 @@ _DEMO_STAGES = (
     _DENSE,
     replace(
         _DENSE,
-        num_steps=400,
+        num_steps=350,
         episodes=replace(_DENSE.episodes, num_tokens=8192, num_questions=(30, 120)),
         write_penalty=4.0,
     ),

@@ -70,9 +70,7 @@ def test_a_run_on_a_gpu_loses_what_one_on_the_cpu_does(tmp_path: Path) -> None:
 def test_a_device_that_is_not_there_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(
-        "sys.argv", ["training", "--corpus", str(tmp_path), "--out", str(tmp_path), "--device", "cuda"]
-    )
+    monkeypatch.setattr("sys.argv", ["training", "--corpus", str(tmp_path), "--out", str(tmp_path), "--device", "cuda"])
     with pytest.raises(SystemExit):
         main()
     assert "no CUDA device" in capsys.readouterr().err
