@@ -102,6 +102,11 @@ class NeuralMemory(nn.Module):
             gates=tensors["gates"],
         )
 
+    def rule(self, max_inner_lr: Tensor | None = None) -> MemoryRule:
+        """What the forms of the memory compute with. max_inner_lr: as in `forward`."""
+        max_inner_lr = torch.ones_like(self.read_scale[:, 0]) if max_inner_lr is None else max_inner_lr
+        return MemoryRule(self.config, self.network, self.feature_map, max_inner_lr, dict(self.initial))
+
     def forward(
         self,
         inputs: MemoryInputs,
@@ -115,9 +120,7 @@ class NeuralMemory(nn.Module):
         position: int64 [B], tokens fed before. max_inner_lr: [H], the largest inner_lr among the gates there can ever
         be, 1 unless told; the bounded step counts on it where there is momentum.
         """
-        max_inner_lr = torch.ones_like(self.read_scale[:, 0]) if max_inner_lr is None else max_inner_lr
-        rule = MemoryRule(self.config, self.network, self.feature_map, max_inner_lr, dict(self.initial))
-        read, state = form(rule, inputs, state, position)
+        read, state = form(self.rule(max_inner_lr), inputs, state, position)
         normed = rms_norm(read, read.shape[-1:], eps=self.config.read_norm_eps) * self.read_scale[:, None]
         return normed.transpose(1, 2).flatten(2), state
 

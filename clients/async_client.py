@@ -14,7 +14,7 @@ import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from types import TracebackType
-from typing import BinaryIO, Self, TypeVar, Unpack
+from typing import Any, BinaryIO, Self, TypeVar, Unpack
 
 import httpx
 
@@ -82,6 +82,10 @@ class AsyncClient:
 
     async def get_session(self, session_id: str) -> SessionInfo:
         return await self._call(protocol.get_session(session_id))
+
+    async def get_memory(self, session_id: str) -> dict[str, Any]:
+        """Norms, ranks and recent gates of each head of each layer, as the server tells them."""
+        return await self._call(protocol.get_memory(session_id))
 
     async def list_sessions(self, limit: int = 100, after: str | None = None) -> SessionPage:
         return await self._call(protocol.list_sessions(limit, after))

@@ -143,6 +143,26 @@ def show_session(session_id: SessionArgument, base_url: BaseUrl = DEFAULT_BASE_U
         typer.echo(json.dumps(asdict(client.get_session(session_id)), indent=2))
 
 
+@sessions_app.command("memory")
+def show_memory(
+    session_id: SessionArgument, base_url: BaseUrl = DEFAULT_BASE_URL, api_key: ApiKey = None, as_json: AsJson = False
+) -> None:
+    """What a session's memory is like: size, distance from its start, rank, and its gates just now."""
+    with _failures_in_one_line(), Client(base_url, api_key) as client:
+        memory = client.get_memory(session_id)
+    if as_json:
+        typer.echo(json.dumps(memory))
+        return
+    table = Table("layer", "head", "matrix", "norm", "from start", "rank", "gate", "retention", "surprise", box=None)
+    for head in memory["heads"]:
+        recent = head["recent"] or {}
+        told = [f"{recent[name]:.3g}" if recent else "–" for name in ("token_gate", "retention", "surprise")]
+        for name, matrix in head["matrices"].items():
+            numbers = [f"{matrix[key]:.4g}" for key in ("norm", "distance_from_initial", "effective_rank")]
+            table.add_row(str(head["layer"]), str(head["head"]), name, *numbers, *told)
+    Console().print(table)
+
+
 @sessions_app.command("delete")
 def delete_sessions(
     session_ids: Annotated[list[str], typer.Argument(metavar="ID...")],

@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import contextmanager
 from types import TracebackType
-from typing import BinaryIO, Self, TypeVar, Unpack
+from typing import Any, BinaryIO, Self, TypeVar, Unpack
 
 import httpx
 
@@ -78,6 +78,10 @@ class Client:
 
     def get_session(self, session_id: str) -> SessionInfo:
         return self._call(protocol.get_session(session_id))
+
+    def get_memory(self, session_id: str) -> dict[str, Any]:
+        """Norms, ranks and recent gates of each head of each layer, as the server tells them."""
+        return self._call(protocol.get_memory(session_id))
 
     def list_sessions(self, limit: int = 100, after: str | None = None) -> SessionPage:
         return self._call(protocol.list_sessions(limit, after))

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Generic, Literal, TypedDict, TypeVar
+from typing import Any, Generic, Literal, TypedDict, TypeVar
 from urllib.parse import quote
 
 from clients.errors import ApiError, ProtocolError
@@ -99,6 +99,10 @@ def create_session(session_id: str | None, metadata: Mapping[str, str] | None) -
 
 def get_session(session_id: str) -> Call[SessionInfo]:
     return Call(Request("GET", session_path(session_id)), SessionInfo.parse)
+
+
+def get_memory(session_id: str) -> Call[dict[str, Any]]:
+    return Call(Request("GET", f"{session_path(session_id)}/memory"), lambda body: dict(as_object(body, "answer")))
 
 
 def list_sessions(limit: int, after: str | None) -> Call[SessionPage]:

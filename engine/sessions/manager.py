@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from atlas_model.text import ChatFormat, Tokenizer
 from engine.engine import Engine
 from engine.errors import Draining, IngestOpen, SessionNotFound, VersionConflict
-from engine.sequence import Sequence
+from engine.sequence import Sequence, SequenceState
 from engine.sessions.committed import CommittedSessions
 from engine.sessions.host_copies import LoadedSession
 from engine.sessions.ingest import Ingest, IngestProgress, IngestRequest, IngestResult
@@ -83,6 +83,13 @@ class SessionManager:
                 return head, stored.tokens_digest
             head = again
         raise SessionNotFound("there is no session with this id")
+
+    async def committed_state(self, key: SessionKey) -> tuple[Head, SequenceState | None]:
+        """The head and what the session has learned; None for one that has read nothing. Raises SessionNotFound."""
+        loaded = await self._committed.find(key)
+        if loaded is None:
+            raise SessionNotFound("there is no session with this id")
+        return loaded.head, None if loaded.record is None else loaded.record.state
 
     async def list_sessions(self, tenant: str, limit: int, after: str | None) -> list[tuple[str, Head]]:
         return await self._storage.list_sessions(tenant, limit, after)

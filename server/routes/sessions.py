@@ -10,12 +10,14 @@ import logging
 import uuid
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
+from dataclasses import asdict
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 
+from atlas_model.inspection import HeadReport, inspect_memory
 from engine.errors import AtlasError, UnsupportedParameter
 from engine.sessions import IngestProgress, IngestRequest, IngestResult
 from engine.stores.base import Head, SessionKey
@@ -66,6 +68,25 @@ async def get_session(request: Request) -> Response:
     key = path_session(request)
     head, tokens_digest = await runtime_of(request).serving().sessions.describe(key)
     body = {**_describe(key.session_id, head), "tokens_digest": tokens_digest}
+    return JSONResponse(body, headers=_headers(key, head.version))
+
+
+@router.get("/{session_id}/memory")
+async def get_memory(request: Request) -> Response:
+    """Norms, rank and recent gates of each head of each layer, from the committed state."""
+    key = path_session(request)
+    serving = runtime_of(request).serving()
+    head, state = await serving.sessions.committed_state(key)
+    heads: list[HeadReport] = []
+    if state is not None:
+        heads = await asyncio.to_thread(inspect_memory, serving.checkpoint.model, state.tensors)
+    body = {
+        "id": key.session_id,
+        "object": "session.memory",
+        "version": head.version,
+        "position": 0 if state is None else state.position,
+        "heads": [asdict(each) for each in heads],
+    }
     return JSONResponse(body, headers=_headers(key, head.version))
 
 

@@ -70,6 +70,16 @@ def test_sessions_are_listed_shown_and_deleted(server: ServerProcess, client: Cl
     assert gone.stderr.count("\n") == 1
 
 
+def test_a_sessions_memory_is_shown_head_by_head(server: ServerProcess, client: Client) -> None:
+    client.chat([{"role": "user", "content": "a"}], session_id="cli-memory", max_tokens=1)
+    told = json.loads(atlas(server.base_url, "sessions", "memory", "cli-memory", "--json").stdout)
+    assert told == client.get_memory("cli-memory")
+    shown = atlas(server.base_url, "sessions", "memory", "cli-memory").stdout.splitlines()
+    assert shown[0].split()[:3] == ["layer", "head", "matrix"]
+    assert len(shown) == 1 + len(told["heads"])
+    assert atlas(server.base_url, "sessions", "memory", "cli-nobody").returncode == 1
+
+
 def test_an_unreachable_server_is_status_3_and_one_line(book: Path) -> None:
     nowhere = f"http://127.0.0.1:{find_free_port()}"
     for command in (

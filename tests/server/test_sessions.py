@@ -44,6 +44,22 @@ def test_a_created_session_has_read_nothing_and_goes_on_from_there(client: httpx
     assert after["bytes"] > 0
 
 
+def test_a_sessions_memory_is_told_as_numbers_and_asking_changes_nothing(client: httpx.Client, session_id: str) -> None:
+    client.post("/v1/sessions", json={"id": session_id})
+    empty = client.get(f"/v1/sessions/{session_id}/memory").json()
+    assert (empty["object"], empty["version"], empty["position"], empty["heads"]) == ("session.memory", 0, 0, [])
+    ask(client, "a b c", session_id=session_id)
+    before = session_of(client, session_id)
+    told = client.get(f"/v1/sessions/{session_id}/memory")
+    assert told.headers["x-session-version"] == "1"
+    body = told.json()
+    assert body["position"] == before["position"]
+    assert {(head["layer"], head["head"]) for head in body["heads"]} == {(0, 0), (0, 1), (1, 0), (1, 1)}
+    assert any(head["matrices"]["w"]["distance_from_initial"] > 0 for head in body["heads"])
+    assert session_of(client, session_id)["version"] == 1
+    assert_refused(client.get(f"/v1/sessions/{new_name()}/memory"), 404, "session_not_found")
+
+
 def test_a_session_may_be_created_without_an_id_and_without_a_body(client: httpx.Client) -> None:
     first, second = client.post("/v1/sessions").json(), client.post("/v1/sessions", json={}).json()
     assert first["id"] != second["id"]
