@@ -65,7 +65,7 @@ DEMO = AtlasConfig(
         read_norm_eps=1e-3,
     ),
     attention=AttentionConfig(num_heads=4, window=32),
-    conv_width=12,
+    conv_width=8,
 )
 
 ATLAS_50M = AtlasConfig(

@@ -12,6 +12,7 @@ from functools import cache
 import pytest
 
 from atlas_model.checkpoint import Checkpoint, load_checkpoint
+from atlas_model.presets import PRESETS
 from atlas_model.state import session_num_bytes
 from atlas_model.training.documents import Document, make_document
 from atlas_model.training.synthetic_prose import SyntheticProse
@@ -87,6 +88,10 @@ def test_the_shipped_model_answers_from_its_own_sessions_memory_and_from_no_othe
     assert with_memory >= LEAST_WITH_MEMORY, (with_memory, swapped, without)
     assert swapped <= MOST_WITHOUT, (with_memory, swapped, without)
     assert without <= MOST_WITHOUT, (with_memory, swapped, without)
+
+
+def test_the_shipped_model_is_the_preset_of_its_name() -> None:
+    assert shipped().model.config == PRESETS["demo"]
 
 
 def test_a_session_of_the_shipped_model_is_a_few_megabytes() -> None:
