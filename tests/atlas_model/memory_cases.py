@@ -129,7 +129,13 @@ def piece(inputs: MemoryInputs, start: int, stop: int) -> MemoryInputs:
     )
 
 
-def make_case(config: MemoryConfig, num_tokens: int, dtype: torch.dtype = torch.float64, seed: int = 0) -> Case:
+def make_case(
+    config: MemoryConfig,
+    num_tokens: int,
+    dtype: torch.dtype = torch.float64,
+    seed: int = 0,
+    max_inner_lr: float = 1.5,
+) -> Case:
     generator = torch.Generator().manual_seed(seed)
 
     def normal(*shape: int) -> Tensor:
@@ -154,7 +160,7 @@ def make_case(config: MemoryConfig, num_tokens: int, dtype: torch.dtype = torch.
         gates=Gates(
             gate(0.0, 1.0).to(dtype),
             gate(0.0 if config.retention == "decay" else 1.0, 1.0).to(dtype),
-            gate(0.0, 1.5).to(dtype),
+            gate(0.0, max_inner_lr).to(dtype),
             gate(0.0, config.max_momentum_decay).to(dtype),
         ),
     )
@@ -175,7 +181,7 @@ def make_case(config: MemoryConfig, num_tokens: int, dtype: torch.dtype = torch.
         gates=tensors["gates"],
     )
     initial = {name: (0.3 * normal(heads, *shape)).to(dtype) for name, shape in network.shapes().items()}
-    rule = MemoryRule(config, network, feature_map, torch.full((heads,), 1.5, dtype=dtype), initial)
+    rule = MemoryRule(config, network, feature_map, torch.full((heads,), max_inner_lr, dtype=dtype), initial)
     return Case(rule, state, torch.zeros(BATCH_SIZE, dtype=torch.int64), inputs)
 
 

@@ -84,7 +84,8 @@ def test_chunk_form_equals_naive_form(config: MemoryConfig, num_tokens: int) -> 
 @given(drawn_configurations(), st.integers(1, 14), st.integers(0, 2**16))
 @settings(max_examples=60, deadline=None)
 def test_all_forms_agree_whatever_the_configuration(config: MemoryConfig, num_tokens: int, seed: int) -> None:
-    case = make_case(config, num_tokens, seed=seed)
+    """A free step is small here: with a large one a deep memory runs away, and two roads to infinity need not meet."""
+    case = make_case(config, num_tokens, seed=seed, max_inner_lr=1e-3 if config.step == "free" else 1.5)
     expected = naive(case.rule, case.inputs, case.state, case.position)
     assert_equal(chunk(case.rule, case.inputs, case.state, case.position), expected)
     assert_equal(feed_recurrent(case), expected)
