@@ -4,7 +4,7 @@ Float64 to 1e-9, outputs and every field of the state; gates at exactly 0 and at
 
     fixed grid   (gd token bounded | gd token free | gd chunk bounded | muon per chunk | muon per token)
                  x (matrix | mlp | gated_mlp) x (omega_window 1 | 2 | 4 | 9, longer than the chunk)
-                 x (degree 1 | 2; gated_mlp: 2), and 16 more for the objectives, retentions and features
+                 x (degree 1 | 2; gated_mlp: 2), and 18 more for the objectives, retentions and features
     drawn        the whole cross product that a configuration allows: rule, granularities, step, network, objective,
                  retention and its target, degree 1-3, feature kind and norm, widths, chunk, window, momentum
 """
