@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from atlas_model.block import NeuralMemory
 from atlas_model.causal_lm import IGNORED_LABEL, AtlasForCausalLM, load_state, save_state
 from atlas_model.checkpoint import CheckpointError
 from atlas_model.gates import Gates
 from atlas_model.memory import MemoryInputs, recurrent
+from atlas_model.neural_memory import NeuralMemory
 from tests.atlas_model.memory_cases import BASE, largest_error, make_case
 from tests.tiny import save_tiny_checkpoint, tiny_config
 
