@@ -1,4 +1,10 @@
-"""One layer: pre-norm, mixer, residual; in `mal` pre-norm, attention, residual; pre-norm, SwiGLU, residual."""
+"""One layer. Each part is pre-norm, the part, residual; the layout says which parts there are.
+
+lmm, mag   mixer                       feed-forward
+mal        mixer, attention            feed-forward
+mac        context attention, mixer    feed-forward
+swa        attention                   feed-forward
+"""
 
 from __future__ import annotations
 
@@ -8,8 +14,10 @@ from torch import Tensor, nn
 from torch.nn.functional import silu
 
 from atlas_model.config import AtlasConfig
+from atlas_model.context_attention import ContextAttention
 from atlas_model.gates import Gates
 from atlas_model.mixers import AttentionMixer, Mixer
+from atlas_model.ragged import join_pieces, pieces_by_chunk
 from atlas_model.state import LayerState
 
 
@@ -18,23 +26,71 @@ class Block(nn.Module):
 
     def __init__(self, config: AtlasConfig, index: int) -> None:
         super().__init__()
-        self.mixer_norm = nn.RMSNorm(config.width, eps=config.norm_eps)
-        self.mixer = Mixer(config, index)
+        self.mixer: Mixer | None = None
+        if config.layout != "swa":
+            self.mixer_norm = nn.RMSNorm(config.width, eps=config.norm_eps)
+            self.mixer = Mixer(config, index)
+        self.context_attention: ContextAttention | None = None
         self.attention_mixer: AttentionMixer | None = None
-        if config.layout == "mal" and config.attention is not None:
+        if config.attention is not None and config.layout != "mag":
             self.attention_norm = nn.RMSNorm(config.width, eps=config.norm_eps)
-            self.attention_mixer = AttentionMixer(config, config.attention)
+            if config.layout == "mac":
+                self.context_attention = ContextAttention(config, config.attention)
+            else:
+                self.attention_mixer = AttentionMixer(config, config.attention)
         self.feed_forward_norm = nn.RMSNorm(config.width, eps=config.norm_eps)
         self.expand = nn.Linear(config.width, 2 * config.feed_forward_width, bias=False)
         self.contract = nn.Linear(config.feed_forward_width, config.width, bias=False)
 
     def forward(
         self, x: Tensor, state: LayerState, position: Tensor, lengths: Tensor | None, is_step: bool
-    ) -> tuple[Tensor, LayerState, Gates]:
-        mixed, state, gates = self.mixer(self.mixer_norm(x), state, position, lengths, is_step)
-        x = x + mixed
+    ) -> tuple[Tensor, LayerState, Gates | None]:
+        """The gates are those of the layer's memory, None where it has none."""
+        gates = None
+        if self.context_attention is not None:
+            x, state, gates = self._mix_by_chunk(x, state, position, lengths, is_step)
+        elif self.mixer is not None:
+            x, state, gates = self._mix(self.mixer, x, state, position, lengths, is_step)
         if self.attention_mixer is not None and state.attention is not None:
             attended, attention = self.attention_mixer(self.attention_norm(x), state.attention, position, lengths)
             x, state = x + attended, replace(state, attention=attention)
         gate, up = self.expand(self.feed_forward_norm(x)).chunk(2, dim=-1)
         return x + self.contract(silu(gate) * up), state, gates
+
+    def _mix(
+        self,
+        mixer: Mixer,
+        x: Tensor,
+        state: LayerState,
+        position: Tensor,
+        lengths: Tensor | None,
+        is_step: bool,
+    ) -> tuple[Tensor, LayerState, Gates]:
+        mixed, state, gates = mixer(self.mixer_norm(x), state, position, lengths, is_step)
+        return x + mixed, state, gates
+
+    def _mix_by_chunk(
+        self, x: Tensor, state: LayerState, position: Tensor, lengths: Tensor | None, is_step: bool
+    ) -> tuple[Tensor, LayerState, Gates]:
+        """Memory as context (Titans, section 4.1): a chunk is attended to with what the memory knew before it.
+
+        What attention makes of the chunk is then learned, so the chunks of a call follow one another.
+        """
+        assert self.mixer is not None
+        assert self.context_attention is not None
+        pieces = pieces_by_chunk(position, x.shape[1], lengths, self.mixer.memory.config.memory_chunk_size)
+        outputs, stacked_gates = [], []
+        for piece in pieces:
+            part = piece.take(x)
+            context, state = self.mixer.look_up(self.mixer_norm(part), state, piece.lengths)
+            assert state.attention is not None
+            attended, attention = self.context_attention(
+                self.attention_norm(part), context, state.attention, piece.position, piece.lengths
+            )
+            part, state, gates = self._mix(
+                self.mixer, part + attended, replace(state, attention=attention), piece.position, piece.lengths, is_step
+            )
+            outputs.append(part)
+            stacked_gates.append(gates.stack().transpose(1, 2))
+        all_gates = join_pieces(pieces, stacked_gates, x.shape[1])
+        return join_pieces(pieces, outputs, x.shape[1]), state, Gates.unstack(all_gates.transpose(1, 2))

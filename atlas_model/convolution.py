@@ -28,11 +28,16 @@ class ShortConvolution(nn.Module):
 
     def forward(self, x: Tensor, before: Tensor, lengths: Tensor | None) -> tuple[Tensor, Tensor]:
         """before: [B, width - 1, channels]. Returns the convolved tokens and the tail after them."""
-        width = self.weight.shape[0]
-        x = x.to(before.dtype).to(self.weight.dtype)
-        extended = torch.cat([before.to(x.dtype), x], dim=1)
-        num_new = x.shape[1]
-        mixed = extended[:, :num_new] * self.weight[0]
-        for offset in range(1, width):
-            mixed = mixed + extended[:, offset : offset + num_new] * self.weight[offset]
-        return mixed, tail(extended, lengths, width - 1).to(before.dtype)
+        return convolve(x, before, self.weight, lengths)
+
+
+def convolve(x: Tensor, before: Tensor, weight: Tensor, lengths: Tensor | None) -> tuple[Tensor, Tensor]:
+    """x [B, T, channels] with the tail before it and weight [width, channels]: the result, and the tail after it."""
+    width = weight.shape[0]
+    x = x.to(before.dtype).to(weight.dtype)
+    extended = torch.cat([before.to(x.dtype), x], dim=1)
+    num_new = x.shape[1]
+    mixed = extended[:, :num_new] * weight[0]
+    for offset in range(1, width):
+        mixed = mixed + extended[:, offset : offset + num_new] * weight[offset]
+    return mixed, tail(extended, lengths, width - 1).to(before.dtype)

@@ -7,13 +7,15 @@ W_o concat(attention, memory * sigmoid(gate)), so the memory can bring content b
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import normalize, silu
+from torch.nn.functional import linear, normalize, silu
 
 from atlas_model.attention import AttentionState, SlidingWindowAttention
 from atlas_model.config import AtlasConfig, AttentionConfig
-from atlas_model.convolution import ShortConvolution
+from atlas_model.convolution import ShortConvolution, convolve
 from atlas_model.gates import GateMaps, Gates
 from atlas_model.memory import MemoryInputs, MemoryRule, MemoryState, chunk, recurrent
 from atlas_model.neural_memory import NeuralMemory
@@ -42,6 +44,8 @@ class Mixer(nn.Module):
     def forward(
         self, x: Tensor, state: LayerState, position: Tensor, lengths: Tensor | None, is_step: bool
     ) -> tuple[Tensor, LayerState, Gates]:
+        assert state.memory is not None
+        assert state.convolution is not None
         projected = self.project(x)
         output_gate = torch.sigmoid(self.output_gate(x))
         # NOTE: the memory computes in its own dtype: bfloat16 keys would round away what a fact changes.
@@ -64,7 +68,29 @@ class Mixer(nn.Module):
             if self.attention is not None and state.attention is not None:
                 attended, attention = self.attention(queries, keys, silu(values), state.attention, position, lengths)
                 branches.insert(0, attended)
-        return self.out(torch.cat(branches, dim=-1)), LayerState(memory, convolution, attention), inputs.gates
+        state = replace(state, memory=memory, convolution=convolution, attention=attention)
+        return self.out(torch.cat(branches, dim=-1)), state, inputs.gates
+
+    def look_up(self, x: Tensor, state: LayerState, lengths: Tensor | None) -> tuple[Tensor, LayerState]:
+        """What the open chunk's first memory holds for the tokens x, [B, T, value_inner_width]; learns nothing of them.
+
+        Queries are made as in `forward`; the tail of their convolution is the state's `context_convolution`.
+        """
+        assert state.memory is not None
+        assert state.context_convolution is not None
+        width = self.widths[0]
+        projected = linear(x, self.project.weight[:width])
+        with torch.autocast(x.device.type, enabled=False):
+            queries, convolution = convolve(
+                projected, state.context_convolution, self.convolution.weight[:, :width], lengths
+            )
+            read = self.memory.read_anchor(normalize(self._heads(queries), dim=-1), state.memory)
+        return read, replace(state, context_convolution=convolution)
+
+    def _heads(self, x: Tensor) -> Tensor:
+        """SiLU, and heads apart: [B, T, H d] -> [B, H, T, d]."""
+        split: Tensor = silu(x).unflatten(-1, (self.num_heads, -1))
+        return split.transpose(1, 2)
 
     def _memory_inputs(
         self, x: Tensor, queries: Tensor, keys: Tensor, values: Tensor, state: MemoryState
@@ -74,22 +100,19 @@ class Mixer(nn.Module):
         def rounded(x: Tensor) -> Tensor:
             return x.to(state.keys.dtype).to(x.dtype)
 
-        def heads(x: Tensor) -> Tensor:
-            split: Tensor = silu(x).unflatten(-1, (self.num_heads, -1))
-            return split.transpose(1, 2)
-
-        queries, keys = normalize(heads(queries), dim=-1), rounded(normalize(heads(keys), dim=-1))
+        queries, keys = normalize(self._heads(queries), dim=-1), rounded(normalize(self._heads(keys), dim=-1))
         gates = self.gate_maps(x, queries, keys)
         return MemoryInputs(
             queries=queries,
             keys=keys,
-            values=rounded(heads(values)),
+            values=rounded(self._heads(values)),
             gates=Gates.unstack(rounded(gates.stack())),
         )
 
 
 class AttentionMixer(nn.Module):
-    """Sliding-window attention with projections of its own, over [B, T, width]: the second half of a `mal` layer."""
+    """Sliding-window attention with projections of its own, over [B, T, width]: the second half of a `mal` layer, and
+    all that a `swa` layer has."""
 
     def __init__(self, config: AtlasConfig, attention: AttentionConfig) -> None:
         super().__init__()

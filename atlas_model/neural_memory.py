@@ -73,5 +73,16 @@ class NeuralMemory(nn.Module):
         be, 1 unless told; the bounded step counts on it where there is momentum.
         """
         read, state = form(self.rule(max_inner_lr), inputs, state, position)
+        return self._normed(read), state
+
+    def read_anchor(self, queries: Tensor, state: MemoryState) -> Tensor:
+        """What the memory of the open chunk's start holds for queries [B, H, T, key_width], normalised as in `forward`.
+
+        Nothing is learned.
+        """
+        features = self.feature_map(queries)
+        return self._normed(self.network.apply(features, queries, lambda name, x: x @ state.memory[name]))
+
+    def _normed(self, read: Tensor) -> Tensor:
         normed = rms_norm(read, read.shape[-1:], eps=self.config.read_norm_eps) * self.read_scale[:, None]
-        return normed.transpose(1, 2).flatten(2), state
+        return normed.transpose(1, 2).flatten(2)

@@ -49,8 +49,8 @@ def tiny_model(config: AtlasConfig, seed: int = 0) -> AtlasModel:
         torch.manual_seed(seed)
         model = AtlasModel(config)
         with torch.no_grad():
-            for block in model.blocks:
-                block.mixer.gate_maps.linear.weight.mul_(4.0)  # type: ignore[union-attr, operator]
+            for mixer in model.mixers:
+                mixer.gate_maps.linear.weight.mul_(4.0)
     return model.requires_grad_(False).eval()
 
 

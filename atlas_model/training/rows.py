@@ -19,6 +19,7 @@ from pathlib import Path
 import torch
 
 from atlas_model.config import AtlasConfig, AttentionConfig, MemoryConfig
+from atlas_model.sizes import num_parameters
 from atlas_model.text import ChatFormat, Tokenizer, train_tokenizer
 from atlas_model.training.episode_plan import EpisodeConfig
 from atlas_model.training.evaluate import evaluate
@@ -29,6 +30,7 @@ from atlas_model.training.tasks import Kind
 from atlas_model.training.tokenizer_texts import tokenizer_texts
 
 _VOCAB_SIZE = 3000
+_LENGTHS = (128, 512)
 _KINDS = (Kind.LOCATION, Kind.ATTRIBUTE)
 _BASE_MEMORY = MemoryConfig(
     num_heads=2,
@@ -57,6 +59,13 @@ def _with_memory(**changes: object) -> AtlasConfig:
     return replace(_BASE, memory=replace(_BASE_MEMORY, **changes))  # type: ignore[arg-type]
 
 
+def _as_large_as_base(config: AtlasConfig) -> AtlasConfig:
+    """The same with the feed-forward width that makes its parameters as many as the base's."""
+    missing = num_parameters(_BASE) - num_parameters(config)
+    wider = round(missing / (3 * config.width * config.num_layers))
+    return replace(config, feed_forward_width=config.feed_forward_width + wider)
+
+
 ROWS = {
     "base": _BASE,
     "read at chunk start": _with_memory(read_granularity="chunk"),
@@ -70,9 +79,15 @@ ROWS = {
     "gated mlp": _with_memory(network="gated_mlp"),
     "lmm": replace(_BASE, layout="lmm", attention=None),
     "mal": replace(_BASE, layout="mal"),
+    "mac": replace(_BASE, layout="mac", attention=AttentionConfig(num_heads=2, window=16, num_persistent=4)),
+    "window alone": _as_large_as_base(replace(_BASE, layout="swa")),
+    "transformer": _as_large_as_base(
+        replace(_BASE, layout="swa", attention=AttentionConfig(num_heads=2, window=max(_LENGTHS)))
+    ),
 }
-"""The base has a matrix memory, gd, token reads, omega window 1, features of degree 2 and the layout `mag`; the others
-change what their name says."""
+"""The base has a matrix memory, gd, token reads, omega window 1, features of degree 2 and the layout `mag` with a window
+of 16; the others change what their name says. `window alone` has that attention and no memory, and `transformer` an
+attention that sees all of every text here; a wider feed-forward gives both the base's number of parameters."""
 
 
 def row_recipe(model: AtlasConfig, num_tokens: int) -> Recipe:
@@ -83,7 +98,7 @@ def row_recipe(model: AtlasConfig, num_tokens: int) -> Recipe:
 
 
 def train_row(name: str, num_tokens: int, seed: int, corpus_directory: Path) -> dict[str, object]:
-    """Train one row; measure it on held-out episodes of 128 and 512 tokens. Raises CorpusError for a bad folder."""
+    """Train one row; measure it on held-out episodes of each length. Raises CorpusError for a bad folder."""
     recipe = row_recipe(ROWS[name], num_tokens)
     prose, held_out = Prose(corpus_directory), Prose(corpus_directory, validation=True)
     tokenizer = Tokenizer(train_tokenizer(tokenizer_texts(random.Random(0), prose), _VOCAB_SIZE))
@@ -102,7 +117,7 @@ def train_row(name: str, num_tokens: int, seed: int, corpus_directory: Path) -> 
         "tokens_per_second": round(trainer.num_tokens / seconds),
         "loss": round(sum(losses[-50:]) / len(losses[-50:]), 4),
     }
-    for length in (128, 512):
+    for length in _LENGTHS:
         episodes = replace(
             recipe.stages[0].episodes,
             num_tokens=length,
