@@ -118,6 +118,7 @@ class MemoryConfig(Config):
     global retention); `row_norm` brings each row back to its initial norm after each chunk; `none` keeps all.
     retention_target: what `decay` decays to, `zero` or the learned `initial` memory.
     max_momentum_decay: the largest momentum_decay (theta) a gate can reach, below 1; 0 removes the momentum.
+    query_projection: `keys` brings each query onto the keys that were written (TNT, arXiv 2511.07343); `none` does not.
     read_norm_eps: added to the mean square of what is read before it is normalised.
     """
 
@@ -141,6 +142,7 @@ class MemoryConfig(Config):
     retention: Literal["decay", "row_norm", "none"] = "decay"
     retention_target: Literal["zero", "initial"] = "zero"
     max_momentum_decay: float = 0.9
+    query_projection: Literal["none", "keys"] = "none"
     read_norm_eps: float = 1e-6
     newton_schulz: NewtonSchulzConfig = NewtonSchulzConfig()
 

@@ -17,7 +17,7 @@ from atlas_model.attention import AttentionState, SlidingWindowAttention
 from atlas_model.config import AtlasConfig, AttentionConfig
 from atlas_model.convolution import ShortConvolution, convolve
 from atlas_model.gates import GateMaps, Gates
-from atlas_model.memory import MemoryInputs, MemoryRule, MemoryState, chunk, recurrent
+from atlas_model.memory import MemoryInputs, MemoryState
 from atlas_model.neural_memory import NeuralMemory
 from atlas_model.state import LayerState, memory_dtype
 
@@ -54,15 +54,9 @@ class Mixer(nn.Module):
             convolved, convolution = self.convolution(projected, state.convolution, lengths)
             queries, keys, values = convolved.split(self.widths, dim=-1)
             inputs = self._memory_inputs(x, queries, keys, values, state.memory)
-
-            def form(
-                rule: MemoryRule, inputs: MemoryInputs, memory: MemoryState, position: Tensor
-            ) -> tuple[Tensor, MemoryState]:
-                if is_step:
-                    return recurrent(rule, inputs, memory, position)
-                return chunk(rule, inputs, memory, position, lengths)
-
-            read, memory = self.memory(inputs, state.memory, position, self.gate_maps.max_inner_lr, form)
+            read, memory = self.memory(
+                inputs, state.memory, position, self.gate_maps.max_inner_lr, lengths=lengths, is_step=is_step
+            )
             branches = [read * output_gate]
             attention = state.attention
             if self.attention is not None and state.attention is not None:

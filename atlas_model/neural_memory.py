@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -10,15 +10,16 @@ from torch.nn.functional import rms_norm
 
 from atlas_model.config import MemoryConfig
 from atlas_model.feature_map import FeatureMap
-from atlas_model.memory import MemoryInputs, MemoryRule, MemoryState, chunk, memory_network, memory_state_spec
-
-
-class MemoryForm(Protocol):
-    """The chunk or the recurrent form of the memory, as a block calls it."""
-
-    def __call__(
-        self, rule: MemoryRule, inputs: MemoryInputs, state: MemoryState, position: Tensor
-    ) -> tuple[Tensor, MemoryState]: ...
+from atlas_model.memory import (
+    MemoryInputs,
+    MemoryRule,
+    MemoryState,
+    chunk,
+    memory_network,
+    memory_state_spec,
+    recurrent,
+)
+from atlas_model.query_projection import project_queries
 
 
 class NeuralMemory(nn.Module):
@@ -52,6 +53,7 @@ class NeuralMemory(nn.Module):
             keys=tensors["keys"],
             values=tensors["values"],
             gates=tensors["gates"],
+            key_sum=tensors.get("key_sum"),
         )
 
     def rule(self, max_inner_lr: Tensor | None = None) -> MemoryRule:
@@ -65,15 +67,24 @@ class NeuralMemory(nn.Module):
         state: MemoryState,
         position: Tensor,
         max_inner_lr: Tensor | None = None,
-        form: MemoryForm = chunk,
+        lengths: Tensor | None = None,
+        is_step: bool = False,
     ) -> tuple[Tensor, MemoryState]:
         """What each token reads, normalised, [B, T, value_inner_width], and the memory after the last of them.
 
         position: int64 [B], tokens fed before. max_inner_lr: [H], the largest inner_lr among the gates there can ever
-        be, 1 unless told; the bounded step counts on it where there is momentum.
+        be, 1 unless told; the bounded step counts on it where there is momentum. lengths: int64 [B], how many of the T
+        tokens are real, None for all. is_step: one token a row, in recurrent form.
         """
-        read, state = form(self.rule(max_inner_lr), inputs, state, position)
-        return self._normed(read), state
+        key_sum = state.key_sum
+        if key_sum is not None:
+            inputs, key_sum = project_queries(inputs, key_sum, lengths)
+        rule = self.rule(max_inner_lr)
+        if is_step:
+            read, state = recurrent(rule, inputs, state, position)
+        else:
+            read, state = chunk(rule, inputs, state, position, lengths)
+        return self._normed(read), replace(state, key_sum=key_sum)
 
     def read_anchor(self, queries: Tensor, state: MemoryState) -> Tensor:
         """What the memory of the open chunk's start holds for queries [B, H, T, key_width], normalised as in `forward`.

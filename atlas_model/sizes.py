@@ -13,6 +13,7 @@ from atlas_model.feature_map import num_features, num_monomials
 from atlas_model.memory import memory_network
 from atlas_model.model import AtlasModel
 from atlas_model.newton_schulz import newton_schulz_products
+from atlas_model.query_projection import projection_products
 
 
 def num_parameters(config: AtlasConfig) -> int:
@@ -63,6 +64,8 @@ def _memory_products(config: MemoryConfig) -> float:
     matrices = list(memory_network(config).shapes().items())
 
     products = 2 * size * _feature_products(config)
+    if config.query_projection == "keys":
+        products += size * projection_products(config.key_width)
     products += size * size * columns + rows * size + rows * size * columns
     if config.step == "bounded":
         for rows_width in _curvature_widths(config):

@@ -52,6 +52,8 @@ class LayerState:
             named |= {f"memory.{name}": weights for name, weights in self.memory.memory.items()}
             named |= {f"momentum.{name}": weights for name, weights in self.memory.momentum.items()}
             named |= {"keys": self.memory.keys, "values": self.memory.values, "gates": self.memory.gates}
+            if self.memory.key_sum is not None:
+                named["key_sum"] = self.memory.key_sum
         if self.convolution is not None:
             named["convolution"] = self.convolution
         if self.attention is not None:
@@ -68,7 +70,12 @@ class LayerState:
         memory = attention = None
         if "keys" in tensors:
             memory = MemoryState(
-                weights("memory."), weights("momentum."), tensors["keys"], tensors["values"], tensors["gates"]
+                weights("memory."),
+                weights("momentum."),
+                tensors["keys"],
+                tensors["values"],
+                tensors["gates"],
+                tensors.get("key_sum"),
             )
         if "attention.keys" in tensors:
             attention = AttentionState(tensors["attention.keys"], tensors["attention.values"])

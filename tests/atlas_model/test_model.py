@@ -37,6 +37,10 @@ LAYOUTS = {
     ),
     "mac-chunk-per-layer": tiny_config(layout="mac", attention=MAC_ATTENTION, memory_chunk_sizes=(1, 10)),
     "mac-no-persistent-tokens": tiny_config(layout="mac", attention=AttentionConfig(num_heads=2, window=5)),
+    "mag-projected-queries": tiny_config(memory=replace(TINY_MEMORY, query_projection="keys")),
+    "mac-projected-queries": tiny_config(
+        layout="mac", attention=MAC_ATTENTION, memory=replace(TINY_MEMORY, query_projection="keys")
+    ),
     "swa": tiny_config(layout="swa"),
     "mag-chunk-per-layer": tiny_config(memory_chunk_sizes=(1, 6)),
     "mag-window-1": tiny_config(attention=AttentionConfig(num_heads=2, window=1)),
