@@ -178,7 +178,7 @@ class Trainer:
             save_checkpoint(
                 self._directory,
                 self.model,
-                self._corpus.tokenizer.model_bytes,
+                self._corpus.tokenizer,
                 self._corpus.chat_format,
                 self._weights_dtype,
             )

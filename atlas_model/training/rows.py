@@ -20,7 +20,7 @@ import torch
 
 from atlas_model.config import AtlasConfig, AttentionConfig, MemoryConfig
 from atlas_model.sizes import num_parameters
-from atlas_model.text import ChatFormat, Tokenizer, train_tokenizer
+from atlas_model.text import ChatFormat, train_tokenizer
 from atlas_model.training.episode_plan import EpisodeConfig
 from atlas_model.training.evaluate import evaluate
 from atlas_model.training.loop import Corpus, Trainer
@@ -100,7 +100,7 @@ def train_row(name: str, num_tokens: int, seed: int, corpus_directory: Path) -> 
     """Train one row; measure it on held-out episodes. Raises CorpusError for a bad folder."""
     recipe = row_recipe(ROWS[name], num_tokens)
     prose, held_out = Prose(corpus_directory), Prose(corpus_directory, validation=True)
-    tokenizer = Tokenizer(train_tokenizer(tokenizer_texts(random.Random(0), prose), _VOCAB_SIZE))
+    tokenizer = train_tokenizer(tokenizer_texts(random.Random(0), prose), _VOCAB_SIZE)
     with tempfile.TemporaryDirectory() as directory:
         trainer = Trainer(recipe, Corpus(prose, tokenizer, ChatFormat()), Path(directory), seed, torch.float32)
         started = time.monotonic()

@@ -14,6 +14,7 @@ from atlas_model.checkpoint import CheckpointError, load_checkpoint
 from atlas_model.config import AtlasConfig, AttentionConfig, ConfigError
 from atlas_model.state import State, session_num_bytes
 from atlas_model.training.recipe import RECIPES
+from tests.atlas_model.tokenizers import byte_level_tokenizer
 from tests.tiny import TINY_MEMORY, save_tiny_checkpoint, tiny_config, tiny_model
 
 
@@ -50,6 +51,18 @@ def test_a_missing_or_broken_file_is_named(folder: Path, file: str) -> None:
         load_checkpoint(folder)
     (folder / file).unlink()
     with pytest.raises(CheckpointError, match=file):
+        load_checkpoint(folder)
+
+
+def test_either_kind_of_tokenizer_is_part_of_the_fingerprint_and_two_of_them_are_refused(folder: Path) -> None:
+    save_tiny_checkpoint(folder.parent / "other", tiny_config(vocab_size=400), tokenizer=byte_level_tokenizer())
+    other = load_checkpoint(folder.parent / "other")
+    assert other.tokenizer.encode("Anna") == byte_level_tokenizer().encode("Anna")
+    file = folder.parent / "other" / "tokenizer.json"
+    file.write_bytes(file.read_bytes() + b"\n")
+    assert load_checkpoint(folder.parent / "other").fingerprint != other.fingerprint
+    (folder / "tokenizer.json").write_bytes(file.read_bytes())
+    with pytest.raises(CheckpointError, match=r"both tokenizer\.model and tokenizer\.json"):
         load_checkpoint(folder)
 
 
