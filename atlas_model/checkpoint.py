@@ -46,11 +46,14 @@ class Checkpoint:
 def save_checkpoint(
     directory: Path,
     model: AtlasModel,
-    tokenizer: Tokenizer,
+    tokenizer: Tokenizer | None,
     chat_format: ChatFormat,
     weights_dtype: torch.dtype | None = None,
 ) -> None:
-    """Write a checkpoint folder. weights_dtype: what the weights are rounded to on disk; None keeps them exact."""
+    """Write a checkpoint folder. tokenizer: None leaves its file to be put there, until then the folder does not load.
+
+    weights_dtype: what the weights are rounded to on disk; None keeps them exact.
+    """
     directory.mkdir(parents=True, exist_ok=True)
     weights = {
         name: tensor.detach().to("cpu", weights_dtype or tensor.dtype).contiguous()
@@ -58,7 +61,8 @@ def save_checkpoint(
     }
     config = {"model": model.config.to_dict(), "chat_format": chat_format.to_dict()}
     (directory / CONFIG_FILE).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-    (directory / tokenizer.file_name).write_bytes(tokenizer.file_bytes)
+    if tokenizer is not None:
+        (directory / tokenizer.file_name).write_bytes(tokenizer.file_bytes)
     save_file(weights, directory / WEIGHTS_FILE)
 
 
