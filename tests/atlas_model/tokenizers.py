@@ -61,6 +61,16 @@ def byte_fallback_library_tokenizer() -> tokenizers.Tokenizer:
     return made
 
 
+def byte_fallback_bpe_library_tokenizer() -> tokenizers.Tokenizer:
+    """BPE with byte fallback, whose bytes the trainer marks as special."""
+    made = tokenizers.Tokenizer(models.BPE(unk_token="<unk>", byte_fallback=True))
+    made.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="never")
+    special = ["<unk>", *SPECIAL_NAMES, *(f"<0x{byte:02X}>" for byte in range(256))]
+    trainer = trainers.BpeTrainer(vocab_size=400, special_tokens=special, show_progress=False)
+    made.train_from_iterator(_texts(), trainer)
+    return made
+
+
 @cache
 def byte_level_tokenizer() -> Tokenizer:
     """Byte-level BPE from a tokenizer.json."""
@@ -73,9 +83,16 @@ def byte_fallback_tokenizer() -> Tokenizer:
     return HuggingFaceTokenizer(byte_fallback_library_tokenizer().to_str().encode())
 
 
+@cache
+def byte_fallback_bpe_tokenizer() -> Tokenizer:
+    """BPE with byte fallback from a tokenizer.json."""
+    return HuggingFaceTokenizer(byte_fallback_bpe_library_tokenizer().to_str().encode())
+
+
 KINDS: Mapping[str, Callable[[], Tokenizer]] = {
     "sentencepiece": small_tokenizer,
     "byte_level": byte_level_tokenizer,
     "byte_fallback": byte_fallback_tokenizer,
+    "byte_fallback_bpe": byte_fallback_bpe_tokenizer,
 }
 """One small tokenizer of each kind that a checkpoint may have."""
