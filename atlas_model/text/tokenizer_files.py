@@ -13,10 +13,14 @@ _KINDS: Mapping[str, Callable[[bytes], Tokenizer]] = {
 
 
 def find_tokenizer(directory: Path) -> Path:
-    """The folder's tokenizer.model or tokenizer.json. `TokenizerError` when it has none of them, or both."""
+    """The folder's tokenizer.model or tokenizer.json. `TokenizerError` when it has neither, or both."""
     found = [directory / name for name in _KINDS if (directory / name).is_file()]
-    if len(found) != 1:
-        raise TokenizerError(f"{directory} has {'no' if not found else 'both'} {' and '.join(_KINDS)}")
+    if not found:
+        raise TokenizerError(f"{directory} has neither {' nor '.join(_KINDS)}")
+    if len(found) > 1:
+        raise TokenizerError(
+            f"{directory} has both {' and '.join(_KINDS)}: leave the one that its model was trained with"
+        )
     return found[0]
 
 

@@ -268,7 +268,7 @@ def test_a_model_without_differences_needs_no_flag_and_one_without_a_tokenizer_w
     )
     run(monkeypatch, checkpoint, "--out", out)
     assert "when a tokenizer.json or tokenizer.model is put there" in capsys.readouterr().out
-    with pytest.raises(CheckpointError, match=r"no tokenizer\.model and tokenizer\.json"):
+    with pytest.raises(CheckpointError, match=r"neither tokenizer\.model nor tokenizer\.json"):
         load_checkpoint(out)
     (out / "tokenizer.json").write_bytes(byte_level_tokenizer().file_bytes)
     assert load_checkpoint(out).model.config.vocab_size == 400
