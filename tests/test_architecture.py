@@ -21,7 +21,13 @@ MAY_IMPORT = {
 }
 
 # The benches that look inside; the others speak HTTP and know only the generators of text.
-BENCHES_THAT_LOOK_INSIDE = {"bench/capacity.py", "bench/cost.py", "bench/cost_store.py", "bench/gpu_check.py"}
+BENCHES_THAT_LOOK_INSIDE = {
+    "bench/capacity.py",
+    "bench/chain.py",
+    "bench/cost.py",
+    "bench/cost_store.py",
+    "bench/gpu_check.py",
+}
 KNOWN_TO_ALL_BENCHES = ("atlas_model.text", "atlas_model.training")
 
 # Third-party package: the files or folders that may import it.

@@ -203,7 +203,12 @@ def _rows(source: Source, num_new: int) -> tuple[Row, ...]:
             Row(missing, "blocks.*.gamma_gate.*", "", "gates here are one a head and reach 0 and 1; no hidden layer"),
         ]
         rows.append(
-            Row(missing, "blocks.*.qk_memory.*", "", "queries here are not projected on past keys")
+            Row(
+                missing,
+                "blocks.*.qk_memory.*",
+                "",
+                "its sum of past keys begins with a trained one, and is of all heads",
+            )
             if is_gated
             else Row(missing, "blocks.*.memory_gate", "", "the memory that it scales is not carried over")
         )
