@@ -63,7 +63,7 @@ def samples_table(samples: Sequence[MemorySample]) -> Table:
 
 
 def plot_samples(samples: Sequence[MemorySample]) -> str:
-    """A row for each quantity and layer, a column for each sample. A quantity's layers share their scale."""
+    """A row for each quantity and layer, a column for each sample; each row has a scale of its own, and says which."""
     return "\n".join(_plot_lines(samples))
 
 
@@ -76,19 +76,21 @@ def _plot_lines(samples: Sequence[MemorySample]) -> Iterator[str]:
         told = [number for curve in curves.values() for number in curve if number is not None]
         if not told:
             continue
-        low, high = min(told), max(told)
-        if low == high:
-            yield f"{label}: {_number(low)} throughout"
+        if min(told) == max(told):
+            yield f"{label}: {_number(told[0])} throughout"
             continue
-        yield f"{label}: {_number(low)} to {_number(high)}"
+        yield label
         for layer, curve in curves.items():
-            yield f"  layer {layer:<3}{_levels(curve, low, high)}  {_number(curve[-1])}"
+            yield f"  layer {layer:<3}{_row(curve)}"
     yield f"{len(samples)} samples, from token {samples[0].position:,} to token {samples[-1].position:,}"
 
 
-def _levels(curve: Curve, low: float, high: float) -> str:
-    scale = (len(_LEVELS) - 1) / (high - low)
-    return "".join(" " if number is None else _LEVELS[round((number - low) * scale)] for number in curve)
+def _row(curve: Curve) -> str:
+    told = [number for number in curve if number is not None]
+    low, high = min(told, default=0.0), max(told, default=0.0)
+    scale = (len(_LEVELS) - 1) / (high - low) if high > low else 0.0
+    levels = "".join(" " if number is None else _LEVELS[round((number - low) * scale)] for number in curve)
+    return f"{levels}  {_number(low)} to {_number(high)}, last {_number(curve[-1])}"
 
 
 def _mean(numbers: Curve) -> float | None:

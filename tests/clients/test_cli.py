@@ -100,7 +100,7 @@ def test_a_sessions_memory_is_shown_and_drawn_over_the_session(
     assert rows[1].split()[0] == f"{first.position:,}"
     assert rows[-1].split()[0] == f"{last.position:,}"
     drawn = atlas(server.base_url, "sessions", "memory", "cli-samples", "--plot").stdout.splitlines()
-    assert drawn[0].startswith("norm: ")
+    assert drawn[0] == "norm"
     assert [line.split()[:2] for line in drawn[1:3]] == [["layer", "0"], ["layer", "1"]]
     assert len(drawn[1].split()[2]) == len(memory.samples)
     assert drawn[-1].endswith(f"to token {last.position:,}")

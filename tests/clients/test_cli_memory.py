@@ -12,19 +12,20 @@ def sample(position: int, *layers: Layer) -> MemorySample:
     return MemorySample(position, 0.0, tuple({"layer": index, **layer} for index, layer in enumerate(layers)))
 
 
-def test_layers_share_a_scale_and_what_is_not_told_is_a_gap() -> None:
+def test_each_layer_is_drawn_on_its_own_scale_and_what_is_not_told_is_a_gap() -> None:
     samples = [
-        sample(1000, {"norm": 0.0, "update_norm": None}, {"norm": 7.0, "update_norm": 1.0}),
-        sample(2000, {"norm": 1.0, "update_norm": 0.5}, {"norm": 3.0, "update_norm": None}),
+        sample(1000, {"norm": 0.0, "update_norm": None}, {"norm": 20.0, "update_norm": 1.0}),
+        sample(2000, {"norm": 7.0, "update_norm": 0.5}, {"norm": 10.0, "update_norm": None}),
+        sample(3000, {"norm": 1.0, "update_norm": 0.5}, {"norm": 15.0, "update_norm": None}),
     ]
     assert plot_samples(samples).splitlines() == [
-        "norm: 0 to 7",
-        "  layer 0  ▁▂  1",
-        "  layer 1  █▄  3",
-        "update by a token: 0.5 to 1",
-        "  layer 0   ▁  0.5",
-        "  layer 1  █   –",
-        "2 samples, from token 1,000 to token 2,000",
+        "norm",
+        "  layer 0  ▁█▂  0 to 7, last 1",
+        "  layer 1  █▁▅  10 to 20, last 15",
+        "update by a token",
+        "  layer 0   ▁▁  0.5 to 0.5, last 0.5",
+        "  layer 1  ▁    1 to 1, last –",
+        "3 samples, from token 1,000 to token 3,000",
     ]
 
 
