@@ -7,7 +7,7 @@ come doubles, so they always span the session from its first sample on, whatever
 import math
 import struct
 from collections.abc import Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
 from atlas_model.telemetry import LayerSample
@@ -15,7 +15,22 @@ from atlas_model.telemetry import LayerSample
 MAX_SAMPLES = 64
 
 _MAX_TOKENS_APART = 2**62
-_NUMBERS = tuple(field.name for field in fields(LayerSample) if field.name != "layer")
+# NOTE: with the structs below part of the snapshot's schema: another order or number is another schema version.
+_NUMBERS = (
+    "norm",
+    "momentum_norm",
+    "distance_from_initial",
+    "effective_rank",
+    "top_singular_value",
+    "update_norm",
+    "token_gate",
+    "retention",
+    "global_retention",
+    "inner_lr",
+    "momentum_decay",
+    "surprise",
+    "memory_share",
+)
 _MAY_BE_ABSENT = frozenset({"update_norm", "memory_share"})
 # How many samples of how many layers there are, and how many tokens apart the next ones are taken.
 _FRAME = struct.Struct("<HHQ")
