@@ -2,7 +2,7 @@
 
 Hooks note what the first tokens of a row show on their way through the memory and the output projections; nothing of
 the forward changes, so what is computed is the same bits with a sample and without. A sample of the shipped model costs
-about as much as the prefill of 40 tokens on a CPU (`python -m bench cost`). When samples are taken, and where they are
+as much as the prefill of 25 to 50 tokens on a CPU (`python -m bench cost`). When samples are taken, and where they are
 kept, is somebody else's; the details of each head at one moment are in `inspection`.
 """
 

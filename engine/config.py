@@ -14,8 +14,8 @@ class EngineConfig:
     max_num_piece_tokens: the most tokens that one sequence is fed in one prefill step. Nothing to do with the
         memory's chunk, which is part of the model.
     memory_sample_tokens: a sequence's memory is sampled while it is prefilled, at most once every so many tokens; 0 is
-        never. A sample of the shipped model costs about as much as the prefill of 40 tokens (`python -m bench cost`),
-        so with the default half a percent.
+        never. A sample of the shipped model costs as much as the prefill of 25 to 50 tokens (`python -m bench cost`),
+        so less than 1 % with the default.
     max_state_norm: a tensor of a state whose norm is beyond it (or not finite) is never handed out.
     num_threads: torch's threads on the CPU; None leaves torch's own choice.
     device: where the model and the slots live.

@@ -16,7 +16,7 @@ from atlas_model.memory import TensorSpec
 from atlas_model.state import State, state_spec
 from atlas_model.telemetry import LayerSample
 from engine.checksums import digest
-from engine.memory_samples import MAX_SAMPLES, MemorySample, MemorySamples
+from engine.memory_samples import MAX_SAMPLES, NO_SAMPLES, MemorySample, MemorySamples
 from engine.sequence import SequenceState
 from engine.snapshot import SessionRecord, encode_snapshot
 from engine.snapshot_header import OpenIngest
@@ -54,15 +54,16 @@ def random_samples(config: AtlasConfig, position: int, seed: int) -> MemorySampl
     """As many as there may be, up to that position; a number that may be absent is, here and there."""
     generator = torch.Generator().manual_seed(seed)
     apart = position // MAX_SAMPLES
-    samples = []
+    samples = NO_SAMPLES
     for index in range(MAX_SAMPLES if apart else 0):
         layers = []
         for layer in range(config.num_layers):
             numbers: list[Any] = torch.randn(len(fields(LayerSample)) - 1, generator=generator).tolist()
-            sample = LayerSample(layer, *numbers)
-            layers.append(replace(sample, update_norm=None) if index % 3 == layer else sample)
-        samples.append(MemorySample((index + 1) * apart, 1e9 + index + seed / 8, tuple(layers)))
-    return MemorySamples(tuple(samples), apart)
+            told = LayerSample(layer, *numbers)
+            layers.append(replace(told, update_norm=None) if index % 3 == layer else told)
+        sample = MemorySample((index + 1) * apart, 1e9 + index + seed / 8, tuple(layers))
+        samples = samples.with_sample(sample, apart)
+    return samples
 
 
 def full_record(config: AtlasConfig, position: int = 123_456, seed: int = 0) -> SessionRecord:
@@ -97,7 +98,7 @@ def tensor_digests(state: State) -> dict[str, str]:
 
 def samples_digest(samples: MemorySamples) -> str:
     """blake2b-128 of every sample's numbers as JSON, in hex."""
-    return blake2b(json.dumps(asdict(samples)).encode(), digest_size=16).hexdigest()
+    return blake2b(json.dumps([asdict(sample) for sample in samples.samples]).encode(), digest_size=16).hexdigest()
 
 
 def header_end(snapshot: bytes) -> int:
