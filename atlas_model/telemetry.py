@@ -22,6 +22,7 @@ from atlas_model.gates import Gates
 from atlas_model.inspection import effective_rank, singular_values, surprise
 from atlas_model.memory import MemoryInputs
 from atlas_model.memory_networks import Weights
+from atlas_model.mixers import Mixer
 from atlas_model.model import AtlasModel, ModelOutput
 from atlas_model.state import State
 
@@ -80,7 +81,9 @@ class MemoryRecording:
     def __enter__(self) -> Self:
         looked_at = {row: slice(min(count, _MAX_SAMPLE_TOKENS)) for row, count in self._num_tokens.items()}
         for block in (cast(Block, each) for each in self._model.blocks if looked_at):
-            record = _Record(block, looked_at)
+            if block.mixer is None:
+                continue
+            record = _Record(block.mixer, looked_at)
             self._records.append(record)
             self._hooks.append(block.mixer.memory.register_forward_hook(record.on_memory))
             self._hooks.append(block.mixer.out.register_forward_hook(record.on_out))
@@ -96,31 +99,33 @@ class MemoryRecording:
     def sample(self, row: int, before: State, output: ModelOutput) -> tuple[LayerSample, ...] | None:
         """The layers of one recorded row; `before` and `output` are the forward's state and result.
 
-        None when a number is not finite, as in a memory that has diverged.
+        None without a memory, and when a number is not finite, as in a memory that has diverged.
         """
-        num_tokens = self._num_tokens[row]
+        num_tokens, layout = self._num_tokens[row], self._model.config.layout
         position = int(before.position[row])
         layers: list[dict[str, Tensor | None]] = []
-        for record, state, new_state, gates in zip(
-            self._records, before.layers, output.state.layers, output.gates, strict=True
-        ):
-            old, new = ({name: each[row] for name, each in x.memory.memory.items()} for x in (state, new_state))
+        memories = ([layer.memory for layer in each.layers if layer.memory] for each in (before, output.state))
+        for record, state, new_state, gates in zip(self._records, *memories, output.gates, strict=True):
+            old, new = ({name: each[row] for name, each in x.memory.items()} for x in (state, new_state))
             if not all(bool(weights.isfinite().all()) for weights in old.values()):
                 return None
-            mixer = record.block.mixer
-            size = mixer.memory.config.memory_chunk_size
+            size = record.mixer.memory.config.memory_chunk_size
             num_committed = (position % size + num_tokens) // size * size
-            momentum = {name: each[row] for name, each in state.memory.momentum.items()}
+            # In `mac` a memory is run chunk by chunk, and what it was given first was the rest of one.
+            num_given = min(num_tokens, size - position % size) if layout == "mac" else num_tokens
+            momentum = {name: each[row] for name, each in state.momentum.items()}
             layers.append(
                 {
-                    **_size(record.block, old, momentum),
+                    **_size(record.mixer, old, momentum),
                     "update_norm": _distance(new, old) / num_committed if num_committed else None,
                     **_gate_means(gates, row, num_tokens),
-                    "global_retention": mixer.gate_maps.global_retention,
-                    "surprise": record.surprise(row, old),
-                    "memory_share": record.memory_share(row, self._model.config.layout),
+                    "global_retention": record.mixer.gate_maps.global_retention,
+                    "surprise": record.surprise(row, old, num_given),
+                    "memory_share": record.memory_share(row, layout),
                 }
             )
+        if not layers:
+            return None
         means = torch.stack([each.mean().float() for layer in layers for each in layer.values() if each is not None])
         if not bool(means.isfinite().all()):
             return None
@@ -141,10 +146,13 @@ def sample_memory(model: AtlasModel, state: State, token_ids: Tensor) -> tuple[L
 
 
 class _Record:
-    """What passes through one block: of each row, the first tokens alone, copied, so that the rest can be freed."""
+    """What passes through one block: of each row, the first tokens alone, copied, so that the rest can be freed.
 
-    def __init__(self, block: Block, looked_at: Mapping[int, slice]) -> None:
-        self.block = block
+    In `mac` a block runs its memory several times; the first time counts.
+    """
+
+    def __init__(self, mixer: Mixer, looked_at: Mapping[int, slice]) -> None:
+        self.mixer = mixer
         self._looked_at = looked_at
         self._keys: dict[int, Tensor] = {}
         self._values: dict[int, Tensor] = {}
@@ -154,6 +162,8 @@ class _Record:
 
     def on_memory(self, _: nn.Module, arguments: tuple[Any, ...], __: object) -> None:
         inputs: MemoryInputs = arguments[0]
+        if self._keys:
+            return
         self._keys = {row: inputs.keys[row, :, tokens].clone() for row, tokens in self._looked_at.items()}
         self._values = {row: inputs.values[row, :, tokens].clone() for row, tokens in self._looked_at.items()}
 
@@ -163,9 +173,10 @@ class _Record:
     def on_attention_out(self, _: nn.Module, __: tuple[Tensor, ...], attended: Tensor) -> None:
         self._attended = self._first_tokens(attended)
 
-    def surprise(self, row: int, memory: Weights) -> Tensor:
-        """[H, T]."""
-        return surprise(self.block.mixer.memory.rule(), memory, self._keys[row], self._values[row])
+    def surprise(self, row: int, memory: Weights, num_tokens: int) -> Tensor:
+        """[H, T], of the first tokens, at most `num_tokens`."""
+        keys, values = (each[row][:, :num_tokens] for each in (self._keys, self._values))
+        return surprise(self.mixer.memory.rule(), memory, keys, values)
 
     def memory_share(self, row: int, layout: str) -> Tensor | None:
         """[T]; see LayerSample."""
@@ -175,7 +186,7 @@ class _Record:
         if layout == "mag":
             # What goes into `out` is the attention, then the memory, of equal width.
             attended, _ = self._branches[row].chunk(2, dim=-1)
-            attention = linear(attended, self.block.mixer.out.weight[:, : attended.shape[-1]])
+            attention = linear(attended, self.mixer.out.weight[:, : attended.shape[-1]])
             return _share(mixed - attention, attention)
         if layout == "mal":
             return _share(mixed, self._attended[row])
@@ -185,14 +196,14 @@ class _Record:
         return {row: x[row, tokens].clone() for row, tokens in self._looked_at.items()}
 
 
-def _size(block: Block, memory: Weights, momentum: Weights) -> dict[str, Tensor]:
+def _size(mixer: Mixer, memory: Weights, momentum: Weights) -> dict[str, Tensor]:
     """By the names of LayerSample; each is a number a head, or one for each of its matrices."""
     values = [singular_values(weights) for weights in memory.values()]
     norm = _norm(memory)
     return {
         "norm": norm,
         "momentum_norm": _norm(momentum) if momentum else torch.zeros_like(norm),
-        "distance_from_initial": _distance(memory, dict(block.mixer.memory.initial)),
+        "distance_from_initial": _distance(memory, dict(mixer.memory.initial)),
         "effective_rank": torch.stack([effective_rank(each) for each in values]),
         "top_singular_value": torch.stack([each[:, 0] for each in values]),
     }

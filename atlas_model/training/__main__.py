@@ -17,7 +17,7 @@ import torch.distributed
 
 from atlas_model.checkpoint import load_checkpoint
 from atlas_model.config import ConfigError
-from atlas_model.text import ChatFormat, Tokenizer, train_tokenizer
+from atlas_model.text import ChatFormat, TokenizerError, find_tokenizer, load_tokenizer, train_tokenizer
 from atlas_model.training.loop import Corpus, Processes, Trainer
 from atlas_model.training.prose import MixedProse, Prose
 from atlas_model.training.recipe import RECIPES, load_recipe, scaled
@@ -74,17 +74,17 @@ def main() -> None:
     recipe = scaled(recipe, arguments.scale)
     books = Prose(arguments.corpus)
     start = None if arguments.start_from is None else load_checkpoint(arguments.start_from)
-    tokenizer_file = arguments.out / "tokenizer.model"
-    if arguments.resume and tokenizer_file.is_file():
-        tokenizer_model = tokenizer_file.read_bytes()
+    if arguments.resume:
+        try:
+            tokenizer = load_tokenizer(find_tokenizer(arguments.out))
+        except TokenizerError as error:
+            parser.error(f"--resume: {error}")
     elif start is not None:
-        tokenizer_model = start.tokenizer.model_bytes
+        tokenizer = start.tokenizer
     else:
-        tokenizer_model = train_tokenizer(
-            tokenizer_texts(random.Random(arguments.seed), books), recipe.model.vocab_size
-        )
+        tokenizer = train_tokenizer(tokenizer_texts(random.Random(arguments.seed), books), recipe.model.vocab_size)
     prose = MixedProse(books, SyntheticProse(), recipe.synthetic_prose_share)
-    corpus = Corpus(prose, Tokenizer(tokenizer_model), ChatFormat())
+    corpus = Corpus(prose, tokenizer, ChatFormat())
     trainer = Trainer(
         recipe,
         corpus,

@@ -21,6 +21,7 @@ from torch.nn.functional import cross_entropy
 
 from atlas_model.checkpoint import save_checkpoint
 from atlas_model.gates import Gates
+from atlas_model.inspection import memory_rms
 from atlas_model.model import AtlasModel
 from atlas_model.state import State
 from atlas_model.text import ChatFormat, Tokenizer
@@ -177,7 +178,7 @@ class Trainer:
             save_checkpoint(
                 self._directory,
                 self.model,
-                self._corpus.tokenizer.model_bytes,
+                self._corpus.tokenizer,
                 self._corpus.chat_format,
                 self._weights_dtype,
             )
@@ -247,16 +248,15 @@ class Trainer:
         predicted[is_answer] = self.model.logits(hidden[is_answer]).argmax(-1)
         scores = score_answers(batch, predicted)
         prose = batch.prose_mask[:, None].float()
-        is_open = torch.stack([(each.token_gate * each.inner_lr > 0).float() for each in gates])
+        is_open = torch.stack([(each.token_gate * each.inner_lr > 0).float() for each in gates] or [0.0 * prose])
         prose_share = prose.mean().clamp(min=1e-9)
         fact_share = (1 - prose).mean().clamp(min=1e-9)
-        norms = [weights.square().mean().sqrt() for layer in state.layers for weights in layer.memory.memory.values()]
         return {
             "num_asked": float(sum(scores.num_asked.values())),
             "num_right": float(sum(scores.num_right.values())),
             "open_on_prose": float((is_open * prose).mean() / prose_share),
             "open_elsewhere": float((is_open * (1 - prose)).mean() / fact_share),
-            "memory_rms": float(torch.stack(norms).mean()),
+            "memory_rms": memory_rms(state),
         }
 
     def _log(self, window: list[dict[str, float]], report: Callable[[str], None]) -> None:
@@ -293,4 +293,4 @@ def _open_share(gates: tuple[Gates, ...]) -> Tensor:
     token_gate alone, and not what it writes: were inner_lr shut with it, each would take the other's gradient away,
     and what shut on prose would hardly open again for a fact.
     """
-    return torch.stack([each.token_gate.clamp(max=0.5) for each in gates]).mean()
+    return torch.stack([each.token_gate.clamp(max=0.5).mean() for each in gates] or [torch.zeros(())]).mean()

@@ -7,7 +7,7 @@ from dataclasses import fields, replace
 import pytest
 import torch
 
-from atlas_model.config import AtlasConfig
+from atlas_model.config import AtlasConfig, AttentionConfig
 from atlas_model.inspection import HeadReport, inspect_memory
 from atlas_model.model import AtlasModel
 from atlas_model.state import State
@@ -58,6 +58,8 @@ def test_gates_are_means_over_the_tokens_and_the_update_is_what_they_change() ->
     for layer, gates, old, new in zip(
         sampled(model, state), output.gates, state.layers, output.state.layers, strict=True
     ):
+        assert old.memory is not None
+        assert new.memory is not None
         for name in ("token_gate", "retention", "inner_lr", "momentum_decay"):
             assert getattr(layer, name) == pytest.approx(float(getattr(gates, name).mean()), rel=1e-6)
         moved = (new.memory.memory["w"] - old.memory.memory["w"]).norm(dim=(-2, -1)).mean() / len(NEXT)
@@ -83,6 +85,7 @@ def test_surprise_is_the_loss_before_the_tokens_are_learned_and_is_less_when_the
     assert again.surprise < first.surprise
     (alone,) = sampled(model, model.initial_state(1), NEXT[:1])
     (memory,) = (layer.memory for layer in model(NEXT[None, :1], model.initial_state(1)).state.layers)
+    assert memory is not None
     start = TINY_MEMORY.omega_window - 1
     # The initial memory answers nothing at all, so what it is surprised by is the value itself.
     expected = 0.5 * memory.values[0, :, start].square().sum(-1).mean()
@@ -123,5 +126,23 @@ def test_a_row_among_others_is_sampled_as_it_is_alone_and_the_forward_is_the_sam
 
 def test_a_memory_that_is_not_finite_gives_no_sample() -> None:
     model, state = after_reading(tiny_config())
-    state.layers[1].memory.memory["w"][0, 0, 0, 0] = float("inf")
+    memory = state.layers[1].memory
+    assert memory is not None
+    memory.memory["w"][0, 0, 0, 0] = float("inf")
+    assert sample_memory(model, state, NEXT) is None
+
+
+def test_a_memory_as_context_is_sampled_too_wherever_its_chunk_stands_and_no_memory_gives_no_sample() -> None:
+    attention = AttentionConfig(num_heads=2, window=2 * SIZE, num_persistent=2)
+    memory = replace(TINY_MEMORY, read_granularity="chunk")
+    model = tiny_model(tiny_config(layout="mac", attention=attention, memory=memory))
+    for num_read in (SIZE, SIZE + 2):
+        state = model(READ[None, :num_read]).state
+        whole, first = sampled(model, state), sampled(model, state, NEXT[: SIZE - num_read % SIZE])
+        for layer, other in zip(whole, first, strict=True):
+            assert layer.memory_share is None
+            assert layer.surprise == pytest.approx(other.surprise, rel=1e-6)
+            assert layer.surprise > 0
+            assert layer.update_norm is not None
+    model, state = after_reading(tiny_config(layout="swa"))
     assert sample_memory(model, state, NEXT) is None
