@@ -1,6 +1,7 @@
 """A sequence's memory as numbers: how large it is, how far from its start, of what rank, and what it does just now.
 
 Everything is computed from the state alone, so it can be asked of any session at any time and costs a forward nothing.
+What the memory was like on its way is in `telemetry`.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from atlas_model.gates import Gates
 from atlas_model.memory import MemoryRule, MemoryState
+from atlas_model.memory_networks import Weights
 from atlas_model.model import AtlasModel
 from atlas_model.state import State
 
@@ -83,6 +85,32 @@ def inspect_memory(model: AtlasModel, state: State, row: int = 0) -> list[HeadRe
     return reports
 
 
+def singular_values(weights: Tensor) -> Tensor:
+    """Largest first, [..., rows, columns] -> float64 [..., smaller side].
+
+    They are the roots of the eigenvalues of the smaller Gram matrix, which costs a fraction of a decomposition where
+    one side is long; what lies below 1e-8 of the largest is rounding.
+    """
+    weights = weights.double()
+    if weights.shape[-2] < weights.shape[-1]:
+        weights = weights.mT
+    eigenvalues: Tensor = torch.linalg.eigvalsh(weights.mT @ weights)
+    return eigenvalues.clamp(min=0.0).sqrt().flip(-1)
+
+
+def effective_rank(values: Tensor) -> Tensor:
+    """Of singular values [..., n], largest first -> [...]; as in MatrixReport."""
+    shares = values / values.sum(-1, keepdim=True).clamp(min=torch.finfo(values.dtype).tiny)
+    rank = (-torch.special.xlogy(shares, shares).sum(-1)).exp()
+    return torch.where(values[..., 0] > 0, rank, torch.zeros_like(rank))
+
+
+def surprise(rule: MemoryRule, memory: Weights, keys: Tensor, values: Tensor) -> Tensor:
+    """The inner loss of what a memory answers to keys: [..., H, T, key_width] and values likewise -> [..., H, T]."""
+    answers = rule.network.apply(rule.feature_map(keys), keys, lambda name, x: x @ memory[name])
+    return rule.objective.loss(answers, values)
+
+
 def memory_rms(state: State) -> float:
     """Root mean square of a matrix's entries, the mean over all matrices and rows' memories; 0 without any."""
     memories = [layer.memory for layer in state.layers if layer.memory is not None]
@@ -91,14 +119,12 @@ def memory_rms(state: State) -> float:
 
 
 def _matrix_report(weights: Tensor, momentum: Tensor | None, initial: Tensor) -> MatrixReport:
-    values = torch.linalg.svdvals(weights.double())
-    shares = values / values.sum().clamp(min=torch.finfo(values.dtype).tiny)
-    entropy = -torch.special.xlogy(shares, shares).sum()
+    values = singular_values(weights)
     return MatrixReport(
         norm=float(weights.norm()),
         momentum_norm=0.0 if momentum is None else float(momentum.norm()),
         distance_from_initial=float((weights - initial).norm()),
-        effective_rank=float(entropy.exp()) if float(values[0]) > 0 else 0.0,
+        effective_rank=float(effective_rank(values)),
         singular_values=tuple(values[:_NUM_SINGULAR_VALUES].tolist()),
     )
 
@@ -114,8 +140,7 @@ def _recent(rule: MemoryRule, state: MemoryState, row: int, num_tokens: int) -> 
         each[row : row + 1, :, tokens].to(dtype) for each in (state.keys, state.values, state.gates)
     )
     memory = {name: weights[row : row + 1] for name, weights in state.memory.items()}
-    answers = rule.network.apply(rule.feature_map(keys), keys, lambda name, x: x @ memory[name])
-    surprise = rule.objective.loss(answers, values).mean(-1)[0]
     gates = Gates.unstack(stacked.mean(2)[0])
-    columns = (surprise, gates.token_gate, gates.retention, gates.inner_lr, gates.momentum_decay)
+    surprises = surprise(rule, memory, keys, values).mean(-1)[0]
+    columns = (surprises, gates.token_gate, gates.retention, gates.inner_lr, gates.momentum_decay)
     return [RecentReport(*each) for each in zip(*(column.tolist() for column in columns), strict=True)]

@@ -19,6 +19,7 @@ from statistics import median
 import torch
 
 from atlas_model.checkpoint import Checkpoint, load_checkpoint
+from atlas_model.telemetry import MemoryRecording
 from bench import report
 from bench.cost_store import measure_store
 from bench.workload import open_prose, parse_length
@@ -44,12 +45,21 @@ class Comparison:
     num_turns: int
 
 
+@dataclass(frozen=True, slots=True)
+class SampleCost:
+    """What a sample of the memory adds to the step that it is taken in, and to all the steps between two of them."""
+
+    seconds: float
+    num_tokens_apart: int
+    share_of_prefill: float
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--prefill-lengths", default="4k,64k", help="a short and a long prompt")
     parser.add_argument("--positions", default="1k,1m", help="where in a session to decode; the late one takes a while")
     parser.add_argument("--decode-tokens", type=int, default=64, help="tokens decoded per turn")
     parser.add_argument("--turns", type=int, default=5, help="how often each comparison is repeated")
-    parser.add_argument("--store-rounds", type=int, default=30, help="saves and loads to time")
+    parser.add_argument("--store-rounds", type=int, default=30, help="samples, saves and loads to time")
     parser.add_argument("--folder", type=Path, metavar="DIR", help="where to save; default: the temporary folder")
     parser.add_argument("--corpus", type=Path, metavar="DIR", help="books to read; default: generated prose")
     parser.add_argument("--threads", type=int, help="torch's threads; default: torch's own choice")
@@ -78,6 +88,11 @@ def run(arguments: argparse.Namespace) -> None:
     print(f"decode           {_describe(decode)} a token")
     early_num_bytes, late_num_bytes = (cost.snapshot_num_bytes(state) for state in states)
     print(f"snapshot         {early_num_bytes:,} bytes at {early:,}, {late_num_bytes:,} bytes at {late:,}")
+    sample = cost.measure_sample(states[1], prefill.late_seconds, arguments.store_rounds)
+    print(
+        f"memory sample    {1e3 * sample.seconds:.2f} ms, {100 * sample.share_of_prefill:.2f} % of the prefill of the "
+        f"{sample.num_tokens_apart:,} tokens between two"
+    )
     store = measure_store(
         states[1], checkpoint.model.config, checkpoint.fingerprint, arguments.store_rounds, arguments.folder
     )
@@ -91,6 +106,7 @@ def run(arguments: argparse.Namespace) -> None:
         "prefill_seconds_per_token": asdict(prefill),
         "decode_seconds_per_token": asdict(decode),
         "snapshot_num_bytes": {"early": early_num_bytes, "late": late_num_bytes},
+        "memory_sample": asdict(sample),
         "store": asdict(store),
     }
     report.publish(document, {}, arguments.json)
@@ -128,6 +144,21 @@ class Cost:
         self._decode(early, num_tokens)
         turns = [(self._decode(early, num_tokens), self._decode(late, num_tokens)) for _ in range(num_turns)]
         return _compare(early.position, late.position, turns)
+
+    def measure_sample(self, state: SequenceState, prefill_seconds: float, num_rounds: int) -> SampleCost:
+        """Median over the rounds, in one piece of a prompt; `prefill_seconds` are a token's."""
+        model, apart = self._checkpoint.model, EngineConfig().memory_sample_tokens
+        device = model.embedding.weight.device
+        before = state.tensors.to(device)
+        token_ids = torch.tensor([list(islice(self._token_ids, PIECE_NUM_TOKENS))], device=device)
+        moments = []
+        with torch.inference_mode(), MemoryRecording(model, {0: PIECE_NUM_TOKENS}) as recording:
+            output = model(token_ids, before, logits="last")
+            for _ in range(num_rounds + 1):
+                moments.append(time.perf_counter())
+                recording.sample(0, before, output)
+        seconds = median(later - earlier for earlier, later in pairwise(moments))
+        return SampleCost(seconds, apart, seconds / (apart * prefill_seconds))
 
     def snapshot_num_bytes(self, state: SequenceState) -> int:
         return encode_snapshot(SessionRecord(state=state), self._checkpoint.fingerprint, PART_NUM_BYTES).num_bytes

@@ -14,14 +14,14 @@ import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from types import TracebackType
-from typing import Any, BinaryIO, Self, TypeVar, Unpack
+from typing import BinaryIO, Self, TypeVar, Unpack
 
 import httpx
 
 from clients import protocol
 from clients.client import OnProgress, ignore_progress
 from clients.errors import ApiError, ConnectionFailedError
-from clients.messages import ChatAnswer, ChatDelta, IngestResult, SessionInfo, SessionPage
+from clients.messages import ChatAnswer, ChatDelta, IngestResult, SessionInfo, SessionMemory, SessionPage
 from clients.protocol import Call, ChatOptions, Messages, Request
 from clients.upload import PIECE_NUM_BYTES, Upload
 
@@ -83,8 +83,8 @@ class AsyncClient:
     async def get_session(self, session_id: str) -> SessionInfo:
         return await self._call(protocol.get_session(session_id))
 
-    async def get_memory(self, session_id: str) -> dict[str, Any]:
-        """Norms, ranks and recent gates of each head of each layer, as the server tells them."""
+    async def get_memory(self, session_id: str) -> SessionMemory:
+        """Each head of each layer as it is now, and samples of the layers over the session."""
         return await self._call(protocol.get_memory(session_id))
 
     async def list_sessions(self, limit: int = 100, after: str | None = None) -> SessionPage:

@@ -20,6 +20,7 @@ from rich.console import Console
 from rich.table import Table
 
 from clients.cli_display import IngestDisplay, age, describe_bytes, describe_ingest
+from clients.cli_memory import heads_table, plot_samples, samples_table
 from clients.client import Client
 from clients.errors import ClientError, ConnectionFailedError
 from clients.messages import SessionInfo
@@ -145,22 +146,28 @@ def show_session(session_id: SessionArgument, base_url: BaseUrl = DEFAULT_BASE_U
 
 @sessions_app.command("memory")
 def show_memory(
-    session_id: SessionArgument, base_url: BaseUrl = DEFAULT_BASE_URL, api_key: ApiKey = None, as_json: AsJson = False
+    session_id: SessionArgument,
+    base_url: BaseUrl = DEFAULT_BASE_URL,
+    api_key: ApiKey = None,
+    as_json: AsJson = False,
+    plot: Annotated[bool, typer.Option("--plot", help="Draw each layer over the session, as text.")] = False,
 ) -> None:
-    """What a session's memory is like: size, distance from its start, rank, and its gates just now."""
+    """What a session's memory is like: each head now, and the layers over the session."""
+    if as_json and plot:
+        raise typer.BadParameter("--json and --plot exclude each other")
     with _failures_in_one_line(), Client(base_url, api_key) as client:
         memory = client.get_memory(session_id)
     if as_json:
-        typer.echo(json.dumps(memory))
+        typer.echo(json.dumps(asdict(memory)))
         return
-    table = Table("layer", "head", "matrix", "norm", "from start", "rank", "gate", "retention", "surprise", box=None)
-    for head in memory["heads"]:
-        recent = head["recent"] or {}
-        told = [f"{recent[name]:.3g}" if recent else "–" for name in ("token_gate", "retention", "surprise")]
-        for name, matrix in head["matrices"].items():
-            numbers = [f"{matrix[key]:.4g}" for key in ("norm", "distance_from_initial", "effective_rank")]
-            table.add_row(str(head["layer"]), str(head["head"]), name, *numbers, *told)
-    Console().print(table)
+    if not plot:
+        Console(soft_wrap=True).print(heads_table(memory))
+    if not memory.samples:
+        typer.echo(f"atlas: {session_id} has no samples yet: a server takes one every some thousand tokens", err=True)
+    elif plot:
+        typer.echo(plot_samples(memory.samples))
+    else:
+        Console(soft_wrap=True).print("", samples_table(memory.samples), sep="\n")
 
 
 @sessions_app.command("delete")

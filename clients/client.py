@@ -14,13 +14,21 @@ import time
 from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import contextmanager
 from types import TracebackType
-from typing import Any, BinaryIO, Self, TypeVar, Unpack
+from typing import BinaryIO, Self, TypeVar, Unpack
 
 import httpx
 
 from clients import protocol
 from clients.errors import ApiError, ConnectionFailedError
-from clients.messages import ChatAnswer, ChatDelta, IngestProgress, IngestResult, SessionInfo, SessionPage
+from clients.messages import (
+    ChatAnswer,
+    ChatDelta,
+    IngestProgress,
+    IngestResult,
+    SessionInfo,
+    SessionMemory,
+    SessionPage,
+)
 from clients.protocol import Call, ChatOptions, Messages, Request
 from clients.upload import PIECE_NUM_BYTES, Upload
 
@@ -79,8 +87,8 @@ class Client:
     def get_session(self, session_id: str) -> SessionInfo:
         return self._call(protocol.get_session(session_id))
 
-    def get_memory(self, session_id: str) -> dict[str, Any]:
-        """Norms, ranks and recent gates of each head of each layer, as the server tells them."""
+    def get_memory(self, session_id: str) -> SessionMemory:
+        """Each head of each layer as it is now, and samples of the layers over the session."""
         return self._call(protocol.get_memory(session_id))
 
     def list_sessions(self, limit: int = 100, after: str | None = None) -> SessionPage:

@@ -91,6 +91,57 @@ class SessionPage:
 
 
 @dataclass(frozen=True, slots=True)
+class MemorySample:
+    """What a session's memory was like when `position` tokens were read; `time` is seconds since the epoch.
+
+    layers: for each layer its `layer` and the numbers that README names, means over its heads; None where one could not
+    be told.
+    """
+
+    position: int
+    time: float
+    layers: tuple[Mapping[str, float | None], ...]
+
+    @classmethod
+    def parse(cls, value: object) -> Self:
+        body = as_object(value, "sample")
+        layers = [as_object(layer, "layer") for layer in required(body, "layers", list, "sample")]
+        for layer in layers:
+            required(layer, "layer", int, "layer of a sample")
+            for name, number in layer.items():
+                if number is not None:
+                    required(layer, name, float, "layer of a sample")
+        position, time = required(body, "position", int, "sample"), required(body, "time", float, "sample")
+        return cls(position, time, tuple(layers))
+
+
+@dataclass(frozen=True, slots=True)
+class SessionMemory:
+    """A session's memory in numbers. heads: each head of each layer as it is now, as the server tells it.
+    samples: over the session, oldest first."""
+
+    session_id: str
+    version: int
+    position: int
+    heads: tuple[JsonObject, ...]
+    samples: tuple[MemorySample, ...]
+
+    @classmethod
+    def parse(cls, value: object) -> Self:
+        body = as_object(value, "memory")
+        samples = tuple(MemorySample.parse(sample) for sample in required(body, "samples", list, "memory"))
+        if len({tuple(layer["layer"] for layer in sample.layers) for sample in samples}) > 1:
+            raise ProtocolError("the samples of memory are of different layers")
+        return cls(
+            session_id=required(body, "id", str, "memory"),
+            version=required(body, "version", int, "memory"),
+            position=required(body, "position", int, "memory"),
+            heads=tuple(as_object(head, "head") for head in required(body, "heads", list, "memory")),
+            samples=samples,
+        )
+
+
+@dataclass(frozen=True, slots=True)
 class SessionCommit:
     """What became of the session: `committed` is False for a read-only turn."""
 

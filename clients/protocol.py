@@ -9,11 +9,11 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Generic, Literal, TypedDict, TypeVar
+from typing import Generic, Literal, TypedDict, TypeVar
 from urllib.parse import quote
 
 from clients.errors import ApiError, ProtocolError
-from clients.messages import ChatAnswer, ChatDelta, SessionInfo, SessionPage, as_object, required
+from clients.messages import ChatAnswer, ChatDelta, SessionInfo, SessionMemory, SessionPage, as_object, required
 
 Message = Mapping[str, str]
 Messages = Sequence[Message]
@@ -101,8 +101,8 @@ def get_session(session_id: str) -> Call[SessionInfo]:
     return Call(Request("GET", session_path(session_id)), SessionInfo.parse)
 
 
-def get_memory(session_id: str) -> Call[dict[str, Any]]:
-    return Call(Request("GET", f"{session_path(session_id)}/memory"), lambda body: dict(as_object(body, "answer")))
+def get_memory(session_id: str) -> Call[SessionMemory]:
+    return Call(Request("GET", f"{session_path(session_id)}/memory"), SessionMemory.parse)
 
 
 def list_sessions(limit: int, after: str | None) -> Call[SessionPage]:

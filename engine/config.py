@@ -13,6 +13,9 @@ class EngineConfig:
     max_num_interleaved_tokens: that budget while other sequences decode: it bounds the gap in their streams.
     max_num_piece_tokens: the most tokens that one sequence is fed in one prefill step. Nothing to do with the
         memory's chunk, which is part of the model.
+    memory_sample_tokens: a sequence's memory is sampled while it is prefilled, at most once every so many tokens; 0 is
+        never. A sample of the shipped model costs as much as the prefill of 25 to 50 tokens (`python -m bench cost`),
+        so less than 1 % with the default.
     max_state_norm: a tensor of a state whose norm is beyond it (or not finite) is never handed out.
     num_threads: torch's threads on the CPU; None leaves torch's own choice.
     device: where the model and the slots live.
@@ -23,13 +26,15 @@ class EngineConfig:
     max_num_batched_tokens: int = 2048
     max_num_interleaved_tokens: int = 512
     max_num_piece_tokens: int = 1024
+    memory_sample_tokens: int = 8192
     max_state_norm: float = 1e6
     num_threads: int | None = None
     device: str = "cpu"
 
     def __post_init__(self) -> None:
-        if self.max_num_waiting < 0:
-            raise ValueError(f"max_num_waiting must be 0 or more, not {self.max_num_waiting}")
+        for key in ("max_num_waiting", "memory_sample_tokens"):
+            if getattr(self, key) < 0:
+                raise ValueError(f"{key} must be 0 or more, not {getattr(self, key)}")
         positive = {
             "max_num_sequences": self.max_num_sequences,
             "max_num_batched_tokens": self.max_num_batched_tokens,

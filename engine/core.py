@@ -17,6 +17,7 @@ from atlas_model.checkpoint import Checkpoint
 from atlas_model.text.chat_format import OPENING
 from engine.config import EngineConfig
 from engine.errors import AtlasError, Draining, InvalidRequest, MemoryDiverged
+from engine.memory_samples import MemorySample
 from engine.model_runner import ModelRunner
 from engine.progress import Progress
 from engine.sampler import Draw, Sampler
@@ -40,6 +41,7 @@ class EngineCore:
         self._vocab_size = model.config.vocab_size
         self._token_bytes = [self._tokenizer.decode_bytes(i) for i in range(self._tokenizer.vocab_size)]
         self._max_state_norm = config.max_state_norm
+        self._memory_sample_tokens = config.memory_sample_tokens
         silent = [i for i in range(self._vocab_size) if i >= len(self._token_bytes) or not self._token_bytes[i]]
         with torch.inference_mode():
             self._initial_state = model.initial_state(1)
@@ -116,8 +118,8 @@ class EngineCore:
             num_slots_in_use=self._pool.num_slots - self._pool.num_free,
             prompt_tokens_total=self._counters.prompt_tokens_total,
             generation_tokens_total=self._counters.generation_tokens_total,
-            iteration_tokens_total=self._counters.iteration_tokens_total,
-            iteration_tokens_counts=tuple(self._counters.iteration_tokens_counts),
+            iteration_tokens=self._counters.iteration_tokens,
+            memory=self._counters.memory,
         )
 
     def check_integrity(self) -> None:
@@ -172,9 +174,18 @@ class EngineCore:
             assert piece.sequence.slot is not None
             slots.append(piece.sequence.slot)
             pieces.append(piece.sequence.next_token_ids(piece.num_tokens))
-        if batch.is_prefill:
-            return self._runner.prefill(slots, pieces)
-        return self._runner.decode(slots, [token_id for (token_id,) in pieces])
+        if not batch.is_prefill:
+            return self._runner.decode(slots, [token_id for (token_id,) in pieces])
+        sequences = [piece.sequence for piece in batch.pieces]
+        apart = self._memory_sample_tokens
+        due = [row for row, each in enumerate(sequences) if each.memory_samples.is_due(each.position, apart)]
+        logits, samples = self._runner.prefill(slots, pieces, due)
+        for row, layers in samples.items():
+            sequence = sequences[row]
+            sample = MemorySample(sequence.position, time.time(), layers)
+            sequence.memory_samples = sequence.memory_samples.with_sample(sample, apart)
+            self._counters.count_sample(layers)
+        return logits
 
     def _sample(self, writing: list[tuple[Progress, Tensor]]) -> list[tuple[Progress, int]]:
         """One token for each; those whose logits are not finite end here."""
@@ -244,7 +255,7 @@ class EngineCore:
             self._fail(progress, MemoryDiverged(f"{layer} is not finite or too large", layer))
             return
         text += progress.detokenizer.finish()
-        state = SequenceState(tensors, sequence.tokens_digest, pending)
+        state = SequenceState(tensors, sequence.tokens_digest, pending, sequence.memory_samples)
         self._drop(progress)
         self._outputs.append(progress.output(time.monotonic(), text, token_ids, reason, state))
 

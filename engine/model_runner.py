@@ -4,13 +4,21 @@ Both forms read the rows, compute, and write the rows back as the last thing the
 changed. Logits come back on the device, one row a sequence, after its last token.
 """
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
 
-from atlas_model.model import AtlasModel
+from atlas_model.model import AtlasModel, ModelOutput
+from atlas_model.state import State
+from atlas_model.telemetry import LayerSample, MemoryRecording
 from engine.state_pool import StatePool
+
+_logger = logging.getLogger(__name__)
+
+# By the row of the batch.
+LayerSamples = dict[int, tuple[LayerSample, ...]]
 
 
 class ModelRunner:
@@ -19,17 +27,21 @@ class ModelRunner:
         self._pool = pool
         self._device = device
 
-    def prefill(self, slots: Sequence[int], pieces: Sequence[Sequence[int]]) -> Tensor:
-        """Feeds each slot its piece (any lengths from 1 on) in chunk form -> logits [B, V]."""
+    def prefill(
+        self, slots: Sequence[int], pieces: Sequence[Sequence[int]], sampled_rows: Iterable[int] = ()
+    ) -> tuple[Tensor, LayerSamples]:
+        """Feeds each slot its piece (any lengths from 1 on) in chunk form -> logits [B, V], and samples of the memories
+        of `sampled_rows`, as far as they can be taken."""
         lengths = torch.tensor([len(piece) for piece in pieces])
         token_ids = torch.zeros((len(pieces), int(lengths.max())), dtype=torch.int64)
         for row, piece in enumerate(pieces):
             token_ids[row, : len(piece)] = torch.tensor(piece)
         state = self._pool.read(slots)
-        output = self._model(token_ids.to(self._device), state, lengths=lengths.to(self._device), logits="last")
+        with MemoryRecording(self._model, {row: len(pieces[row]) for row in sampled_rows}) as recording:
+            output = self._model(token_ids.to(self._device), state, lengths=lengths.to(self._device), logits="last")
+        samples = _take_samples(recording, state, output)
         self._pool.write(slots, output.state, state)
-        logits: Tensor = output.logits
-        return logits
+        return output.logits, samples
 
     def decode(self, slots: Sequence[int], token_ids: Sequence[int]) -> Tensor:
         """Feeds each slot one token in recurrent form -> logits [B, V]."""
@@ -37,3 +49,17 @@ class ModelRunner:
         logits, new_state = self._model.step(torch.tensor(token_ids, device=self._device), state)
         self._pool.write(slots, new_state, state)
         return logits
+
+
+def _take_samples(recording: MemoryRecording, before: State, output: ModelOutput) -> LayerSamples:
+    samples = {}
+    for row in recording.rows:
+        try:
+            sample = recording.sample(row, before, output)
+        except Exception:
+            # Boundary: numbers about a memory are never worth a request.
+            _logger.exception("a memory could not be sampled")
+            continue
+        if sample is not None:
+            samples[row] = sample
+    return samples

@@ -11,6 +11,7 @@ from enum import StrEnum
 
 from atlas_model.state import State
 from engine.errors import EmptyPrompt
+from engine.memory_samples import NO_SAMPLES, MemorySamples
 from engine.sampling_params import SamplingParams
 from engine.tokens_digest import INITIAL_DIGEST, extend_digest
 
@@ -27,16 +28,18 @@ class FinishReason(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class SequenceState:
-    """All that a session's future depends on. A value: nobody writes to its tensors.
+    """All that a session is when it rests. A value: nobody writes to its tensors.
 
     tensors: a State of one row on the CPU.
     tokens_digest: hash chain over the ids that were fed.
     pending_token_ids: part of the conversation but not fed yet; fed first when the session goes on.
+    memory_samples: what the memory was like on its way. The one thing here that the future does not depend on.
     """
 
     tensors: State
     tokens_digest: bytes
     pending_token_ids: tuple[int, ...] = ()
+    memory_samples: MemorySamples = NO_SAMPLES
 
     @property
     def position(self) -> int:
@@ -109,6 +112,7 @@ class Sequence:
         self.generated_token_ids: list[int] = []
         self.position = state.position if state is not None else 0
         self.tokens_digest = state.tokens_digest if state is not None else INITIAL_DIGEST
+        self.memory_samples = state.memory_samples if state is not None else NO_SAMPLES
 
     @property
     def is_prefilling(self) -> bool:

@@ -27,6 +27,7 @@ from atlas_model.state import State, state_spec
 from engine.buffers import ALIGNMENT, aligned_buffer
 from engine.checksums import DIGEST_NUM_BYTES, PART_CHECKSUM_NUM_BYTES, digest, part_checksum
 from engine.errors import InvalidState, StateCorrupt, StateModelMismatch
+from engine.memory_samples import NO_SAMPLES, MemorySamples, pack_samples, unpack_samples
 from engine.sequence import SequenceState
 from engine.snapshot_header import MAX_HEADER_NUM_BYTES, Header, OpenIngest, pack_table, unpack
 
@@ -72,6 +73,7 @@ def encode_snapshot(record: SessionRecord, fingerprint: str, part_num_bytes: int
     tensors = record.state.tensors.named_tensors()
     layout = _lay_out(tuple((name, TensorSpec(tuple(t.shape[1:]), t.dtype)) for name, t in tensors.items()))
 
+    samples = pack_samples(record.state.memory_samples, len(record.state.tensors.layers))
     num_parts = 0
     while True:
         header = Header(
@@ -84,6 +86,7 @@ def encode_snapshot(record: SessionRecord, fingerprint: str, part_num_bytes: int
             open_ingest=record.open_ingest,
             metadata=record.metadata,
             created=record.created,
+            memory_samples=samples,
             tensors=layout.table,
             part_num_bytes=part_num_bytes,
             part_checksums=(bytes(PART_CHECKSUM_NUM_BYTES),) * max(num_parts, 1),
@@ -150,6 +153,7 @@ def decode_snapshot(
         tensors=State.from_named_tensors(config, tensors),
         tokens_digest=header.tokens_digest,
         pending_token_ids=header.pending_token_ids,
+        memory_samples=_samples(header, config.num_layers),
     )
     if state.position != header.position:
         raise InvalidState("the snapshot's header and its tensors name different positions")
@@ -192,6 +196,16 @@ def _open(views: Sequence[memoryview], num_bytes: int, expected_digest: str | No
     if expected_digest is not None and found.hex() != expected_digest:
         raise StateCorrupt("the snapshot is another one than the session's head names")
     return unpack(beginning[_FRAME.size :]), header_end
+
+
+def _samples(header: Header, num_layers: int) -> MemorySamples:
+    """None in a snapshot from before there were any."""
+    if header.memory_samples is None:
+        return NO_SAMPLES
+    try:
+        return unpack_samples(header.memory_samples, num_layers, header.position)
+    except ValueError as error:
+        raise InvalidState(f"the snapshot's header has bad memory_samples: {error}") from error
 
 
 def _beginning(views: Sequence[memoryview], num_bytes: int) -> bytes:

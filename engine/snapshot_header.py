@@ -15,7 +15,7 @@ import msgpack
 from engine.checksums import DIGEST_NUM_BYTES, PART_CHECKSUM_NUM_BYTES
 from engine.errors import InvalidState, StateTooNew
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 MAX_HEADER_NUM_BYTES = 2**20
 
 MAX_LEDGER = 1024
@@ -24,11 +24,13 @@ MAX_METADATA = 64
 LEDGER_DIGEST_NUM_BYTES = 16
 MAX_DIGEST_NUM_BYTES = 64
 _MAX_TEXT_NUM_BYTES = 4096
-_MAX_BYTES_NUM_BYTES = 2**17
+_MAX_TABLE_NUM_BYTES = 2**17
+_MAX_SAMPLES_NUM_BYTES = 2**19
 _MAX_ITEMS = 2**14
 _MAX_INT = 2**63 - 1
 
 _FINGERPRINT = re.compile(r"[A-Za-z0-9._:-]{1,128}")
+# Of the newest schema, in their order, and what of them an older one lacks.
 _FIELDS = (
     "schema",
     "fingerprint",
@@ -40,11 +42,13 @@ _FIELDS = (
     "open_ingest",
     "metadata",
     "created",
+    "memory_samples",
     "tensors",
     "part_num_bytes",
     "part_checksums",
     "digest",
 )
+_LACKING: dict[int, tuple[str, ...]] = {1: ("memory_samples",), 2: ()}
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +63,10 @@ class OpenIngest:
 
 @dataclass(frozen=True, slots=True)
 class Header:
-    """`tensors` is a `pack_table` of its own: it is compared with ours byte for byte and never parsed."""
+    """`tensors` is a `pack_table` of its own: it is compared with ours byte for byte and never parsed.
+
+    memory_samples: as `pack_samples` writes them, which is judged where the model is known; None in schema 1.
+    """
 
     fingerprint: str
     position: int
@@ -70,6 +77,7 @@ class Header:
     open_ingest: OpenIngest | None
     metadata: dict[str, str]
     created: float
+    memory_samples: bytes | None
     tensors: bytes
     part_num_bytes: int
     part_checksums: tuple[bytes, ...]
@@ -93,6 +101,7 @@ class Header:
             "open_ingest": None if ingest is None else [ingest.document_id, ingest.offset, ingest.digest],
             "metadata": self.metadata,
             "created": self.created,
+            "memory_samples": self.memory_samples,
             "tensors": self.tensors,
             "part_num_bytes": self.part_num_bytes,
             "part_checksums": b"".join(self.part_checksums),
@@ -121,7 +130,7 @@ def unpack(packed: bytes) -> Header:
             object_pairs_hook=_unique,
             ext_hook=_refuse_extension,
             max_str_len=_MAX_TEXT_NUM_BYTES,
-            max_bin_len=_MAX_BYTES_NUM_BYTES,
+            max_bin_len=_MAX_SAMPLES_NUM_BYTES,
             max_array_len=_MAX_ITEMS,
             max_map_len=_MAX_ITEMS,
             max_ext_len=0,
@@ -136,10 +145,11 @@ def unpack(packed: bytes) -> Header:
 
 
 def _read(fields: dict[str, Any]) -> Header:
-    if tuple(fields) != _FIELDS:
-        raise InvalidState("the snapshot's header has other fields than ours, or in another order")
-    if fields["schema"] != SCHEMA_VERSION:
+    lacking = _LACKING.get(fields["schema"])
+    if lacking is None:
         raise InvalidState("the snapshot's schema was never written")
+    if tuple(fields) != tuple(name for name in _FIELDS if name not in lacking):
+        raise InvalidState("the snapshot's header has other fields than ours, or in another order")
     _bytes("digest", fields["digest"], DIGEST_NUM_BYTES, DIGEST_NUM_BYTES)
     fingerprint = _text("fingerprint", fields["fingerprint"])
     if not _FINGERPRINT.fullmatch(fingerprint):
@@ -160,7 +170,12 @@ def _read(fields: dict[str, Any]) -> Header:
         open_ingest=None if fields["open_ingest"] is None else _open_ingest(fields["open_ingest"]),
         metadata=_metadata(fields["metadata"]),
         created=created,
-        tensors=_bytes("tensors", fields["tensors"], 1, _MAX_BYTES_NUM_BYTES),
+        memory_samples=(
+            None
+            if "memory_samples" in lacking
+            else _bytes("memory_samples", fields["memory_samples"], 1, _MAX_SAMPLES_NUM_BYTES)
+        ),
+        tensors=_bytes("tensors", fields["tensors"], 1, _MAX_TABLE_NUM_BYTES),
         part_num_bytes=_int("part_num_bytes", fields["part_num_bytes"], least=1),
         part_checksums=_split("part_checksums", fields["part_checksums"], PART_CHECKSUM_NUM_BYTES, _MAX_ITEMS),
     )

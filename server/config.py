@@ -52,6 +52,9 @@ class ServerConfig:
     max_num_batched_tokens: Annotated[int, "tokens that one step may prefill"] = 2048
     max_tokens_limit: Annotated[int, "the largest max_tokens that a request may ask for"] = 32768
     ingest_commit_tokens: Annotated[int, "a document is committed about every so many tokens"] = 8192
+    memory_sample_tokens: Annotated[
+        int, "a session's memory is sampled every so many tokens, for GET /v1/sessions/{id}/memory; 0: never"
+    ] = 8192
     host_cache_bytes: Annotated[int, "committed sessions kept in memory"] = 2**30
     max_body_bytes: Annotated[int, "largest JSON body; documents sent as text/plain have no limit"] = 32 * 2**20
     body_timeout_seconds: Annotated[float, "a request whose body stands still for so long is dropped"] = 60.0

@@ -4,12 +4,13 @@ One registry per server, so that several can live in one process. No label ever 
 """
 
 from collections.abc import Callable, Iterable, Iterator
+from itertools import accumulate
 
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from engine.telemetry import ITERATION_TOKENS_BOUNDS, EngineStats
+from engine.telemetry import EngineStats, HistogramCounts
 
 PREFIX = "atlas_"
 EXPOSITION_TYPE = CONTENT_TYPE_LATEST
@@ -26,6 +27,16 @@ _REQUEST_SECONDS = (
     *(120.0, 240.0, 480.0, 960.0, 1920.0, 7680.0),
 )
 _STORE_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
+# Of a sample of a layer's memory: the metric and what it says.
+_MEMORY = {
+    "norm": ("memory_norm", "Norm of a head's memory"),
+    "effective_rank": ("memory_effective_rank", "Effective rank of a head's memory"),
+    "update_norm": ("memory_update_norm", "How far a token moves the memory"),
+    "surprise": ("memory_surprise", "Inner loss of the memory's answers to new tokens"),
+    "token_gate": ("memory_token_gate", "Weight of a token in what is learned"),
+    "retention": ("memory_retention", "What a token leaves of the memory"),
+    "memory_share": ("memory_share", "The memory's share of what it and the attention add"),
+}
 _STATE_BYTES = tuple(float(2**exponent) for exponent in range(14, 31, 2))
 
 
@@ -123,14 +134,17 @@ class _EngineCollector(Collector):
         yield GaugeMetricFamily(PREFIX + "state_slots_in_use", "Slots on the device in use.", stats.num_slots_in_use)
         yield CounterMetricFamily(PREFIX + "prompt_tokens", "Tokens fed by prefill.", stats.prompt_tokens_total)
         yield CounterMetricFamily(PREFIX + "generation_tokens", "Tokens sampled.", stats.generation_tokens_total)
-        cumulative, buckets = 0, []
-        bounds = (*(str(float(bound)) for bound in ITERATION_TOKENS_BOUNDS), "+Inf")
-        for bound, count in zip(bounds, stats.iteration_tokens_counts, strict=True):
-            cumulative += count
-            buckets.append((bound, cumulative))
-        yield HistogramMetricFamily(
-            PREFIX + "iteration_tokens_total",
-            "Tokens fed in one step.",
-            buckets=buckets,
-            sum_value=stats.iteration_tokens_total,
-        )
+        tokens = HistogramMetricFamily(PREFIX + "iteration_tokens_total", "Tokens fed in one step.", labels=())
+        tokens.add_metric((), _buckets(stats.iteration_tokens), stats.iteration_tokens.total)
+        yield tokens
+        for field, (name, text) in _MEMORY.items():
+            family = HistogramMetricFamily(PREFIX + name, f"{text}, of samples of sessions.", labels=("layer",))
+            for (counted, layer), histogram in stats.memory.items():
+                if counted == field:
+                    family.add_metric((str(layer),), _buckets(histogram), histogram.total)
+            yield family
+
+
+def _buckets(histogram: HistogramCounts) -> list[tuple[str, int]]:
+    bounds = (*(str(float(bound)) for bound in histogram.bounds), "+Inf")
+    return list(zip(bounds, accumulate(histogram.counts), strict=True))

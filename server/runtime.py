@@ -181,6 +181,7 @@ def _engine_config(config: ServerConfig) -> EngineConfig:
         max_num_sequences=config.max_num_sequences,
         max_num_waiting=config.max_num_waiting,
         max_num_batched_tokens=config.max_num_batched_tokens,
+        memory_sample_tokens=config.memory_sample_tokens,
         num_threads=config.threads,
         device=config.device,
     )

@@ -73,7 +73,7 @@ async def get_session(request: Request) -> Response:
 
 @router.get("/{session_id}/memory")
 async def get_memory(request: Request) -> Response:
-    """Norms, rank and recent gates of each head of each layer, from the committed state."""
+    """The committed memory: each head of each layer as it is now, and samples of the layers over the session."""
     key = path_session(request)
     serving = runtime_of(request).serving()
     head, state = await serving.sessions.committed_state(key)
@@ -86,6 +86,7 @@ async def get_memory(request: Request) -> Response:
         "version": head.version,
         "position": 0 if state is None else state.position,
         "heads": [asdict(each) for each in heads],
+        "samples": [] if state is None else [asdict(each) for each in state.memory_samples.samples],
     }
     return JSONResponse(body, headers=_headers(key, head.version))
 

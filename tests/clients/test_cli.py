@@ -6,6 +6,7 @@ import pty
 import subprocess
 import sys
 import time
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -73,11 +74,38 @@ def test_sessions_are_listed_shown_and_deleted(server: ServerProcess, client: Cl
 def test_a_sessions_memory_is_shown_head_by_head(server: ServerProcess, client: Client) -> None:
     client.chat([{"role": "user", "content": "a"}], session_id="cli-memory", max_tokens=1)
     told = json.loads(atlas(server.base_url, "sessions", "memory", "cli-memory", "--json").stdout)
-    assert told == client.get_memory("cli-memory")
-    shown = atlas(server.base_url, "sessions", "memory", "cli-memory").stdout.splitlines()
-    assert shown[0].split()[:3] == ["layer", "head", "matrix"]
-    assert len(shown) == 1 + len(told["heads"])
+    memory = client.get_memory("cli-memory")
+    assert told == {**asdict(memory), "heads": list(memory.heads), "samples": []}
+    shown = atlas(server.base_url, "sessions", "memory", "cli-memory")
+    lines = shown.stdout.splitlines()
+    assert lines[0].split()[:3] == ["layer", "head", "matrix"]
+    assert len(lines) == 1 + len(told["heads"])
+    assert (shown.returncode, shown.stderr.count("\n")) == (0, 1)
+    assert "cli-memory has no samples yet" in shown.stderr
     assert atlas(server.base_url, "sessions", "memory", "cli-nobody").returncode == 1
+
+
+def test_a_sessions_memory_is_shown_and_drawn_over_the_session(
+    server: ServerProcess, client: Client, book: Path
+) -> None:
+    with book.open("rb") as document:
+        client.ingest("cli-samples", document)
+    memory = client.get_memory("cli-samples")
+    assert len(memory.samples) > 3
+    first, *_, last = memory.samples
+    assert 100 <= first.position < last.position <= memory.position
+    shown = atlas(server.base_url, "sessions", "memory", "cli-samples").stdout.splitlines()
+    rows = shown[shown.index("") + 1 :]
+    assert rows[0].split()[:3] == ["tokens", "norm", "from"]
+    assert rows[1].split()[0] == f"{first.position:,}"
+    assert rows[-1].split()[0] == f"{last.position:,}"
+    drawn = atlas(server.base_url, "sessions", "memory", "cli-samples", "--plot").stdout.splitlines()
+    assert drawn[0] == "norm"
+    assert [line.split()[:2] for line in drawn[1:3]] == [["layer", "0"], ["layer", "1"]]
+    assert len(drawn[1].split()[2]) == len(memory.samples)
+    assert drawn[-1].endswith(f"to token {last.position:,}")
+    both = atlas(server.base_url, "sessions", "memory", "cli-samples", "--plot", "--json")
+    assert both.returncode == 2
 
 
 def test_an_unreachable_server_is_status_3_and_one_line(book: Path) -> None:

@@ -1,7 +1,9 @@
 """Tiny states with every kind of bit pattern, and snapshots that lie but carry correct checksums."""
 
+import json
 import struct
 from collections.abc import Callable
+from dataclasses import asdict, fields, replace
 from hashlib import blake2b
 from typing import Any, Literal
 
@@ -12,7 +14,9 @@ from torch import Tensor
 from atlas_model.config import AtlasConfig, AttentionConfig, MemoryConfig
 from atlas_model.memory import TensorSpec
 from atlas_model.state import State, state_spec
+from atlas_model.telemetry import LayerSample
 from engine.checksums import digest
+from engine.memory_samples import MAX_SAMPLES, NO_SAMPLES, MemorySample, MemorySamples
 from engine.sequence import SequenceState
 from engine.snapshot import SessionRecord, encode_snapshot
 from engine.snapshot_header import OpenIngest
@@ -46,9 +50,27 @@ def random_state(config: AtlasConfig, position: int, seed: int = 0) -> State:
     return State.from_named_tensors(config, tensors)
 
 
+def random_samples(config: AtlasConfig, position: int, seed: int) -> MemorySamples:
+    """As many as there may be, up to that position; a number that may be absent is, here and there."""
+    generator = torch.Generator().manual_seed(seed)
+    apart = position // MAX_SAMPLES
+    samples = NO_SAMPLES
+    for index in range(MAX_SAMPLES if apart else 0):
+        layers = []
+        for layer in range(config.num_layers):
+            numbers: list[Any] = torch.randn(len(fields(LayerSample)) - 1, generator=generator).tolist()
+            told = LayerSample(layer, *numbers)
+            layers.append(replace(told, update_norm=None) if index % 3 == layer else told)
+        sample = MemorySample((index + 1) * apart, 1e9 + index + seed / 8, tuple(layers))
+        samples = samples.with_sample(sample, apart)
+    return samples
+
+
 def full_record(config: AtlasConfig, position: int = 123_456, seed: int = 0) -> SessionRecord:
     return SessionRecord(
-        state=SequenceState(random_state(config, position, seed), bytes(range(16)), (7, 299)),
+        state=SequenceState(
+            random_state(config, position, seed), bytes(range(16)), (7, 299), random_samples(config, position, seed)
+        ),
         ledger=tuple(bytes([index]) * 16 for index in range(5)),
         system_digest=b"s" * 16,
         open_ingest=OpenIngest("document-1", 10**12, b"d" * 16),
@@ -72,6 +94,11 @@ def tensor_digests(state: State) -> dict[str, str]:
         name: tensor.contiguous().view(torch.uint8).numpy().tobytes() for name, tensor in state.named_tensors().items()
     }
     return {name: blake2b(each, digest_size=16).hexdigest() for name, each in raw.items()}
+
+
+def samples_digest(samples: MemorySamples) -> str:
+    """blake2b-128 of every sample's numbers as JSON, in hex."""
+    return blake2b(json.dumps([asdict(sample) for sample in samples.samples]).encode(), digest_size=16).hexdigest()
 
 
 def header_end(snapshot: bytes) -> int:

@@ -210,9 +210,9 @@ def test_nobody_waits_for_the_end_of_a_long_feed() -> None:
     outputs: list[SequenceOutput] = []
     num_steps = 0
     while not outputs or outputs[-1].finish_reason is None:
-        before = core.stats().iteration_tokens_total
+        before = core.stats().iteration_tokens.total
         outputs += core.step()
-        assert core.stats().iteration_tokens_total - before <= 16
+        assert core.stats().iteration_tokens.total - before <= 16
         num_steps += 1
     # The first token came before; then one decode step in two.
     assert num_steps == 2 * (GREEDY.max_tokens - 1) - 1
@@ -380,7 +380,7 @@ def test_the_counters_count_what_was_fed_and_written() -> None:
     num_prompt_tokens = len(prompt(PROMPTS["short"]))
     assert stats.prompt_tokens_total == num_prompt_tokens + 100
     assert stats.generation_tokens_total == GREEDY.max_tokens
-    assert stats.iteration_tokens_total == num_prompt_tokens + 100 + GREEDY.max_tokens - 1
+    assert stats.iteration_tokens.total == num_prompt_tokens + 100 + GREEDY.max_tokens - 1
     assert (stats.num_running, stats.num_waiting, stats.num_slots_in_use, stats.num_slots) == (0, 0, 0, 4)
 
 

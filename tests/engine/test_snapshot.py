@@ -31,7 +31,7 @@ def assert_same_record(left: SessionRecord, right: SessionRecord) -> None:
         assert equal_bits(tensor, right_tensors[name]), name
     for field in ("ledger", "system_digest", "open_ingest", "metadata", "created"):
         assert getattr(left, field) == getattr(right, field), field
-    for field in ("tokens_digest", "pending_token_ids", "position"):
+    for field in ("tokens_digest", "pending_token_ids", "position", "memory_samples"):
         assert getattr(left.state, field) == getattr(right.state, field), field
 
 

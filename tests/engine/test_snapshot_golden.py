@@ -6,9 +6,10 @@ from pathlib import Path
 import pytest
 
 from atlas_model.config import AtlasConfig
+from engine.memory_samples import NO_SAMPLES
 from engine.snapshot import OpenIngest, decode_snapshot, encode_snapshot
 from engine.snapshot_header import SCHEMA_VERSION
-from tests.engine.snapshot_cases import PART_NUM_BYTES, tensor_digests
+from tests.engine.snapshot_cases import PART_NUM_BYTES, samples_digest, tensor_digests
 from tests.golden.write import GOLDEN
 
 PATHS = sorted(GOLDEN.glob("snapshot-v*.atls"))
@@ -32,6 +33,8 @@ def test_a_golden_snapshot_still_loads_to_the_state_that_was_saved(path: Path) -
     assert record.open_ingest == OpenIngest("document-1", 10**12, b"d" * 16)
     assert record.metadata == {"título": "señal \U0001f9ed"}
     assert record.created == 1234.5678
+    # Schema 1 is from before there were samples.
+    assert samples_digest(record.state.memory_samples) == expected.get("memory_samples", samples_digest(NO_SAMPLES))
 
 
 def test_the_newest_golden_snapshot_is_what_we_would_write_today() -> None:

@@ -45,6 +45,21 @@ def put_tensor(index: int, column: int, value: Any) -> Callable[[dict[str, Any]]
     return with_table(lambda rows: rows[index].__setitem__(column, value))
 
 
+def with_samples(change: Callable[[bytearray], object]) -> Callable[[dict[str, Any]], object]:
+    def change_samples(fields: dict[str, Any]) -> None:
+        packed = bytearray(fields["memory_samples"])
+        change(packed)
+        fields["memory_samples"] = bytes(packed)
+
+    return change_samples
+
+
+def put_in_samples(kind: str, offset: int, value: float) -> Callable[[dict[str, Any]], object]:
+    """Of the frame: how many samples at 0, of how many layers at 2, how far apart at 4. Of the first sample: position
+    at 12, time at 20; of its first layer: which one at 28, numbers from 30 on."""
+    return with_samples(lambda packed: struct.pack_into(kind, packed, offset, value))
+
+
 def test_sealing_an_unchanged_header_gives_a_good_snapshot() -> None:
     assert with_header(WHOLE, with_table(lambda rows: rows)) == WHOLE
     decode(WHOLE)
@@ -97,6 +112,26 @@ def test_sealing_an_unchanged_header_gives_a_good_snapshot() -> None:
         put("created", float("nan")),
         put("created", float("inf")),
         put("created", -1.0),
+        put("memory_samples", None),
+        put("memory_samples", []),
+        put("memory_samples", b""),
+        put("memory_samples", b"x" * 2**19),
+        put_in_samples("<H", 0, 65),
+        put_in_samples("<H", 0, 63),
+        put_in_samples("<H", 0, 0),
+        put_in_samples("<H", 2, 1),
+        put_in_samples("<H", 2, 3),
+        put_in_samples("<Q", 4, 0),
+        put_in_samples("<Q", 4, 2**63),
+        put_in_samples("<Q", 12, 0),
+        put_in_samples("<Q", 12, 123_457),
+        put_in_samples("<d", 20, float("nan")),
+        put_in_samples("<d", 20, float("inf")),
+        put_in_samples("<d", 20, -1.0),
+        put_in_samples("<H", 28, 1),
+        put_in_samples("<H", 28, 2),
+        put_in_samples("<f", 30, float("nan")),
+        put_in_samples("<f", 30, float("-inf")),
         put("tensors", []),
         put("tensors", None),
         put("tensors", b""),

@@ -10,7 +10,14 @@ import json
 from pathlib import Path
 
 from engine.snapshot_header import SCHEMA_VERSION
-from tests.engine.snapshot_cases import FINGERPRINT, full_record, full_snapshot, tensor_digests, tiny_config
+from tests.engine.snapshot_cases import (
+    FINGERPRINT,
+    full_record,
+    full_snapshot,
+    samples_digest,
+    tensor_digests,
+    tiny_config,
+)
 
 GOLDEN = Path(__file__).parent
 
@@ -26,6 +33,7 @@ def main() -> None:
         "config": config.to_dict(),
         "fingerprint": FINGERPRINT,
         "position": record.state.position,
+        "memory_samples": samples_digest(record.state.memory_samples),
         "tensors": tensor_digests(record.state.tensors),
     }
     target.with_suffix(".json").write_text(json.dumps(expected, indent=1) + "\n", encoding="utf-8")

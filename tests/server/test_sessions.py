@@ -1,5 +1,6 @@
 """/v1/sessions: create, list, tell, delete; and what a session's state in the store may do to a request."""
 
+import re
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -58,6 +59,35 @@ def test_a_sessions_memory_is_told_as_numbers_and_asking_changes_nothing(client:
     assert any(head["matrices"]["w"]["distance_from_initial"] > 0 for head in body["heads"])
     assert session_of(client, session_id)["version"] == 1
     assert_refused(client.get(f"/v1/sessions/{new_name()}/memory"), 404, "session_not_found")
+
+
+def test_samples_of_a_memory_are_kept_with_the_session_when_the_server_starts_anew(model: Path, tmp_path: Path) -> None:
+    settings = {"store": f"local://{tmp_path / 'sessions'}", "memory_sample_tokens": "60", "ingest_commit_tokens": "60"}
+    text = "The patient merchant sighed, and nobody remembered the rumour.\n" * 8
+    told = []
+    for _ in range(2):
+        with serving(model, **settings) as server, httpx.Client(base_url=server.base_url, timeout=60) as client:
+            told.append(client.get("/v1/sessions/s/memory"))
+            assert client.post("/v1/sessions/s/ingest", json={"text": text}).status_code == 200
+            told.append(client.get("/v1/sessions/s/memory"))
+            counted = client.get("/metrics").text
+    absent, first, second, third = told
+    assert absent.status_code == 404
+    samples = first.json()["samples"]
+    assert len(samples) > 0
+    assert second.json()["samples"] == samples
+    longer = third.json()["samples"]
+    assert longer[: len(samples)] == samples
+    assert len(longer) > len(samples)
+    assert {layer["layer"] for sample in longer for layer in sample["layers"]} == {0, 1}
+    new = [sample["layers"][1] for sample in longer[len(samples) :]]
+    assert f'atlas_memory_norm_count{{layer="1"}} {float(len(new))}' in counted
+    for name, field in (("norm", "norm"), ("token_gate", "token_gate"), ("share", "memory_share")):
+        found = re.search(rf'^atlas_memory_{name}_sum{{layer="1"}} (\S+)$', counted, re.MULTILINE)
+        assert found, name
+        assert float(found[1]) == pytest.approx(sum(layer[field] for layer in new), rel=1e-6)
+    series = re.findall(r"^atlas_memory_\w+_count(.*) ", counted, re.MULTILINE)
+    assert set(series) == {'{layer="0"}', '{layer="1"}'}
 
 
 def test_a_session_may_be_created_without_an_id_and_without_a_body(client: httpx.Client) -> None:
