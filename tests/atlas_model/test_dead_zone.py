@@ -20,8 +20,8 @@ CONFIG = tiny_config(num_layers=1)
 
 def gates_of(model: AtlasModel) -> Tensor:
     """[4, B, H, T] of the first layer, whose inputs no gate changes."""
-    gates = model(torch.arange(60)[None]).gates[0]
-    return gates.stack().movedim(-1, 0)
+    stacked: Tensor = model(torch.arange(60)[None]).gates[0].stack()
+    return stacked.movedim(-1, 0)
 
 
 @pytest.mark.parametrize("threshold", [0.0, 0.1, 0.3])
