@@ -118,6 +118,14 @@ def test_newton_schulz_on_the_small_matrix_is_that_on_the_large_one(shape: tuple
     assert largest_error(rough, newton_schulz(matrices, config)) <= 1e-4
 
 
+def test_newton_schulz_in_bfloat16_stays_near_one_where_most_singular_values_are_small() -> None:
+    torch.manual_seed(0)
+    left, right = torch.linalg.qr(torch.randn(32, 32))[0], torch.linalg.qr(torch.randn(64, 32))[0]
+    matrix = left * torch.arange(1.0, 33.0) ** -2 @ right.mT
+    values = torch.linalg.svdvals(newton_schulz(matrix.bfloat16(), NewtonSchulzConfig()).float())
+    assert float(values.max()) < 1.3
+
+
 def test_newton_schulz_of_nothing_is_nothing() -> None:
     assert torch.equal(newton_schulz(torch.zeros(2, 3, 4), NewtonSchulzConfig()), torch.zeros(2, 3, 4))
 
