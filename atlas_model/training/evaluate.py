@@ -59,10 +59,11 @@ def evaluate(
         seed=seed,
     )
     scores = AnswerScores(dict.fromkeys(Kind, 0), dict.fromkeys(Kind, 0))
+    device = model.embedding.weight.device
     state: State | None = None
     prose_loss, num_prose, num_open, num_gates = 0.0, 0, 0.0, 0
     for _ in range(num_tokens // segment):
-        batch = stream.next_batch()
+        batch = stream.next_batch().to(device)
         output = model(batch.token_ids, state)
         state = output.state
         scores = scores + score_answers(batch, output.logits.argmax(-1))
