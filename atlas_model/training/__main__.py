@@ -55,9 +55,9 @@ class _WrongArgumentError(ValueError):
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m atlas_model.training",
-        description=__doc__.splitlines()[0],
-        epilog="N processes: torchrun --nproc-per-node N -m atlas_model.training ...; each takes its own GPU, or one "
-        "thread of the CPU. `python -m atlas_model.training.plot DIR --out FILE.png` draws the metrics of --out DIR.",
+        description="Train a tokenizer and a model from folders of text files alone; what is left serves as it is.",
+        epilog="In N processes: torchrun --nproc-per-node N -m atlas_model.training ... "
+        "To draw the metrics: python -m atlas_model.training.plot DIR --out FILE.png",
     )
     what = parser.add_argument_group("what to train")
     what.add_argument(
@@ -65,30 +65,47 @@ def _parser() -> argparse.ArgumentParser:
         action="append",
         metavar="[WEIGHT:]DIR",
         help="folder of .txt files: prose in which facts are hidden; may be given again, passages are then drawn by "
-        "weight (default 1); stands for the recipe's [[corpora]]",
+        "weight (default 1); in place of the recipe's [[corpora]]",
     )
-    what.add_argument("--recipe", help=f"{' or '.join(RECIPES)}, or a TOML file (default demo)")
-    what.add_argument("--smoke", action="store_true", help="the recipe smoke on generated prose: seconds, no corpus")
-    what.add_argument("--scale", type=float, default=1.0, help="multiply every stage's steps (default 1)")
-    what.add_argument("--seed", type=int, default=0, help="of weights, text and tokenizer (default 0)")
-    what.add_argument("--start-from", type=Path, metavar="DIR", help="begin with this checkpoint's weights, tokenizer")
+    what.add_argument("--recipe", metavar="NAME", help=f"{' or '.join(RECIPES)}, or a TOML file (default demo)")
+    what.add_argument(
+        "--smoke", action="store_true", help="the recipe smoke on generated prose: takes seconds and no corpus"
+    )
+    what.add_argument(
+        "--scale", metavar="FACTOR", type=float, default=1.0, help="multiply every stage's steps (default 1)"
+    )
+    what.add_argument("--seed", metavar="N", type=int, default=0, help="of weights, text and tokenizer (default 0)")
+    what.add_argument(
+        "--start-from", type=Path, metavar="DIR", help="begin with this checkpoint's weights and tokenizer"
+    )
     out = parser.add_argument_group("what is kept")
-    out.add_argument("--out", type=Path, required=True, help="folder for the checkpoint, the metrics and resuming")
+    out.add_argument(
+        "--out", metavar="DIR", type=Path, required=True, help="folder for the checkpoint, the metrics and resuming"
+    )
     out.add_argument("--resume", action="store_true", help="go on, to the bit, from --out's last save")
-    out.add_argument("--save-seconds", type=float, default=180.0, help="seconds between two saves (default 180)")
-    out.add_argument("--log-steps", type=_positive, default=20, help="steps per line of metrics.jsonl (default 20)")
+    out.add_argument(
+        "--save-seconds", metavar="S", type=float, default=180.0, help="seconds between two saves (default 180)"
+    )
+    out.add_argument(
+        "--log-steps", metavar="N", type=_positive, default=20, help="steps per line of metrics.jsonl (default 20)"
+    )
     out.add_argument(
         "--evaluate-steps",
+        metavar="N",
         type=_positive,
         help="steps between two measurements of accuracy and perplexity on held-out text (default: none)",
     )
-    out.add_argument("--evaluate-episodes", type=_positive, default=8, help="episodes of one measurement (default 8)")
+    out.add_argument(
+        "--evaluate-episodes", metavar="N", type=_positive, default=8, help="episodes of one measurement (default 8)"
+    )
     out.add_argument(
         "--weights-dtype", choices=sorted(_WEIGHTS_DTYPES), default="bfloat16", help="on disk (default bfloat16)"
     )
     where = parser.add_argument_group("how to compute")
-    where.add_argument("--device", default="cpu", help="cpu or cuda; under torchrun each process takes its own GPU")
-    where.add_argument("--threads", type=_positive, default=1, help="threads of torch (default 1)")
+    where.add_argument(
+        "--device", metavar="NAME", default="cpu", help="cpu or cuda; under torchrun each process takes its own GPU"
+    )
+    where.add_argument("--threads", metavar="N", type=_positive, default=1, help="threads of torch (default 1)")
     where.add_argument(
         "--compute-dtype",
         choices=list(_AUTOCASTS),
@@ -136,6 +153,8 @@ def _train(arguments: argparse.Namespace, recipe: Recipe, processes: Processes) 
         raise _WrongArgumentError(str(error)) from error
     if arguments.resume and not has_run:
         raise _WrongArgumentError(f"--resume: {out} holds no saved state")
+    if arguments.resume and start is not None:
+        raise _WrongArgumentError("--start-from begins a new run: not together with --resume")
     if has_run and not arguments.resume:
         raise _WrongArgumentError(f"--out: {out} holds a run already: go on with --resume, or name another folder")
     if arguments.resume:

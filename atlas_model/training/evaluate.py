@@ -22,7 +22,7 @@ from atlas_model.state import State
 from atlas_model.training.data import AnswerScores, EpisodeStream, score_answers
 from atlas_model.training.episode_plan import EpisodeConfig
 from atlas_model.training.loop import Corpus
-from atlas_model.training.prose import Prose
+from atlas_model.training.prose import HELD_OUT, Prose
 from atlas_model.training.tasks import Kind
 
 _SEGMENT_NUM_TOKENS = 512
@@ -101,6 +101,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m atlas_model.training.evaluate", description=__doc__)
     parser.add_argument("--model", type=Path, required=True)
     parser.add_argument("--corpus", type=Path, required=True, help="folder that holds the held-out books")
+    parser.add_argument(
+        "--held-out", action="append", metavar="FILE", help=f"name of a held-out book (default {', '.join(HELD_OUT)})"
+    )
     parser.add_argument("--lengths", default="512,2048,8192", help="tokens, multiples of 16")
     parser.add_argument("--episodes", type=int, default=8)
     parser.add_argument("--seed", type=int, default=0)
@@ -108,7 +111,9 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     checkpoint = load_checkpoint(arguments.model)
-    corpus = Corpus(Prose(arguments.corpus, validation=True), checkpoint.tokenizer, checkpoint.chat_format)
+    corpus = Corpus(
+        Prose(arguments.corpus, arguments.held_out or HELD_OUT, True), checkpoint.tokenizer, checkpoint.chat_format
+    )
     for length in map(int, arguments.lengths.split(",")):
         result = evaluate(checkpoint.model, corpus, held_out_episodes(length), arguments.episodes, arguments.seed)
         line = {

@@ -19,7 +19,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from atlas_model.checkpoint import save_checkpoint
 from atlas_model.config import AtlasConfig
 from atlas_model.model import AtlasModel
 from atlas_model.state import State
@@ -30,7 +29,7 @@ from atlas_model.training.optimizers import has_fast_bfloat16, make_optimizers
 from atlas_model.training.processes import Processes
 from atlas_model.training.prose import ProseSource
 from atlas_model.training.recipe import Recipe, Stage
-from atlas_model.training.saves import ResumeError, Rows, difference, has_save, read_save, write_save
+from atlas_model.training.saves import ResumeError, Rows, difference, has_save, read_save, write_checkpoint, write_save
 from atlas_model.training.step import SegmentLoss, backward, metrics
 
 
@@ -152,7 +151,10 @@ class Trainer:
         assert self._stream is not None
         assert self._state is not None
         if self._processes.rank == 0:
-            self._save_checkpoint()
+            corpus = self._corpus
+            write_checkpoint(
+                self._directory, self.model, corpus.tokenizer.model_bytes, corpus.chat_format, self._weights_dtype
+            )
         shared = {
             "run": json.dumps(self._run()),
             "model": self.model.state_dict(),
@@ -165,15 +167,6 @@ class Trainer:
         }
         rows: Rows = {"stream": self._stream.state_dict(), "carried": self._state.named_tensors()}
         write_save(self._directory, self._processes, shared, rows)
-
-    def _save_checkpoint(self) -> None:
-        """Each file takes the place of the last save's when it is whole: a kill leaves no torn one."""
-        new = self._directory / "checkpoint.new"
-        corpus = self._corpus
-        save_checkpoint(new, self.model, corpus.tokenizer.model_bytes, corpus.chat_format, self._weights_dtype)
-        for path in new.iterdir():
-            path.replace(self._directory / path.name)
-        new.rmdir()
 
     def start_from(self, model: AtlasModel) -> None:
         """Begin with another model's weights. Raises RuntimeError when their shapes are not the recipe's."""

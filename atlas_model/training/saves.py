@@ -1,4 +1,4 @@
-"""What resuming needs, on disk: one file of what all processes share, and one per process of where its rows stand.
+"""A run on disk: the checkpoint so far, one file of what all processes share, one per process of where its rows stand.
 
 Promises: whenever a run is killed, the folder holds one whole save or none, of one step; rows go to other processes
 when a run is resumed by another number of them. Leaves what is in the files to the loop.
@@ -12,6 +12,9 @@ from typing import Any
 
 import torch
 
+from atlas_model.checkpoint import save_checkpoint
+from atlas_model.model import AtlasModel
+from atlas_model.text import ChatFormat
 from atlas_model.training.processes import Processes
 
 Rows = Mapping[str, Mapping[str, Any]]
@@ -47,9 +50,24 @@ def write_save(directory: Path, processes: Processes, shared: Mapping[str, Any],
     processes.wait()
     if processes.rank == 0:
         _write(directory / _STATE_FILE, {"version": _VERSION, "num_processes": processes.count, **shared})
-        for path in directory.glob("training_rows.*.pt"):
+        for path in directory.glob("training_rows.*"):
             if path.name.split(".")[1] != str(step):
                 path.unlink()
+
+
+def write_checkpoint(
+    directory: Path,
+    model: AtlasModel,
+    tokenizer_model: bytes,
+    chat_format: ChatFormat,
+    weights_dtype: torch.dtype,
+) -> None:
+    """As `save_checkpoint`; each file takes the place of the last save's when it is whole."""
+    new = directory / "checkpoint.new"
+    save_checkpoint(new, model, tokenizer_model, chat_format, weights_dtype)
+    for path in new.iterdir():
+        path.replace(directory / path.name)
+    new.rmdir()
 
 
 def read_save(directory: Path) -> tuple[dict[str, Any], Rows]:

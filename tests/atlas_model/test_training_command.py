@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 import signal
 import subprocess
@@ -14,7 +15,7 @@ import pytest
 import torch
 
 from atlas_model.checkpoint import load_checkpoint
-from atlas_model.training import plot
+from atlas_model.training import evaluate, plot
 from atlas_model.training.__main__ import main
 from atlas_model.training.metrics import METRICS_FILE, read_metrics
 from atlas_model.training.synthetic_prose import SyntheticProse
@@ -38,8 +39,9 @@ def corpus(tmp_path: Path) -> Path:
 
 
 def test_the_command_trains_from_text_files_alone_and_leaves_a_checkpoint(
-    tmp_path: Path, corpus: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, corpus: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    """Which the evaluation can read, on whichever book it is told is held out."""
     out = tmp_path / "smoke-model"
     weighted = ("--corpus", f"2:{corpus}", "--corpus", corpus)
     run(monkeypatch, *weighted, "--out", out, "--recipe", "smoke", "--scale", 0.1, "--evaluate-steps", 1)
@@ -50,6 +52,11 @@ def test_the_command_trains_from_text_files_alone_and_leaves_a_checkpoint(
     lines = read_metrics(out)
     assert [line["step"] for line in lines] == [1, 2]
     assert all(line["held_out_perplexity"] > 1 and 0 <= line["held_out_accuracy"] <= 1 for line in lines)
+    capsys.readouterr()
+    options = ("--lengths", "256", "--episodes", "1", "--held-out", "book.txt")
+    monkeypatch.setattr("sys.argv", ["evaluate", "--model", str(out), "--corpus", str(corpus), *options])
+    evaluate.main()
+    assert json.loads(capsys.readouterr().out)["num_tokens"] == 256
 
 
 @pytest.mark.timeout(240)
@@ -116,7 +123,11 @@ def test_a_folder_that_holds_a_run_is_not_written_over(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run(monkeypatch, "--smoke", "--scale", 0.1, "--out", tmp_path)
-    for arguments, message in (((), "holds a run already"), (("--resume", "--seed", 1), "run.seed was 0 and is 1")):
+    for arguments, message in (
+        ((), "holds a run already"),
+        (("--resume", "--seed", 1), "run.seed was 0 and is 1"),
+        (("--resume", "--start-from", tmp_path), "--start-from begins a new run"),
+    ):
         with pytest.raises(SystemExit):
             run(monkeypatch, "--smoke", "--scale", 0.1, "--out", tmp_path, *arguments)
         assert message in capsys.readouterr().err

@@ -57,7 +57,7 @@ class KilledTrainer(Trainer):
         if self.step == self.killed_at:
             with (self._directory / METRICS_FILE).open("a", encoding="utf-8") as file:
                 file.write('{"step": 4, "tok')
-            (self._directory / f"training_rows.{self.step}.0.pt").write_bytes(b"torn")
+            (self._directory / f"training_rows.{self.step}.0.new").write_bytes(b"torn")
             raise KilledError
         super().save()
 
