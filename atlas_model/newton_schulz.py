@@ -13,14 +13,13 @@ def newton_schulz(matrices: Tensor, config: NewtonSchulzConfig) -> Tensor:
 
     matrices: [..., rows, columns]; the result has the same shape and dtype. X starts as S / (|S|_F + eps); each step
     is X <- P X, P = a I + b A + c A^2, with A = X X^T, on the side that is shorter. A zero matrix stays zero.
-    Where one side is long, the steps are made on A alone, A <- P A P, and X is multiplied by their product once.
+    Where one side is long, the steps are made on A alone, A <- P A P, and X is multiplied by their product once: in
+    float32 and wider, for in bfloat16 an A that is rounded has negative eigenvalues, which each step multiplies by 12.
     """
-    # NOTE: not in bfloat16. A's small eigenvalues drown in rounding, and one that comes out negative, which X X^T never
-    # has, is multiplied by a^2 at each step of A alone: singular values of 10^6 instead of 1.
     rows, columns = matrices.shape[-2:]
     x: Tensor = matrices.mT if rows > columns else matrices
     x = x / (torch.linalg.matrix_norm(x, keepdim=True) + config.eps)
-    if x.dtype in (torch.float32, torch.float64) and uses_gram_form(config, rows, columns):
+    if x.dtype.itemsize >= 4 and uses_gram_form(config, rows, columns):
         x = _gram_form(x, config)
     else:
         for _ in range(config.num_steps):

@@ -103,7 +103,8 @@ def metrics(sums: Tensor) -> dict[str, float]:
     """A step's metrics from the sums that `backward` returns.
 
     loss: per weight of a target. written: how far token_gates are open. open_on_prose, open_elsewhere: the share of
-    layers, heads and tokens that write anything. memory_rms: of the entries of the memories, the mean over layers.
+    layers, heads and tokens that write anything. memory_rms: of the entries of the memories, the mean over layers; 0
+    without any.
     """
     values = sums.tolist()
     named = dict(zip(_SUMS, values[: len(_SUMS)], strict=True))
@@ -113,7 +114,7 @@ def metrics(sums: Tensor) -> dict[str, float]:
         "num_right": named["num_right"],
         "open_on_prose": named["open_on_prose"] / max(1.0, named["num_prose"]),
         "open_elsewhere": named["open_elsewhere"] / max(1.0, named["num_elsewhere"]),
-        "memory_rms": sum(map(math.sqrt, memory_squares)) / len(memory_squares),
+        "memory_rms": sum(map(math.sqrt, memory_squares)) / max(1, len(memory_squares)),
         "loss": named["text_loss"] / max(named["weight"], _LEAST_WEIGHT),
         "written": named["written"] / named["num_parts"],
     }
@@ -138,7 +139,7 @@ def _open_share(gates: tuple[Gates, ...]) -> Tensor:
     token_gate alone, and not what it writes: were inner_lr shut with it, each would take the other's gradient away,
     and what shut on prose would hardly open again for a fact.
     """
-    return torch.stack([each.token_gate.clamp(max=0.5) for each in gates]).mean()
+    return torch.stack([each.token_gate.clamp(max=0.5).mean() for each in gates] or [torch.zeros(())]).mean()
 
 
 def _sums(
@@ -154,18 +155,20 @@ def _sums(
     predicted = torch.full_like(batch.targets, -1)
     predicted[is_answer] = model.logits(hidden[is_answer]).argmax(-1)
     scores = score_answers(batch, predicted)
-    is_open = torch.stack([(each.token_gate * each.inner_lr > 0).double().mean(dim=1) for each in gates]).mean(dim=0)
     prose = batch.prose_mask
+    is_open = [(each.token_gate * each.inner_lr > 0).double().mean(dim=1) for each in gates]
+    open_share = torch.stack(is_open or [torch.zeros(prose.shape, device=prose.device)]).mean(dim=0)
     named = {
         **known,
         "num_parts": 1,
         "num_asked": sum(scores.num_asked.values()),
         "num_right": sum(scores.num_right.values()),
-        "open_on_prose": is_open[prose].sum(),
+        "open_on_prose": open_share[prose].sum(),
         "num_prose": prose.sum(),
-        "open_elsewhere": is_open[~prose].sum(),
+        "open_elsewhere": open_share[~prose].sum(),
         "num_elsewhere": (~prose).sum(),
     }
     values = [named[name] for name in _SUMS]
-    values += [weights.double().square().mean() for layer in state.layers for weights in layer.memory.memory.values()]
+    memories = [layer.memory.memory for layer in state.layers if layer.memory is not None]
+    values += [weights.double().square().mean() for memory in memories for weights in memory.values()]
     return torch.stack([torch.as_tensor(each, dtype=torch.float64, device=hidden.device) for each in values])
