@@ -19,7 +19,10 @@ from atlas_model.ragged import tail
 
 @dataclass(frozen=True, slots=True)
 class AttentionState:
-    """The last window - 1 tokens: keys (already turned) and values, [B, window - 1, num_heads, d]."""
+    """The last window - 1 tokens: keys (already turned) and values, [B, window - 1, num_heads, d].
+
+    In `mac` those of the open segment, 0 where it has none yet, and 2 num_heads: first the memory's, then the tokens'.
+    """
 
     keys: Tensor
     values: Tensor
@@ -28,9 +31,10 @@ class AttentionState:
 def attention_state_spec(config: AtlasConfig, attention: AttentionConfig, dtype: torch.dtype) -> dict[str, TensorSpec]:
     """The tensors of an AttentionState by name."""
     length, heads = attention.window - 1, attention.num_heads
+    stored = 2 * heads if config.layout == "mac" else heads
     return {
-        "keys": TensorSpec((length, heads, config.key_inner_width // heads), dtype),
-        "values": TensorSpec((length, heads, config.value_inner_width // heads), dtype),
+        "keys": TensorSpec((length, stored, config.key_inner_width // heads), dtype),
+        "values": TensorSpec((length, stored, config.value_inner_width // heads), dtype),
     }
 
 
@@ -57,9 +61,9 @@ class SlidingWindowAttention(nn.Module):
         """position: int64 [B], tokens fed before; lengths: real tokens per row, None for all of them."""
         batch_size, num_new = queries.shape[:2]
         queries, keys, values = (x.unflatten(-1, (self.num_heads, -1)) for x in (queries, keys, values))
-        angles = self._angles(position, num_new)
-        queries = _turn(normalize(queries, dim=-1) * self.log_scale.exp()[:, None], angles)
-        keys = _turn(normalize(keys, dim=-1), angles)
+        angles = rotary_angles(position, num_new, self.head_width, self.rotary_base)
+        queries = turn(normalize(queries, dim=-1) * self.log_scale.exp()[:, None], angles)
+        keys = turn(normalize(keys, dim=-1), angles)
         # NOTE: rounded at birth, so that a token read from the state equals one that never left.
         keys, values = (x.to(state.keys.dtype).to(queries.dtype) for x in (keys, values))
         all_keys = torch.cat([state.keys.to(keys.dtype), keys], dim=1)
@@ -98,15 +102,16 @@ class SlidingWindowAttention(nn.Module):
         exists = first[:, :, None] + torch.arange(span, device=device) >= 0
         return in_window & exists[:, :, None, :]
 
-    def _angles(self, position: Tensor, num_new: int) -> Tensor:
-        """Rotary angles in float64: [B, T, 1, head_width / 2]."""
-        steps = torch.arange(0, self.head_width, 2, device=position.device, dtype=torch.float64)
-        frequencies = self.rotary_base ** (-steps / self.head_width)
-        positions = position[:, None] + torch.arange(num_new, device=position.device)
-        return (positions.double()[..., None] * frequencies)[:, :, None]
+
+def rotary_angles(position: Tensor, num_new: int, head_width: int, base: float) -> Tensor:
+    """Angles of the tokens at position int64 [B] and the next ones, in float64: [B, T, 1, head_width / 2]."""
+    steps = torch.arange(0, head_width, 2, device=position.device, dtype=torch.float64)
+    frequencies = base ** (-steps / head_width)
+    positions = position[:, None] + torch.arange(num_new, device=position.device)
+    return (positions.double()[..., None] * frequencies)[:, :, None]
 
 
-def _turn(x: Tensor, angles: Tensor) -> Tensor:
+def turn(x: Tensor, angles: Tensor) -> Tensor:
     """Turn each pair (x_i, x_{i + d/2}) of [B, T, h, d] by its angle."""
     first, second = x.chunk(2, dim=-1)
     cos, sin = angles.cos().to(x.dtype), angles.sin().to(x.dtype)

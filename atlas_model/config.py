@@ -118,6 +118,7 @@ class MemoryConfig(Config):
     global retention); `row_norm` brings each row back to its initial norm after each chunk; `none` keeps all.
     retention_target: what `decay` decays to, `zero` or the learned `initial` memory.
     max_momentum_decay: the largest momentum_decay (theta) a gate can reach, below 1; 0 removes the momentum.
+    query_projection: `keys` brings each query onto the keys that were written (TNT, arXiv 2511.07343); `none` does not.
     read_norm_eps: added to the mean square of what is read before it is normalised.
     """
 
@@ -141,6 +142,7 @@ class MemoryConfig(Config):
     retention: Literal["decay", "row_norm", "none"] = "decay"
     retention_target: Literal["zero", "initial"] = "zero"
     max_momentum_decay: float = 0.9
+    query_projection: Literal["none", "keys"] = "none"
     read_norm_eps: float = 1e-6
     newton_schulz: NewtonSchulzConfig = NewtonSchulzConfig()
 
@@ -181,23 +183,30 @@ class MemoryConfig(Config):
 
 @dataclass(frozen=True, slots=True)
 class AttentionConfig(Config):
-    """Sliding-window attention beside the memory: each token sees itself and the `window` - 1 tokens before it."""
+    """Attention beside the memory: each token sees itself and the `window` - 1 tokens before it.
+
+    In `mac` it sees those in its segment, of `window` tokens, and num_persistent learned tokens (Titans, Eq 22).
+    """
 
     num_heads: int
     window: int
     rotary_base: float = 10_000.0
+    num_persistent: int = 0
 
     def __post_init__(self) -> None:
         self._require(self.num_heads >= 1, "num_heads must be at least 1")
         self._require(self.window >= 1, "window must be at least 1")
         self._require(self.rotary_base > 1, "rotary_base must be above 1")
+        self._require(self.num_persistent >= 0, "num_persistent must be at least 0")
 
 
 @dataclass(frozen=True, slots=True)
 class AtlasConfig(Config):
     """A whole model (layouts: Titans, section 4). `lmm` has the memory alone in each block.
 
-    `mag` has sliding-window attention beside it, on the same queries, keys and values, and `mal` after it, on its own.
+    `mag` has sliding-window attention beside it, on the same queries, keys and values, `mal` after it, on its own, and
+    `mac` attention before it, within segments, over what the memory holds for each token too. `swa` has attention
+    alone, the baseline that a memory is measured against: of the memory's configuration only the widths count.
     Memory and attention have the same inner width, num_heads * key_width of the memory, which must split evenly over
     the attention's heads.
     memory_chunk_sizes: one for each layer, in place of the memory's memory_chunk_size: several frequencies of update.
@@ -207,7 +216,7 @@ class AtlasConfig(Config):
     width: int
     num_layers: int
     feed_forward_width: int
-    layout: Literal["lmm", "mag", "mal"]
+    layout: Literal["lmm", "mag", "mal", "mac", "swa"]
     memory: MemoryConfig
     attention: AttentionConfig | None = None
     memory_chunk_sizes: tuple[int, ...] | None = None
@@ -239,8 +248,16 @@ class AtlasConfig(Config):
                 (self.key_inner_width // self.attention.num_heads) % 2 == 0,
                 "rotary attention needs an even width per head",
             )
-            if self.memory.read_granularity == "chunk":
-                chunk_sizes = self.memory_chunk_sizes or (self.memory.memory_chunk_size,)
+            self._require(
+                self.layout == "mac" or self.attention.num_persistent == 0, "num_persistent is of layout 'mac' alone"
+            )
+            chunk_sizes = self.memory_chunk_sizes or (self.memory.memory_chunk_size,)
+            if self.layout == "mac":
+                self._require(
+                    all(self.attention.window % size == 0 for size in chunk_sizes),
+                    "layout 'mac' needs an attention window, its segment, that is a multiple of the memory_chunk_size",
+                )
+            elif self.layout != "swa" and self.memory.read_granularity == "chunk":
                 self._require(
                     self.attention.window >= max(chunk_sizes),
                     "read_granularity 'chunk' needs an attention window that covers the chunk",

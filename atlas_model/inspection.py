@@ -6,12 +6,10 @@ Everything is computed from the state alone, so it can be asked of any session a
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import cast
 
 import torch
 from torch import Tensor
 
-from atlas_model.block import Block
 from atlas_model.gates import Gates
 from atlas_model.memory import MemoryRule, MemoryState
 from atlas_model.model import AtlasModel
@@ -63,26 +61,33 @@ class HeadReport:
 
 @torch.inference_mode()
 def inspect_memory(model: AtlasModel, state: State, row: int = 0) -> list[HeadReport]:
-    """Every head of every layer, of one sequence of the batch."""
+    """Every head of every layer, of one sequence of the batch; nothing in a layout without a memory."""
     position = int(state.position[row])
     reports: list[HeadReport] = []
-    for index, layer in enumerate(state.layers):
-        mixer = cast(Block, model.blocks[index]).mixer
+    memories = [layer.memory for layer in state.layers if layer.memory is not None]
+    for index, (mixer, memory) in enumerate(zip(model.mixers, memories, strict=True)):
         config = mixer.memory.config
         num_recent = position % config.memory_chunk_size
-        recent = _recent(mixer.memory.rule(), layer.memory, row, num_recent)
+        recent = _recent(mixer.memory.rule(), memory, row, num_recent)
         for head in range(config.num_heads):
             matrices = {
                 name: _matrix_report(
                     weights[row, head],
-                    layer.memory.momentum[name][row, head] if name in layer.memory.momentum else None,
+                    memory.momentum[name][row, head] if name in memory.momentum else None,
                     mixer.memory.initial[name][head],
                 )
-                for name, weights in layer.memory.memory.items()
+                for name, weights in memory.memory.items()
             }
             kept = float(mixer.gate_maps.global_retention[head])
             reports.append(HeadReport(index, head, matrices, kept, num_recent, recent[head]))
     return reports
+
+
+def memory_rms(state: State) -> float:
+    """Root mean square of a matrix's entries, the mean over all matrices and rows' memories; 0 without any."""
+    memories = [layer.memory for layer in state.layers if layer.memory is not None]
+    means = [weights.square().mean().sqrt() for memory in memories for weights in memory.memory.values()]
+    return float(torch.stack(means).mean()) if means else 0.0
 
 
 def _matrix_report(weights: Tensor, momentum: Tensor | None, initial: Tensor) -> MatrixReport:

@@ -7,7 +7,7 @@ return the next, and agree for any split of the tokens.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -15,12 +15,16 @@ from torch import Tensor, nn
 from atlas_model.block import Block
 from atlas_model.config import AtlasConfig
 from atlas_model.gates import Gates
+from atlas_model.mixers import Mixer
 from atlas_model.state import State, memory_dtype, state_spec
 
 
 @dataclass(frozen=True, slots=True)
 class ModelOutput:
-    """logits: [B, T, vocab_size], or [B, vocab_size] of each row's last token. gates: per layer, each [B, H, T]."""
+    """logits: [B, T, vocab_size], or [B, vocab_size] of each row's last token.
+
+    gates: one for each layer with a memory, each [B, H, T].
+    """
 
     logits: Tensor
     state: State
@@ -55,9 +59,15 @@ class AtlasModel(nn.Module):
                 nn.init.normal_(parameter, std=parameter.shape[1] ** -0.5)
             elif name.endswith(("out.weight", "contract.weight")):
                 nn.init.normal_(parameter, std=parameter.shape[1] ** -0.5 * into_residual)
-        for block in self.blocks:
-            queries, keys, _ = block.mixer.project.weight.split(block.mixer.widths)  # type: ignore[union-attr, operator]
+        for mixer in self.mixers:
+            queries, keys, _ = mixer.project.weight.split(mixer.widths)
             keys.detach().copy_(queries.detach())
+
+    @property
+    def mixers(self) -> list[Mixer]:
+        """What holds the memory of each layer; empty in the layout `swa`, which has none."""
+        mixers = (cast(Block, block).mixer for block in self.blocks)
+        return [mixer for mixer in mixers if mixer is not None]
 
     @property
     def num_parameters(self) -> int:
@@ -70,9 +80,8 @@ class AtlasModel(nn.Module):
             name: torch.zeros(batch_size, *spec.shape, dtype=spec.dtype, device=device)
             for name, spec in state_spec(self.config).items()
         }
-        for index, block in enumerate(self.blocks):
-            started = block.mixer.memory.initial_state(batch_size)  # type: ignore[union-attr, operator]
-            for name, weights in started.memory.items():
+        for index, mixer in enumerate(self.mixers):
+            for name, weights in mixer.memory.initial_state(batch_size).memory.items():
                 tensors[f"layers.{index}.memory.{name}"] = weights
         return State.from_named_tensors(self.config, tensors)
 
@@ -123,6 +132,7 @@ class AtlasModel(nn.Module):
         for block, layer in zip(self.blocks, state.layers, strict=True):
             x, new_layer, layer_gates = block(x, layer, state.position, lengths, is_step)
             layers.append(new_layer)
-            gates.append(layer_gates)
+            if layer_gates is not None:
+                gates.append(layer_gates)
         position = state.position + (num_new if lengths is None else lengths)
         return self.norm(x), State(position, tuple(layers)), tuple(gates)

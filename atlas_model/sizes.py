@@ -13,6 +13,7 @@ from atlas_model.feature_map import num_features, num_monomials
 from atlas_model.memory import memory_network
 from atlas_model.model import AtlasModel
 from atlas_model.newton_schulz import newton_schulz_products
+from atlas_model.query_projection import projection_products
 
 
 def num_parameters(config: AtlasConfig) -> int:
@@ -26,17 +27,33 @@ def prefill_flops_per_token(config: AtlasConfig) -> float:
 
     Attention is counted at a full window, though the tokens are laid out in blocks whose corners are masked.
     """
+    layers = sum(_layer_products(config, index) for index in range(config.num_layers))
+    return 2.0 * (layers + config.vocab_size * config.width)
+
+
+def _layer_products(config: AtlasConfig, index: int) -> float:
+    """Multiplications of one block a token."""
     width, key, value = config.width, config.key_inner_width, config.value_inner_width
     qkv = width * (2 * key + value)
-    block = qkv + width * value + value * width + 3 * width * config.feed_forward_width
-    block += (width + 2 * key) * 4 * config.memory.num_heads
+    products: float = 3 * width * config.feed_forward_width
+    memory = config.layer_memory(index)
+    if config.layout != "swa":
+        products += qkv + width * value + value * width + (width + 2 * key) * 4 * memory.num_heads
+        products += memory.num_heads * _memory_products(memory)
     if config.attention is not None:
-        block += config.attention.window * (key + value) + value * width
-    if config.layout == "mal":
-        block += qkv
-    memories = (config.layer_memory(index) for index in range(config.num_layers))
-    memory = sum(each.num_heads * _memory_products(each) for each in memories)
-    return 2.0 * (config.num_layers * block + memory + config.vocab_size * width)
+        products += config.attention.window * (key + value) + value * width
+        products += qkv if config.layout != "mag" else 0
+    if config.layout == "mac" and config.attention is not None:
+        looked_up = config.attention.window + config.attention.num_persistent
+        products += looked_up * (key + value) + value * (key + value)
+        products += config.attention.num_persistent * qkv / memory.memory_chunk_size
+        products += width * key + memory.num_heads * (_feature_products(memory) + _weights(memory))
+    return products
+
+
+def _weights(config: MemoryConfig) -> int:
+    """Entries of all matrices of one head's memory: the multiplications of one read."""
+    return sum(inputs * outputs for inputs, outputs in memory_network(config).shapes().values())
 
 
 def _memory_products(config: MemoryConfig) -> float:
@@ -47,11 +64,13 @@ def _memory_products(config: MemoryConfig) -> float:
     matrices = list(memory_network(config).shapes().items())
 
     products = 2 * size * _feature_products(config)
+    if config.query_projection == "keys":
+        products += size * projection_products(config.key_width)
     products += size * size * columns + rows * size + rows * size * columns
     if config.step == "bounded":
         for rows_width in _curvature_widths(config):
             products += columns * columns * rows_width + rows * columns * columns
-    products += columns * sum(inputs * outputs for _, (inputs, outputs) in matrices)
+    products += columns * _weights(config)
     products += columns * sum(inputs * outputs for name, (inputs, outputs) in matrices if name == "w_out")
     if config.network == "gated_mlp" and config.step == "bounded":
         products += columns * sum(inputs * outputs for name, (inputs, outputs) in matrices if name != "w_out")

@@ -35,19 +35,31 @@ def buffer_dtype(config: AtlasConfig) -> torch.dtype:
 
 @dataclass(frozen=True, slots=True)
 class LayerState:
-    """One block. convolution: the last inputs of the short convolution, [B, conv_width - 1, channels]."""
+    """One block; None where its layout has no such part.
 
-    memory: MemoryState
-    convolution: Tensor
-    attention: AttentionState | None
+    convolution: the last inputs of the short convolution, [B, conv_width - 1, channels]. context_convolution: in `mac`
+    the same of the queries that look up the context, [B, conv_width - 1, key_inner_width].
+    """
+
+    memory: MemoryState | None = None
+    convolution: Tensor | None = None
+    attention: AttentionState | None = None
+    context_convolution: Tensor | None = None
 
     def named_tensors(self) -> dict[str, Tensor]:
-        named = {f"memory.{name}": weights for name, weights in self.memory.memory.items()}
-        named |= {f"momentum.{name}": weights for name, weights in self.memory.momentum.items()}
-        named |= {"keys": self.memory.keys, "values": self.memory.values, "gates": self.memory.gates}
-        named["convolution"] = self.convolution
+        named: dict[str, Tensor] = {}
+        if self.memory is not None:
+            named |= {f"memory.{name}": weights for name, weights in self.memory.memory.items()}
+            named |= {f"momentum.{name}": weights for name, weights in self.memory.momentum.items()}
+            named |= {"keys": self.memory.keys, "values": self.memory.values, "gates": self.memory.gates}
+            if self.memory.key_sum is not None:
+                named["key_sum"] = self.memory.key_sum
+        if self.convolution is not None:
+            named["convolution"] = self.convolution
         if self.attention is not None:
             named |= {"attention.keys": self.attention.keys, "attention.values": self.attention.values}
+        if self.context_convolution is not None:
+            named["context_convolution"] = self.context_convolution
         return named
 
     @classmethod
@@ -55,13 +67,19 @@ class LayerState:
         def weights(kind: str) -> dict[str, Tensor]:
             return {name.removeprefix(kind): each for name, each in tensors.items() if name.startswith(kind)}
 
-        attention = None
+        memory = attention = None
+        if "keys" in tensors:
+            memory = MemoryState(
+                weights("memory."),
+                weights("momentum."),
+                tensors["keys"],
+                tensors["values"],
+                tensors["gates"],
+                tensors.get("key_sum"),
+            )
         if "attention.keys" in tensors:
             attention = AttentionState(tensors["attention.keys"], tensors["attention.values"])
-        memory = MemoryState(
-            weights("memory."), weights("momentum."), tensors["keys"], tensors["values"], tensors["gates"]
-        )
-        return cls(memory, tensors["convolution"], attention)
+        return cls(memory, tensors.get("convolution"), attention, tensors.get("context_convolution"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,11 +166,16 @@ def state_spec(config: AtlasConfig) -> Mapping[str, TensorSpec]:
     channels = 2 * config.key_inner_width + config.value_inner_width
     spec = {"position": TensorSpec((), torch.int64)}
     for index in range(config.num_layers):
-        layer = memory_state_spec(config.layer_memory(index), memory_dtype(config), buffer_dtype(config))
-        layer["convolution"] = TensorSpec((config.conv_width - 1, channels), buffer_dtype(config))
+        layer: dict[str, TensorSpec] = {}
+        if config.layout != "swa":
+            layer = memory_state_spec(config.layer_memory(index), memory_dtype(config), buffer_dtype(config))
+            layer["convolution"] = TensorSpec((config.conv_width - 1, channels), buffer_dtype(config))
         if config.attention is not None:
             attention = attention_state_spec(config, config.attention, buffer_dtype(config))
             layer |= {f"attention.{name}": each for name, each in attention.items()}
+        if config.layout == "mac":
+            tail = (config.conv_width - 1, config.key_inner_width)
+            layer["context_convolution"] = TensorSpec(tail, buffer_dtype(config))
         spec |= {f"layers.{index}.{name}": each for name, each in layer.items()}
     return MappingProxyType(spec)
 

@@ -13,6 +13,7 @@ BENCHES = {
     "recall": "does a session know what it has read, by length, after a kill -9",
     "load": "latency and throughput under concurrent streams",
     "cost": "what a token and a snapshot cost, early and late in a session",
+    "chain": "one text of many tokens: the memory's norms, and what is still known",
     "capacity": "how many random pairs a memory holds, by key width, degree and depth",
     "gpu_check": "a CUDA device against the CPU: the same numbers, and how fast",
 }

@@ -14,14 +14,14 @@ from dataclasses import asdict
 from io import BytesIO
 from pathlib import Path
 
-from atlas_model.text.tokenizer import Tokenizer
+from atlas_model.text import Tokenizer, find_tokenizer, load_tokenizer
 from atlas_model.training.prose import ProseSource
 from bench import report
 from bench.plot import draw_latencies
 from bench.server_process import bench_server
 from bench.summary import describe
 from bench.ticks import LATENCIES, Limits, RequestTicks, latencies, summarise_load
-from bench.workload import load_tokenizer, open_prose, parse_length, prompt_of
+from bench.workload import open_prose, parse_length, prompt_of
 from clients import ApiError, AsyncClient, ClientError
 from clients.protocol import ChatOptions
 
@@ -50,7 +50,7 @@ def run(arguments: argparse.Namespace) -> None:
     if arguments.stateless and document_num_tokens:
         raise SystemExit("bench load: --document-tokens needs sessions")
     load = Load(
-        load_tokenizer(arguments.model),
+        load_tokenizer(find_tokenizer(arguments.model)),
         open_prose(arguments.corpus),
         prompt_num_tokens=parse_length(arguments.prompt_tokens),
         document_num_tokens=document_num_tokens,

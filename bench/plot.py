@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from atlas_model.training.figure import new_figure, save_figure
 from bench.summary import Proportion
@@ -46,4 +47,18 @@ def draw_capacity(curves: Mapping[str, Sequence[tuple[int, int]]], path: Path) -
         axes.plot(widths, counts, "k--" if name.startswith("features") else "o-", alpha=0.7, label=name)
     axes.set(xscale="log", yscale="log", xlabel="key width d_k", ylabel="random pairs, 90 % recalled")
     axes.legend(fontsize=7)
+    save_figure(figure, path)
+
+
+def draw_chain(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
+    """Each layer's norm, and what is recalled, over the tokens read."""
+    figure = new_figure(9, 3.5)
+    norms, recall = figure.add_subplot(1, 2, 1), figure.add_subplot(1, 2, 2)
+    lengths = [row["num_tokens"] for row in rows]
+    for layer in range(len(rows[0]["memory_norms"])):
+        norms.plot(lengths, [row["memory_norms"][layer] for row in rows], marker="o", label=f"layer {layer}")
+    norms.set(xscale="log", yscale="log", xlabel="tokens read", ylabel="Frobenius norm of the memory")
+    norms.legend()
+    recall.plot(lengths, [row["recall"]["share"] for row in rows], marker="o")
+    recall.set(xscale="log", xlabel="tokens read", ylabel="facts of the beginning recalled", ylim=(0, 1.02))
     save_figure(figure, path)

@@ -18,6 +18,7 @@ from io import BytesIO
 from pathlib import Path
 from typing import TypeVar
 
+from atlas_model.text import find_tokenizer, load_tokenizer
 from atlas_model.training.documents import Question
 from bench import report
 from bench.askers import Asker, open_asker
@@ -29,7 +30,6 @@ from bench.workload import (
     OVERWRITE_PROBABILITY,
     Item,
     is_right,
-    load_tokenizer,
     make_items,
     open_prose,
     parse_length,
@@ -73,7 +73,7 @@ def run(arguments: argparse.Namespace) -> None:
         raise SystemExit("bench recall: --second-server needs a --store that two servers can share")
     try:
         items = make_items(
-            load_tokenizer(arguments.model),
+            load_tokenizer(find_tokenizer(arguments.model)),
             open_prose(arguments.corpus),
             lengths,
             arguments.documents,

@@ -14,7 +14,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from atlas_model.text.tokenizer import Tokenizer
+from atlas_model.text import Tokenizer
 from atlas_model.training.documents import Document, Question, make_document
 from atlas_model.training.prose import CorpusError, Prose, ProseSource
 from atlas_model.training.synthetic_prose import SyntheticProse
@@ -51,10 +51,6 @@ def open_prose(corpus: Path | None) -> ProseSource:
         return Prose(corpus, validation=True)
     except CorpusError:
         return Prose(corpus, held_out=())
-
-
-def load_tokenizer(model: Path) -> Tokenizer:
-    return Tokenizer.from_bytes((model / "tokenizer.model").read_bytes())
 
 
 def make_items(

@@ -21,7 +21,13 @@ MAY_IMPORT = {
 }
 
 # The benches that look inside; the others speak HTTP and know only the generators of text.
-BENCHES_THAT_LOOK_INSIDE = {"bench/capacity.py", "bench/cost.py", "bench/cost_store.py", "bench/gpu_check.py"}
+BENCHES_THAT_LOOK_INSIDE = {
+    "bench/capacity.py",
+    "bench/chain.py",
+    "bench/cost.py",
+    "bench/cost_store.py",
+    "bench/gpu_check.py",
+}
 KNOWN_TO_ALL_BENCHES = ("atlas_model.text", "atlas_model.training")
 
 # Third-party package: the files or folders that may import it.
@@ -38,8 +44,9 @@ HOMES = {
     "redis": ["engine/stores/redis"],
     "rich": ["clients/"],
     "safetensors": ["atlas_model/"],
-    "sentencepiece": ["atlas_model/text/"],
+    "sentencepiece": ["atlas_model/text/sentencepiece_tokenizer.py"],
     "starlette": ["server/"],
+    "tokenizers": ["atlas_model/text/huggingface_tokenizer.py"],
     "torch": ["atlas_model/", "engine/", *sorted(BENCHES_THAT_LOOK_INSIDE)],
     "typer": ["clients/"],
     "uvicorn": ["server/__main__.py"],

@@ -13,7 +13,7 @@ import torch
 from atlas_model.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from atlas_model.config import AtlasConfig, AttentionConfig, MemoryConfig
 from atlas_model.model import AtlasModel
-from atlas_model.text import ChatFormat
+from atlas_model.text import ChatFormat, Tokenizer
 from tests.atlas_model.tokenizers import small_tokenizer
 
 TINY_MEMORY = MemoryConfig(
@@ -49,14 +49,16 @@ def tiny_model(config: AtlasConfig, seed: int = 0) -> AtlasModel:
         torch.manual_seed(seed)
         model = AtlasModel(config)
         with torch.no_grad():
-            for block in model.blocks:
-                block.mixer.gate_maps.linear.weight.mul_(4.0)  # type: ignore[union-attr, operator]
+            for mixer in model.mixers:
+                mixer.gate_maps.linear.weight.mul_(4.0)
     return model.requires_grad_(False).eval()
 
 
-def save_tiny_checkpoint(directory: Path, config: AtlasConfig, seed: int = 0) -> None:
+def save_tiny_checkpoint(
+    directory: Path, config: AtlasConfig, seed: int = 0, tokenizer: Tokenizer | None = None
+) -> None:
     """Write the tiny model as a checkpoint folder, ready to serve."""
-    save_checkpoint(directory, tiny_model(config, seed), small_tokenizer().model_bytes, ChatFormat())
+    save_checkpoint(directory, tiny_model(config, seed), tokenizer or small_tokenizer(), ChatFormat())
 
 
 @cache

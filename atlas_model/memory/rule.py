@@ -101,6 +101,8 @@ class MemoryState:
     keys, values, gates: a buffer of omega_window - 1 tokens before the open chunk, then room for the open chunk's
     memory_chunk_size - 1; [B, H, buffer, key_width | value_width | 4]. Unused places are zero, and a window from
     before the session's first token is zero too: a token_gate of 0 writes nothing.
+    key_sum: the sum of k k^T of a query projection, [B, H, key_width, key_width], None without one. The forms leave it
+    alone: `project_queries` carries it.
     """
 
     memory: Weights
@@ -108,6 +110,7 @@ class MemoryState:
     keys: Tensor
     values: Tensor
     gates: Tensor
+    key_sum: Tensor | None = None
 
 
 def buffer_length(config: MemoryConfig) -> int:
@@ -127,4 +130,6 @@ def memory_state_spec(
             spec[f"{kind}.{name}"] = TensorSpec((heads, *shape), memory_dtype)
     for name, width in (("keys", config.key_width), ("values", config.value_width), ("gates", 4)):
         spec[name] = TensorSpec((heads, length, width), buffer_dtype)
+    if config.query_projection == "keys":
+        spec["key_sum"] = TensorSpec((heads, config.key_width, config.key_width), memory_dtype)
     return spec

@@ -14,10 +14,10 @@ from pathlib import Path
 
 import torch
 
-from atlas_model.checkpoint import TOKENIZER_FILE, CheckpointError, load_checkpoint
+from atlas_model.checkpoint import CheckpointError, load_checkpoint
 from atlas_model.config import ConfigError
 from atlas_model.model import AtlasModel
-from atlas_model.text import ChatFormat, Tokenizer, train_tokenizer
+from atlas_model.text import ChatFormat, TokenizerError, find_tokenizer, load_tokenizer, train_tokenizer
 from atlas_model.training.corpora import parse_corpus, read_corpora, read_held_out
 from atlas_model.training.evaluate import evaluate, held_out_episodes
 from atlas_model.training.loop import Corpus, Trainer, Validation
@@ -158,12 +158,15 @@ def _train(arguments: argparse.Namespace, recipe: Recipe, processes: Processes) 
     if has_run and not arguments.resume:
         raise _WrongArgumentError(f"--out: {out} holds a run already: go on with --resume, or name another folder")
     if arguments.resume:
-        tokenizer = Tokenizer((out / TOKENIZER_FILE).read_bytes())
+        try:
+            tokenizer = load_tokenizer(find_tokenizer(out))
+        except TokenizerError as error:
+            raise _WrongArgumentError(f"--resume: {error}") from error
     elif start is not None:
         tokenizer = start.tokenizer
     else:
         texts = tokenizer_texts(random.Random(arguments.seed), prose)
-        tokenizer = Tokenizer(train_tokenizer(texts, recipe.model.vocab_size))
+        tokenizer = train_tokenizer(texts, recipe.model.vocab_size)
     sources = ((SyntheticProse(), recipe.synthetic_prose_share), (prose, 1 - recipe.synthetic_prose_share))
     try:
         trainer = Trainer(

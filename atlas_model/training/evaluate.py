@@ -17,6 +17,7 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from atlas_model.checkpoint import load_checkpoint
+from atlas_model.inspection import memory_rms
 from atlas_model.model import AtlasModel
 from atlas_model.state import State
 from atlas_model.training.data import AnswerScores, EpisodeStream, score_answers
@@ -75,12 +76,11 @@ def evaluate(
             is_open = (gates.token_gate * gates.inner_lr > 0).transpose(1, 2)[batch.prose_mask]
             num_open, num_gates = num_open + float(is_open.sum()), num_gates + is_open.numel()
     assert state is not None
-    norms = [weights.square().mean().sqrt() for layer in state.layers for weights in layer.memory.memory.values()]
     return Evaluation(
         scores,
         math.exp(prose_loss / max(1, num_prose)),
         num_open / max(1, num_gates),
-        float(torch.stack(norms).mean()),
+        memory_rms(state),
     )
 
 

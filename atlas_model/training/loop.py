@@ -152,9 +152,7 @@ class Trainer:
         assert self._state is not None
         if self._processes.rank == 0:
             corpus = self._corpus
-            write_checkpoint(
-                self._directory, self.model, corpus.tokenizer.model_bytes, corpus.chat_format, self._weights_dtype
-            )
+            write_checkpoint(self._directory, self.model, corpus.tokenizer, corpus.chat_format, self._weights_dtype)
         shared = {
             "run": json.dumps(self._run()),
             "model": self.model.state_dict(),
@@ -203,7 +201,7 @@ class Trainer:
         return {
             "recipe": recipe,
             "seed": self._seed,
-            "tokenizer": hashlib.sha256(self._corpus.tokenizer.model_bytes).hexdigest(),
+            "tokenizer": hashlib.sha256(self._corpus.tokenizer.file_bytes).hexdigest(),
             "autocasts": self._autocasts,
         }
 

@@ -14,7 +14,7 @@ import torch
 
 from atlas_model.checkpoint import save_checkpoint
 from atlas_model.model import AtlasModel
-from atlas_model.text import ChatFormat
+from atlas_model.text import ChatFormat, Tokenizer
 from atlas_model.training.processes import Processes
 
 Rows = Mapping[str, Mapping[str, Any]]
@@ -58,13 +58,13 @@ def write_save(directory: Path, processes: Processes, shared: Mapping[str, Any],
 def write_checkpoint(
     directory: Path,
     model: AtlasModel,
-    tokenizer_model: bytes,
+    tokenizer: Tokenizer,
     chat_format: ChatFormat,
     weights_dtype: torch.dtype,
 ) -> None:
     """As `save_checkpoint`; each file takes the place of the last save's when it is whole."""
     new = directory / "checkpoint.new"
-    save_checkpoint(new, model, tokenizer_model, chat_format, weights_dtype)
+    save_checkpoint(new, model, tokenizer, chat_format, weights_dtype)
     for path in new.iterdir():
         path.replace(directory / path.name)
     new.rmdir()

@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from atlas_model.block import NeuralMemory
 from atlas_model.causal_lm import IGNORED_LABEL, AtlasForCausalLM, load_state, save_state
 from atlas_model.checkpoint import CheckpointError
 from atlas_model.gates import Gates
-from atlas_model.memory import MemoryInputs, recurrent
+from atlas_model.memory import MemoryInputs
+from atlas_model.neural_memory import NeuralMemory
 from tests.atlas_model.memory_cases import BASE, largest_error, make_case
 from tests.tiny import save_tiny_checkpoint, tiny_config
 
@@ -112,5 +112,5 @@ def test_a_memory_by_itself_learns_what_it_reads() -> None:
     direction = torch.nn.functional.normalize(read.unflatten(-1, (BASE.num_heads, -1)), dim=-1)
     wanted = torch.nn.functional.normalize(case.inputs.values.transpose(1, 2), dim=-1)
     assert largest_error(direction, wanted) <= 1e-5
-    assert largest_error(memory(inputs, start, case.position, form=recurrent)[0], read) <= 1e-9
+    assert largest_error(memory(inputs, start, case.position, is_step=True)[0], read) <= 1e-9
     assert not torch.equal(state.keys, start.keys)

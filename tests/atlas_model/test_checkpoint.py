@@ -11,9 +11,10 @@ import pytest
 import torch
 
 from atlas_model.checkpoint import CheckpointError, load_checkpoint
-from atlas_model.config import AtlasConfig, ConfigError
+from atlas_model.config import AtlasConfig, AttentionConfig, ConfigError
 from atlas_model.state import State, session_num_bytes
 from atlas_model.training.recipe import RECIPES
+from tests.atlas_model.tokenizers import byte_level_tokenizer
 from tests.tiny import TINY_MEMORY, save_tiny_checkpoint, tiny_config, tiny_model
 
 
@@ -53,9 +54,21 @@ def test_a_missing_or_broken_file_is_named(folder: Path, file: str) -> None:
         load_checkpoint(folder)
 
 
+def test_either_kind_of_tokenizer_is_part_of_the_fingerprint_and_two_of_them_are_refused(folder: Path) -> None:
+    save_tiny_checkpoint(folder.parent / "other", tiny_config(vocab_size=400), tokenizer=byte_level_tokenizer())
+    other = load_checkpoint(folder.parent / "other")
+    assert other.tokenizer.encode("Anna") == byte_level_tokenizer().encode("Anna")
+    file = folder.parent / "other" / "tokenizer.json"
+    file.write_bytes(file.read_bytes() + b"\n")
+    assert load_checkpoint(folder.parent / "other").fingerprint != other.fingerprint
+    (folder / "tokenizer.json").write_bytes(file.read_bytes())
+    with pytest.raises(CheckpointError, match=r"both tokenizer\.model and tokenizer\.json"):
+        load_checkpoint(folder)
+
+
 def test_an_unknown_or_wrong_key_of_the_configuration_is_named(folder: Path) -> None:
     config: dict[str, Any] = json.loads((folder / "config.json").read_text())
-    for change, name in [({"widht": 3}, "widht"), ({"width": "wide"}, "width"), ({"layout": "mac"}, "layout")]:
+    for change, name in [({"widht": 3}, "widht"), ({"width": "wide"}, "width"), ({"layout": "mad"}, "layout")]:
         (folder / "config.json").write_text(json.dumps(config | {"model": config["model"] | change}))
         with pytest.raises(CheckpointError, match=name):
             load_checkpoint(folder)
@@ -76,6 +89,8 @@ def test_a_chunk_that_nothing_would_see_is_refused() -> None:
     [
         ({"layout": "mal", "attention": None}, "have attention"),
         ({"layout": "lmm"}, "have attention"),
+        ({"layout": "mac"}, "multiple of the memory_chunk_size"),
+        ({"attention": AttentionConfig(num_heads=2, window=7, num_persistent=2)}, "layout 'mac' alone"),
         ({"memory_chunk_sizes": (5,)}, "one for each layer"),
         ({"memory_chunk_sizes": (5, 0)}, "at least 1"),
         (
@@ -87,6 +102,11 @@ def test_a_chunk_that_nothing_would_see_is_refused() -> None:
 def test_a_model_that_cannot_be_is_refused(changes: dict[str, Any], name: str) -> None:
     with pytest.raises(ConfigError, match=name):
         tiny_config(**changes)
+
+
+def test_fewer_than_no_persistent_tokens_are_refused() -> None:
+    with pytest.raises(ConfigError, match="num_persistent must be at least 0"):
+        AttentionConfig(num_heads=2, window=7, num_persistent=-1)
 
 
 def test_named_tensors_rebuild_the_state_and_a_foreign_one_is_refused() -> None:

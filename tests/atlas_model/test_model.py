@@ -17,6 +17,7 @@ from tests.atlas_model.memory_cases import largest_error
 from tests.tiny import TINY_MEMORY, tiny_config, tiny_model
 
 TOLERANCE = 1e-9
+MAC_ATTENTION = AttentionConfig(num_heads=2, window=10, num_persistent=3)
 LAYOUTS = {
     "lmm": tiny_config(layout="lmm", attention=None),
     "mag": tiny_config(),
@@ -30,6 +31,17 @@ LAYOUTS = {
     "mag-decay-to-initial": tiny_config(memory=replace(TINY_MEMORY, network="mlp", retention_target="initial")),
     "mal": tiny_config(layout="mal"),
     "mal-chunk-read": tiny_config(layout="mal", memory=replace(TINY_MEMORY, read_granularity="chunk")),
+    "mac": tiny_config(layout="mac", attention=MAC_ATTENTION),
+    "mac-chunk-read": tiny_config(
+        layout="mac", attention=MAC_ATTENTION, memory=replace(TINY_MEMORY, read_granularity="chunk")
+    ),
+    "mac-chunk-per-layer": tiny_config(layout="mac", attention=MAC_ATTENTION, memory_chunk_sizes=(1, 10)),
+    "mac-no-persistent-tokens": tiny_config(layout="mac", attention=AttentionConfig(num_heads=2, window=5)),
+    "mag-projected-queries": tiny_config(memory=replace(TINY_MEMORY, query_projection="keys")),
+    "mac-projected-queries": tiny_config(
+        layout="mac", attention=MAC_ATTENTION, memory=replace(TINY_MEMORY, query_projection="keys")
+    ),
+    "swa": tiny_config(layout="swa"),
     "mag-chunk-per-layer": tiny_config(memory_chunk_sizes=(1, 6)),
     "mag-window-1": tiny_config(attention=AttentionConfig(num_heads=2, window=1)),
     "mag-long-window": tiny_config(attention=AttentionConfig(num_heads=1, window=40)),
@@ -134,8 +146,9 @@ def test_bfloat16_buffers_do_not_depend_on_the_split() -> None:
     assert second.state.layers[0].memory.keys.dtype == torch.bfloat16
 
 
-def test_no_token_sees_what_comes_after_it() -> None:
-    model = tiny_model(tiny_config())
+@every_layout
+def test_no_token_sees_what_comes_after_it(config: AtlasConfig) -> None:
+    model = tiny_model(config)
     ids = tokens(model.config, 1, 20)
     changed = ids.clone()
     changed[0, 12] = (changed[0, 12] + 1) % model.config.vocab_size

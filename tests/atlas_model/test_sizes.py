@@ -18,7 +18,7 @@ from atlas_model.presets import PRESETS, SESSION_MEGABYTES
 from atlas_model.sizes import num_parameters, prefill_flops_per_token
 from atlas_model.state import session_num_bytes, state_spec
 from tests.atlas_model.memory_cases import configurations
-from tests.tiny import save_tiny_checkpoint, tiny_config
+from tests.tiny import TINY_MEMORY, save_tiny_checkpoint, tiny_config
 
 COUNTED = {name: each for name, each in configurations().items() if "c4" in name or "c1" in name or "-c" not in name}
 
@@ -51,9 +51,19 @@ def test_a_layer_of_attention_costs_its_projections_and_its_window() -> None:
     assert prefill_flops_per_token(wider) - beside == 2 * 2 * (config.key_inner_width + config.value_inner_width)
 
 
-@pytest.mark.parametrize("layout", ["mag", "mal"])
-def test_parameters_are_the_numbers_in_the_checkpoint(tmp_path: Path, layout: Literal["mag", "mal"]) -> None:
-    config = replace(tiny_config(), layout=layout)
+@pytest.mark.parametrize("num_persistent", [0, 3])
+def test_operations_of_memory_as_context_are_those_that_are_counted(num_persistent: int) -> None:
+    attention = AttentionConfig(num_heads=2, window=12, num_persistent=num_persistent)
+    memory = replace(TINY_MEMORY, memory_chunk_size=6, omega_window=1)
+    config = tiny_config(layout="mac", attention=attention, memory=memory, num_layers=1)
+    assert prefill_flops_per_token(config) == pytest.approx(_counted_flops_per_token(config, 36), rel=0.02)
+
+
+@pytest.mark.parametrize("layout", ["mag", "mal", "mac", "swa"])
+def test_parameters_are_the_numbers_in_the_checkpoint(
+    tmp_path: Path, layout: Literal["mag", "mal", "mac", "swa"]
+) -> None:
+    config = tiny_config(layout=layout, attention=AttentionConfig(num_heads=2, window=10))
     save_tiny_checkpoint(tmp_path, config)
     saved = load_file(tmp_path / "model.safetensors")
     assert num_parameters(config) == sum(each.numel() for each in saved.values())

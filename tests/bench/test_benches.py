@@ -111,6 +111,8 @@ def test_a_device_equals_itself(model: Path, tmp_path: Path, capsys: pytest.Capt
         (["recall", "--lengths", "100", "--questions", "5", "--facts", "4"], "too many"),
         (["recall", "--base-url", "http://127.0.0.1:9", "--store", "memory://"], "--store"),
         (["load", "--goodput", "speed=1"], "--goodput"),
+        (["chain", "--marks", "2k"], "twice --document-tokens"),
+        (["chain", "--marks", "9k,many"], "not a length"),
         (["load", "--stateless", "--document-tokens", "10"], "--document-tokens"),
     ],
 )
@@ -135,6 +137,17 @@ def test_a_cuda_device_computes_what_the_cpu_does(
     model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run(capsys, "gpu_check", "--model", str(model), "--rounds", "1", "--json", str(tmp_path / "gpu.json"))
+
+
+def test_a_chain_tells_norms_and_recall_at_every_mark(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ["--marks", "500,1k", "--document-tokens", "200", "--facts", "4", "--plot", str(tmp_path / "chain.png")]
+    document, _ = run(capsys, "chain", "--model", str(model), *options)
+    assert [row["num_tokens"] for row in document["marks"]] == [500, 1000]
+    assert all(row["is_finite"] and len(row["memory_norms"]) == 2 for row in document["marks"])
+    assert [row["recall"]["n"] for row in document["marks"]] == [4, 4]
+    assert (tmp_path / "chain.png").stat().st_size > 0
 
 
 def test_capacity_grows_with_passes_and_with_the_degree_of_the_features(

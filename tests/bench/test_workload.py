@@ -18,7 +18,7 @@ from bench.workload import is_right, make_items, open_prose, parse_length, promp
 @cache
 def tokenizer() -> Tokenizer:
     prose = SyntheticProse().passage(Random(7))
-    return Tokenizer(train_tokenizer((sentence.text for sentence in islice(prose, 400)), 400))
+    return train_tokenizer((sentence.text for sentence in islice(prose, 400)), 400)
 
 
 @pytest.mark.parametrize(("text", "length"), [("2k", 2000), ("128K", 128_000), ("1.5k", 1500), ("1m", 10**6), ("7", 7)])

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from atlas_model.checkpoint import Checkpoint
+from atlas_model.config import AttentionConfig
 from atlas_model.state import State
 from engine.config import EngineConfig
 from engine.core import EngineCore
@@ -156,19 +157,21 @@ def test_without_a_seed_two_answers_differ() -> None:
     assert answer(core, asked("short", params)).token_ids != answer(core, asked("short", params)).token_ids
 
 
-def test_a_state_that_went_through_bytes_goes_on_with_the_same_bits() -> None:
-    first = answer(new_core(), asked("longer")).state
-    config = tiny().model.config
+@pytest.mark.parametrize("layout", ["lmm", "mag", "mal", "mac", "swa"])
+def test_a_state_of_any_layout_that_went_through_bytes_goes_on_with_the_same_bits(layout: str) -> None:
+    attention = None if layout == "lmm" else AttentionConfig(num_heads=2, window=10)
+    checkpoint = tiny_checkpoint(layout=layout, attention=attention)
+    first = answer(new_core(checkpoint=checkpoint), asked("longer")).state
     # Row 6 end to end is the snapshot's test; here the tensors travel as bytes.
     rebuilt = {
         name: torch.frombuffer(bytearray(tensor.numpy().tobytes()), dtype=tensor.dtype).reshape(tensor.shape)
         for name, tensor in first.tensors.named_tensors().items()
     }
-    resumed = dataclasses.replace(first, tensors=State.from_named_tensors(config, rebuilt))
+    resumed = dataclasses.replace(first, tensors=State.from_named_tensors(checkpoint.model.config, rebuilt))
     params = SamplingParams(temperature=1.0, seed=5, max_tokens=12, ignore_eos=True)
     more = prompt("and the cat?")[1:]
-    uninterrupted = answer(new_core(), Sequence("live", more, params, first))
-    restored = answer(new_core(), Sequence("restored", more, params, resumed))
+    uninterrupted = answer(new_core(checkpoint=checkpoint), Sequence("live", more, params, first))
+    restored = answer(new_core(checkpoint=checkpoint), Sequence("restored", more, params, resumed))
     assert restored.token_ids == uninterrupted.token_ids
     assert_same_session(restored.state, uninterrupted.state, tolerance=0)
 

@@ -1,0 +1,43 @@
+"""The short causal convolution on queries, keys and values: it binds a key to the token after it."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from atlas_model.ragged import tail
+
+_NUM_SUMMED = 8
+
+
+class ShortConvolution(nn.Module):
+    """Causal depthwise convolution, [B, T, channels] -> the same; its tail is part of the state.
+
+    The first `num_summing` channels start as the sum of the last 8 tokens (`width`, if it is less), the others as the
+    token itself. Queries and keys that begin as sums match wherever their words stand, so that a question finds the
+    fact it shares a word with before anything is learned (decided here).
+    """
+
+    def __init__(self, channels: int, width: int, num_summing: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(width, channels))
+        with torch.no_grad():
+            self.weight[-1] = 1.0
+            num_summed = min(width, _NUM_SUMMED)
+            self.weight[-num_summed:, :num_summing] = num_summed**-0.5
+
+    def forward(self, x: Tensor, before: Tensor, lengths: Tensor | None) -> tuple[Tensor, Tensor]:
+        """before: [B, width - 1, channels]. Returns the convolved tokens and the tail after them."""
+        return convolve(x, before, self.weight, lengths)
+
+
+def convolve(x: Tensor, before: Tensor, weight: Tensor, lengths: Tensor | None) -> tuple[Tensor, Tensor]:
+    """x [B, T, channels] with the tail before it and weight [width, channels]: the result, and the tail after it."""
+    width = weight.shape[0]
+    x = x.to(before.dtype).to(weight.dtype)
+    extended = torch.cat([before.to(x.dtype), x], dim=1)
+    num_new = x.shape[1]
+    mixed = extended[:, :num_new] * weight[0]
+    for offset in range(1, width):
+        mixed = mixed + extended[:, offset : offset + num_new] * weight[offset]
+    return mixed, tail(extended, lengths, width - 1).to(before.dtype)

@@ -1,0 +1,123 @@
+"""The two ways in which a layer mixes tokens: through its memory, and through attention alone.
+
+Mixer: linear queries, keys and values; a short causal convolution on each; the memory on l2-normalised SiLU of them; in
+`mag` sliding-window attention on the same convolved vectors beside it. The output is
+W_o concat(attention, memory * sigmoid(gate)), so the memory can bring content by itself.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import linear, normalize, silu
+
+from atlas_model.attention import AttentionState, SlidingWindowAttention
+from atlas_model.config import AtlasConfig, AttentionConfig
+from atlas_model.convolution import ShortConvolution, convolve
+from atlas_model.gates import GateMaps, Gates
+from atlas_model.memory import MemoryInputs, MemoryState
+from atlas_model.neural_memory import NeuralMemory
+from atlas_model.state import LayerState, memory_dtype
+
+
+class Mixer(nn.Module):
+    """Memory, and in `mag` attention, over the normalised input [B, T, width] of layer `index`."""
+
+    def __init__(self, config: AtlasConfig, index: int) -> None:
+        super().__init__()
+        self.memory_dtype = memory_dtype(config)
+        self.num_heads = config.memory.num_heads
+        self.widths = (config.key_inner_width, config.key_inner_width, config.value_inner_width)
+        self.project = nn.Linear(config.width, sum(self.widths), bias=False)
+        self.convolution = ShortConvolution(sum(self.widths), config.conv_width, num_summing=2 * self.widths[0])
+        self.gate_maps = GateMaps(config)
+        self.memory = NeuralMemory(config.layer_memory(index))
+        self.attention: SlidingWindowAttention | None = None
+        if config.layout == "mag" and config.attention is not None:
+            self.attention = SlidingWindowAttention(config, config.attention)
+        self.output_gate = nn.Linear(config.width, config.value_inner_width, bias=False)
+        branches = 1 if self.attention is None else 2
+        self.out = nn.Linear(branches * config.value_inner_width, config.width, bias=False)
+
+    def forward(
+        self, x: Tensor, state: LayerState, position: Tensor, lengths: Tensor | None, is_step: bool
+    ) -> tuple[Tensor, LayerState, Gates]:
+        assert state.memory is not None
+        assert state.convolution is not None
+        projected = self.project(x)
+        output_gate = torch.sigmoid(self.output_gate(x))
+        # NOTE: the memory computes in its own dtype: bfloat16 keys would round away what a fact changes.
+        with torch.autocast(x.device.type, enabled=False):
+            x = x.to(self.memory_dtype)
+            convolved, convolution = self.convolution(projected, state.convolution, lengths)
+            queries, keys, values = convolved.split(self.widths, dim=-1)
+            inputs = self._memory_inputs(x, queries, keys, values, state.memory)
+            read, memory = self.memory(
+                inputs, state.memory, position, self.gate_maps.max_inner_lr, lengths=lengths, is_step=is_step
+            )
+            branches = [read * output_gate]
+            attention = state.attention
+            if self.attention is not None and state.attention is not None:
+                attended, attention = self.attention(queries, keys, silu(values), state.attention, position, lengths)
+                branches.insert(0, attended)
+        state = replace(state, memory=memory, convolution=convolution, attention=attention)
+        return self.out(torch.cat(branches, dim=-1)), state, inputs.gates
+
+    def look_up(self, x: Tensor, state: LayerState, lengths: Tensor | None) -> tuple[Tensor, LayerState]:
+        """What the open chunk's first memory holds for the tokens x, [B, T, value_inner_width]; learns nothing of them.
+
+        Queries are made as in `forward`; the tail of their convolution is the state's `context_convolution`.
+        """
+        assert state.memory is not None
+        assert state.context_convolution is not None
+        width = self.widths[0]
+        projected = linear(x, self.project.weight[:width])
+        with torch.autocast(x.device.type, enabled=False):
+            queries, convolution = convolve(
+                projected, state.context_convolution, self.convolution.weight[:, :width], lengths
+            )
+            read = self.memory.read_anchor(normalize(self._heads(queries), dim=-1), state.memory)
+        return read, replace(state, context_convolution=convolution)
+
+    def _heads(self, x: Tensor) -> Tensor:
+        """SiLU, and heads apart: [B, T, H d] -> [B, H, T, d]."""
+        split: Tensor = silu(x).unflatten(-1, (self.num_heads, -1))
+        return split.transpose(1, 2)
+
+    def _memory_inputs(
+        self, x: Tensor, queries: Tensor, keys: Tensor, values: Tensor, state: MemoryState
+    ) -> MemoryInputs:
+        """Heads apart, SiLU, l2 norm; rounded at birth to the dtype in which the state keeps the open chunk."""
+
+        def rounded(x: Tensor) -> Tensor:
+            return x.to(state.keys.dtype).to(x.dtype)
+
+        queries, keys = normalize(self._heads(queries), dim=-1), rounded(normalize(self._heads(keys), dim=-1))
+        gates = self.gate_maps(x, queries, keys)
+        return MemoryInputs(
+            queries=queries,
+            keys=keys,
+            values=rounded(self._heads(values)),
+            gates=Gates.unstack(rounded(gates.stack())),
+        )
+
+
+class AttentionMixer(nn.Module):
+    """Sliding-window attention with projections of its own, over [B, T, width]: the second half of a `mal` layer, and
+    all that a `swa` layer has."""
+
+    def __init__(self, config: AtlasConfig, attention: AttentionConfig) -> None:
+        super().__init__()
+        self.widths = (config.key_inner_width, config.key_inner_width, config.value_inner_width)
+        self.project = nn.Linear(config.width, sum(self.widths), bias=False)
+        self.attention = SlidingWindowAttention(config, attention)
+        self.out = nn.Linear(config.value_inner_width, config.width, bias=False)
+
+    def forward(
+        self, x: Tensor, state: AttentionState, position: Tensor, lengths: Tensor | None
+    ) -> tuple[Tensor, AttentionState]:
+        queries, keys, values = self.project(x).split(self.widths, dim=-1)
+        attended, state = self.attention(queries, keys, values, state, position, lengths)
+        return self.out(attended), state
