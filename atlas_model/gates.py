@@ -105,9 +105,13 @@ class GateMaps(nn.Module):
         near = torch.cat([queries, keys], dim=1).transpose(1, 2).flatten(2)
         opened = hard_sigmoid(self.linear(torch.cat([x, near], dim=-1)))
         token_gate, retention, inner_lr, momentum_decay = opened.transpose(1, 2).tensor_split(4, dim=1)
+        if self.decays:
+            # Each row has the constant to itself: the gradient that its end blocks is the row's own, not the batch's,
+            # so that rows can be trained on in parts and their gradients added.
+            retention = retention * hard_sigmoid(self.global_retention_logit.expand(len(x), -1))[:, :, None]
         return Gates(
             token_gate,
-            retention * self.global_retention[:, None] if self.decays else torch.ones_like(retention),
+            retention if self.decays else torch.ones_like(retention),
             inner_lr * self.max_inner_lr[:, None],
             momentum_decay * self.max_momentum_decay,
         )

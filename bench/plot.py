@@ -1,23 +1,20 @@
-"""Pictures of results; the only home of matplotlib, which is in the extra `bench` and is loaded when a picture is."""
+"""Pictures of results."""
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from atlas_model.training.figure import new_figure, save_figure
 from bench.summary import Proportion
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 Point = tuple[float, Proportion]
 
 
 def draw_recall(curves: Mapping[str, Sequence[Point]], path: Path) -> None:
     """Accuracy over length, one curve per condition, with the intervals."""
-    figure = _new_figure(7, 4.5)
+    figure = new_figure(7, 4.5)
     axes = figure.add_subplot()
     for condition, points in curves.items():
         lengths = [length for length, _ in points]
@@ -27,35 +24,35 @@ def draw_recall(curves: Mapping[str, Sequence[Point]], path: Path) -> None:
         axes.errorbar(lengths, shares, yerr=[below, above], marker="o", capsize=3, label=f"memory {condition}")
     axes.set(xscale="log", xlabel="tokens read before the question", ylabel="share answered right", ylim=(0, 1.02))
     axes.legend()
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def draw_latencies(panels: Mapping[str, Sequence[float]], path: Path) -> None:
     """One cumulative curve per quantity, in seconds."""
     shown = {name: sorted(values) for name, values in panels.items() if values}
-    figure = _new_figure(4 * max(len(shown), 1), 3.5)
+    figure = new_figure(4 * max(len(shown), 1), 3.5)
     for index, (name, values) in enumerate(shown.items(), start=1):
         axes = figure.add_subplot(1, len(shown), index)
         axes.step(values, [(rank + 1) / len(values) for rank in range(len(values))], where="post")
         axes.set(xlabel=f"{name} (s)", ylabel="share of values below", ylim=(0, 1.02))
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def draw_capacity(curves: Mapping[str, Sequence[tuple[int, int]]], path: Path) -> None:
     """Pairs over key width; what is not measured but counted, the features, is dashed."""
-    figure = _new_figure(8, 5)
+    figure = new_figure(8, 5)
     axes = figure.add_subplot()
     for name, points in curves.items():
         widths, counts = zip(*points, strict=True)
         axes.plot(widths, counts, "k--" if name.startswith("features") else "o-", alpha=0.7, label=name)
     axes.set(xscale="log", yscale="log", xlabel="key width d_k", ylabel="random pairs, 90 % recalled")
     axes.legend(fontsize=7)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def draw_chain(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
     """Each layer's norm, and what is recalled, over the tokens read."""
-    figure = _new_figure(9, 3.5)
+    figure = new_figure(9, 3.5)
     norms, recall = figure.add_subplot(1, 2, 1), figure.add_subplot(1, 2, 2)
     lengths = [row["num_tokens"] for row in rows]
     for layer in range(len(rows[0]["memory_norms"])):
@@ -64,18 +61,4 @@ def draw_chain(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
     norms.legend()
     recall.plot(lengths, [row["recall"]["share"] for row in rows], marker="o")
     recall.set(xscale="log", xlabel="tokens read", ylabel="facts of the beginning recalled", ylim=(0, 1.02))
-    _save(figure, path)
-
-
-def _new_figure(width: float, height: float) -> Figure:
-    try:
-        module = importlib.import_module("matplotlib.figure")
-    except ModuleNotFoundError as error:
-        raise SystemExit("--plot needs matplotlib: pip install 'atlas-serve[bench]'") from error
-    figure: Figure = module.Figure(figsize=(width, height), layout="constrained")
-    return figure
-
-
-def _save(figure: Figure, path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=150)
+    save_figure(figure, path)

@@ -34,7 +34,7 @@ KNOWN_TO_ALL_BENCHES = ("atlas_model.text", "atlas_model.training")
 HOMES = {
     "fastapi": ["server/"],
     "httpx": ["clients/"],
-    "matplotlib": ["bench/plot.py"],
+    "matplotlib": ["atlas_model/training/figure.py"],
     "msgpack": ["engine/snapshot"],
     "numpy": ["atlas_model/", "engine/"],
     "openai": ["bench/askers.py"],

@@ -36,6 +36,10 @@ class Batch:
         """The same batch on another device."""
         return Batch(**{name: getattr(self, name).to(device) for name in self.__dataclass_fields__})
 
+    def rows(self, rows: slice) -> "Batch":
+        """Some of the rows."""
+        return Batch(**{name: getattr(self, name)[rows] for name in self.__dataclass_fields__})
+
 
 @dataclass(frozen=True, slots=True)
 class AnswerScores:
@@ -89,14 +93,19 @@ class EpisodeStream:
         batch_size: int,
         segment_num_tokens: int,
         seed: int,
+        first_row: int = 0,
     ) -> None:
-        """Episodes get the configured length, rounded to whole segments (at least one)."""
+        """Episodes get the configured length, rounded to whole segments (at least one).
+
+        first_row: the number of the first row, where other processes have the rows before it.
+        """
         if batch_size < 1 or segment_num_tokens < 16:
             raise ValueError("batch_size must be >= 1 and segment_num_tokens >= 16")
         self._config = config
         self._maker = EpisodeMaker(config, prose, tokenizer, chat_format)
         self._segment_num_tokens = segment_num_tokens
         self._seed = seed
+        self._first_row = first_row
         self._episode_numbers = [0] * batch_size
         self._segments = [0] * batch_size
         self._episodes: list[Episode | None] = [None] * batch_size
@@ -159,7 +168,7 @@ class EpisodeStream:
         )
 
     def _make_episode(self, row: int) -> Episode:
-        rng = random.Random(f"{self._seed}/{row}/{self._episode_numbers[row]}")
+        rng = random.Random(f"{self._seed}/{self._first_row + row}/{self._episode_numbers[row]}")
         longest = self._config.num_tokens
         shortest = longest if self._config.min_num_tokens is None else self._config.min_num_tokens
         num_segments = max(1, round(rng.randint(shortest, longest) / self._segment_num_tokens))

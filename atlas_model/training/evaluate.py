@@ -23,7 +23,7 @@ from atlas_model.state import State
 from atlas_model.training.data import AnswerScores, EpisodeStream, score_answers
 from atlas_model.training.episode_plan import EpisodeConfig
 from atlas_model.training.loop import Corpus
-from atlas_model.training.prose import Prose
+from atlas_model.training.prose import HELD_OUT, Prose
 from atlas_model.training.tasks import Kind
 
 _SEGMENT_NUM_TOKENS = 512
@@ -60,10 +60,11 @@ def evaluate(
         seed=seed,
     )
     scores = AnswerScores(dict.fromkeys(Kind, 0), dict.fromkeys(Kind, 0))
+    device = model.embedding.weight.device
     state: State | None = None
     prose_loss, num_prose, num_open, num_gates = 0.0, 0, 0.0, 0
     for _ in range(num_tokens // segment):
-        batch = stream.next_batch()
+        batch = stream.next_batch().to(device)
         output = model(batch.token_ids, state)
         state = output.state
         scores = scores + score_answers(batch, output.logits.argmax(-1))
@@ -100,6 +101,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m atlas_model.training.evaluate", description=__doc__)
     parser.add_argument("--model", type=Path, required=True)
     parser.add_argument("--corpus", type=Path, required=True, help="folder that holds the held-out books")
+    parser.add_argument(
+        "--held-out", action="append", metavar="FILE", help=f"name of a held-out book (default {', '.join(HELD_OUT)})"
+    )
     parser.add_argument("--lengths", default="512,2048,8192", help="tokens, multiples of 16")
     parser.add_argument("--episodes", type=int, default=8)
     parser.add_argument("--seed", type=int, default=0)
@@ -107,7 +111,9 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     checkpoint = load_checkpoint(arguments.model)
-    corpus = Corpus(Prose(arguments.corpus, validation=True), checkpoint.tokenizer, checkpoint.chat_format)
+    corpus = Corpus(
+        Prose(arguments.corpus, arguments.held_out or HELD_OUT, True), checkpoint.tokenizer, checkpoint.chat_format
+    )
     for length in map(int, arguments.lengths.split(",")):
         result = evaluate(checkpoint.model, corpus, held_out_episodes(length), arguments.episodes, arguments.seed)
         line = {

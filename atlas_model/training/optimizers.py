@@ -63,11 +63,14 @@ def make_optimizers(model: AtlasModel, recipe: Recipe) -> list[torch.optim.Optim
     dense = [parameter for name, parameter in model.named_parameters() if name.endswith(names)]
     gates = [parameter for name, parameter in model.named_parameters() if "gate_maps" in name]
     others = [p for name, p in model.named_parameters() if not name.endswith(names) and "gate_maps" not in name]
+    dtype = model.embedding.weight.dtype
+    if dtype == torch.float32 and has_fast_bfloat16(model.embedding.weight.device):
+        dtype = torch.bfloat16
     muon = Muon(
         [{"params": dense, "lr_ratio": recipe.dense_lr_ratio, "has_gates": False}],
         lr=recipe.max_lr,
         weight_decay=recipe.weight_decay,
-        dtype=torch.bfloat16 if has_fast_bfloat16(model.embedding.weight.device) else torch.float32,
+        dtype=dtype,
     )
     adamw = torch.optim.AdamW(
         [

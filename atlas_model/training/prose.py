@@ -67,17 +67,16 @@ class Prose:
             yield from book[start : start + _MAX_RUN_NUM_SENTENCES]
 
 
-class MixedProse:
-    """Passages of one source or, with probability `share`, of another."""
+class WeightedProse:
+    """Passages of several sources; how often one is of each is as its weight to the sum of all."""
 
-    def __init__(self, main: ProseSource, other: ProseSource, share: float) -> None:
-        self._main = main
-        self._other = other
-        self._share = share
+    def __init__(self, sources: Sequence[tuple[ProseSource, float]]) -> None:
+        self._sources = [source for source, _ in sources]
+        self._cumulative = list(accumulate(weight for _, weight in sources))
 
     def passage(self, rng: random.Random) -> Iterator[Sentence]:
-        """A passage that is wholly of one of the two."""
-        source = self._other if rng.random() < self._share else self._main
+        """A passage that is wholly of one of them."""
+        (source,) = rng.choices(self._sources, cum_weights=self._cumulative)
         return source.passage(rng)
 
 

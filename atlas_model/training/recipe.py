@@ -1,4 +1,4 @@
-"""Recipes: a model's configuration and the stages it is trained in, as values.
+"""Recipes: a model's configuration, the stages it is trained in and the text it is trained on, as values.
 
 A stage fixes the length of the segments that are differentiated through, the episodes they are cut from and how hard
 writing prose into the memory is punished. Episodes longer than a segment carry their state across segments, detached.
@@ -13,6 +13,7 @@ from pathlib import Path
 
 from atlas_model.config import AtlasConfig, AttentionConfig, Config, ConfigError, MemoryConfig
 from atlas_model.presets import DEMO, PRESETS
+from atlas_model.training.corpora import CorpusConfig
 from atlas_model.training.episode_plan import EpisodeConfig
 
 
@@ -24,6 +25,10 @@ class Stage(Config):
     gate that can shut does not learn to by itself.
     lr_ratio: of this stage's learning rate to the recipe's.
     gate_lr_ratio: of the gates' learning rate to that of the others: a gate that moves fast forgets what it selected.
+    gradient_accumulation_steps: parts that the rows are read in, one after the other, for want of memory; the step is
+    that of the undivided rows.
+    memory_chunk_sizes: of this stage, one for each layer or one for all, None for the model's own. Large chunks train
+    fast; the last stage must have the model's own (the two stages of TNT, arXiv 2511.07343).
     """
 
     num_steps: int
@@ -33,16 +38,23 @@ class Stage(Config):
     write_penalty: float
     lr_ratio: float = 1.0
     gate_lr_ratio: float = 1.0
+    gradient_accumulation_steps: int = 1
+    memory_chunk_sizes: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
-        for name in ("num_steps", "batch_size", "segment_num_tokens"):
+        for name in ("num_steps", "batch_size", "segment_num_tokens", "gradient_accumulation_steps"):
             self._require(getattr(self, name) >= 1, f"{name} must be at least 1")
+        self._require(
+            self.batch_size % self.gradient_accumulation_steps == 0,
+            f"{self.gradient_accumulation_steps} gradient_accumulation_steps cannot share {self.batch_size} rows",
+        )
 
 
 @dataclass(frozen=True, slots=True)
 class Recipe(Config):
     """text_share: how much of the text between the answers is scored, at random.
 
+    corpora: the folders of text that facts hide in, beside a share of passages of generated prose.
     dense_lr_ratio: how much larger the learning rate of the blocks' dense matrices, trained by Muon, is.
     max_lr is reached after num_warmup_steps, held, and brought to 0 linearly over the last `decay_share` of all steps.
     """
@@ -57,16 +69,36 @@ class Recipe(Config):
     decay_share: float = 0.25
     weight_decay: float = 0.01
     max_grad_norm: float = 1.0
+    corpora: tuple[CorpusConfig, ...] = ()
 
     def __post_init__(self) -> None:
         self._require(len(self.stages) > 0, "stages must not be empty")
         self._require(0 < self.text_share <= 1, "text_share must be in (0, 1]")
+        self._require(0 <= self.synthetic_prose_share <= 1, "synthetic_prose_share must be in [0, 1]")
         self._require(0 < self.decay_share <= 1, "decay_share must be in (0, 1]")
         self._require(self.num_warmup_steps >= 1, "num_warmup_steps must be at least 1")
+        for index in range(len(self.stages)):
+            try:
+                config = self.stage_model(index)
+            except ConfigError as error:
+                raise ConfigError(f"Recipe: stages[{index}].memory_chunk_sizes: {error}") from error
+        self._require(
+            config == self.model, "the last stage's memory_chunk_sizes must be the model's own: it is served with those"
+        )
 
     @property
     def num_steps(self) -> int:
         return sum(stage.num_steps for stage in self.stages)
+
+    def stage_model(self, index: int) -> AtlasConfig:
+        """The configuration that stage 0, 1, ... trains at: the model's but for its chunk sizes."""
+        model, sizes = self.model, self.stages[index].memory_chunk_sizes
+        if sizes is None:
+            return model
+        if len(sizes) == 1:
+            sizes *= model.num_layers
+        own = tuple(model.layer_memory(layer).memory_chunk_size for layer in range(model.num_layers))
+        return model if sizes == own else replace(model, memory_chunk_sizes=sizes)
 
     def lr(self, step: int) -> float:
         """Learning rate of step 0, 1, ..."""
@@ -138,6 +170,7 @@ _SMOKE_STAGES = (
         segment_num_tokens=64,
         episodes=EpisodeConfig(num_tokens=64, num_facts=(1, 2), num_questions=(1, 2)),
         write_penalty=0.05,
+        memory_chunk_sizes=(32,),
     ),
     Stage(
         num_steps=8,
@@ -145,6 +178,7 @@ _SMOKE_STAGES = (
         segment_num_tokens=64,
         episodes=EpisodeConfig(num_tokens=192, num_facts=(1, 4), num_questions=(1, 4)),
         write_penalty=0.2,
+        gradient_accumulation_steps=2,
     ),
 )
 
@@ -157,9 +191,10 @@ RECIPES: Mapping[str, Recipe] = {
 
 
 def load_recipe(path: Path) -> Recipe:
-    """Read a recipe from a TOML file: the fields of `Recipe`, [model] and [[stages]] with theirs.
+    """Read a recipe from a TOML file: the fields of `Recipe`, [model], [[stages]] and [[corpora]] with theirs.
 
-    `preset = "NAME"` stands for a [model]. Raises ConfigError, which names the key that is wrong.
+    `preset = "NAME"` stands for a [model]; a corpus' directory is relative to the file. Raises ConfigError, which names
+    the key that is wrong.
     """
     try:
         values = tomllib.loads(path.read_text(encoding="utf-8"))
@@ -171,9 +206,11 @@ def load_recipe(path: Path) -> Recipe:
             raise ConfigError(f"{path}: preset is one of {', '.join(map(repr, PRESETS))}, in place of a [model]")
         values["model"] = PRESETS[name].to_dict()
     try:
-        return Recipe.from_dict(values)
+        recipe = Recipe.from_dict(values)
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from error
+    corpora = (replace(corpus, directory=str(path.parent / corpus.directory)) for corpus in recipe.corpora)
+    return replace(recipe, corpora=tuple(corpora))
 
 
 def scaled(recipe: Recipe, share: float) -> Recipe:

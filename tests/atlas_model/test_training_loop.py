@@ -1,44 +1,28 @@
-"""The training loop: it learns, it resumes exactly, and what its command leaves behind is a checkpoint."""
+"""The training loop: it learns, in either precision, from any start; what moves the weights; what is measured."""
 
 from __future__ import annotations
 
 import json
-import random
 from dataclasses import replace
-from itertools import islice
 from pathlib import Path
 
 import pytest
 import torch
 
-from atlas_model.checkpoint import load_checkpoint
 from atlas_model.model import AtlasModel
 from atlas_model.text import ChatFormat
-from atlas_model.training.__main__ import main
 from atlas_model.training.evaluate import evaluate, held_out_episodes
-from atlas_model.training.loop import METRICS_FILE, Corpus, Processes, Trainer
+from atlas_model.training.loop import Corpus
+from atlas_model.training.metrics import METRICS_FILE
 from atlas_model.training.optimizers import Muon
-from atlas_model.training.recipe import RECIPES, Recipe
+from atlas_model.training.processes import Processes
 from atlas_model.training.synthetic_prose import SyntheticProse
 from tests.atlas_model.tokenizers import small_tokenizer
-
-SMOKE = RECIPES["smoke"]
-
-
-def trainer(
-    directory: Path, recipe: Recipe = SMOKE, seed: int = 0, autocasts: bool | None = None, device: str = "cpu"
-) -> Trainer:
-    recipe = replace(recipe, model=replace(recipe.model, vocab_size=small_tokenizer().vocab_size))
-    corpus = Corpus(SyntheticProse(), small_tokenizer(), ChatFormat())
-    return Trainer(recipe, corpus, directory, seed, torch.float32, autocasts=autocasts, device=device)
-
-
-def say_nothing(line: str) -> None:
-    del line
+from tests.atlas_model.training_runs import SMOKE, say_nothing, trainer
 
 
 def test_loss_falls_and_metrics_are_written(tmp_path: Path) -> None:
-    stages = (replace(SMOKE.stages[0], num_steps=40),)
+    stages = (replace(SMOKE.stages[0], num_steps=40, memory_chunk_sizes=None),)
     run = trainer(tmp_path, replace(SMOKE, stages=stages, max_lr=5e-3))
     run.run(save_seconds=1e9, report=say_nothing, log_steps=10)
     lines = [json.loads(line) for line in (tmp_path / METRICS_FILE).read_text().splitlines()]
@@ -66,43 +50,9 @@ def test_a_run_on_a_gpu_loses_what_one_on_the_cpu_does(tmp_path: Path) -> None:
     assert trainer(tmp_path / "cuda", device="cuda").resume()
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
-def test_a_device_that_is_not_there_is_refused(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr("sys.argv", ["training", "--corpus", str(tmp_path), "--out", str(tmp_path), "--device", "cuda"])
-    with pytest.raises(SystemExit):
-        main()
-    assert "no CUDA device" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize("stop_at", [5, 15])
-def test_a_resumed_run_ends_where_the_uninterrupted_one_does(tmp_path: Path, stop_at: int) -> None:
-    """Also in the second stage, where rows carry their state from segment to segment."""
-    whole = trainer(tmp_path / "whole")
-    for _ in range(18):
-        whole.train_step()
-    first = trainer(tmp_path / "parts")
-    for _ in range(stop_at):
-        first.train_step()
-    first.save()
-    second = trainer(tmp_path / "parts")
-    assert second.resume()
-    for _ in range(18 - stop_at):
-        second.train_step()
-    assert second.num_tokens == whole.num_tokens
-    expected = whole.model.state_dict()
-    assert all(torch.equal(each, expected[name]) for name, each in second.model.state_dict().items())
-
-
-def test_there_is_nothing_to_resume_in_an_empty_folder(tmp_path: Path) -> None:
-    assert not trainer(tmp_path).resume()
-
-
 def test_rows_that_do_not_split_over_the_processes_are_refused(tmp_path: Path) -> None:
-    corpus = Corpus(SyntheticProse(), small_tokenizer(), ChatFormat())
-    with pytest.raises(ValueError, match="3 processes"):
-        Trainer(SMOKE, corpus, tmp_path, 0, torch.float32, Processes(0, 3))
+    with pytest.raises(ValueError, match="3 processes cannot share 4 rows"):
+        trainer(tmp_path, processes=Processes(0, 3))
 
 
 def test_learning_rate_warms_up_holds_and_ends_near_zero() -> None:
@@ -123,26 +73,6 @@ def test_an_untrained_model_answers_at_chance_in_the_evaluation() -> None:
     assert 6 <= sum(result.scores.num_asked.values()) <= 12
     assert result.scores.accuracy < 0.2
     assert result.prose_perplexity > 50
-
-
-def test_the_command_trains_from_text_files_alone_and_leaves_a_checkpoint(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    corpus = tmp_path / "corpus"
-    corpus.mkdir()
-    sentences = [sentence.text for sentence in islice(SyntheticProse().passage(random.Random(0)), 400)]
-    (corpus / "book.txt").write_text("\n".join(sentences), encoding="utf-8")
-    out = tmp_path / "smoke-model"
-    arguments = ["training", "--corpus", str(corpus), "--out", str(out), "--recipe", "smoke", "--scale", "0.1"]
-    monkeypatch.setattr("sys.argv", arguments)
-    main()
-    checkpoint = load_checkpoint(out)
-    assert checkpoint.name == "smoke-model"
-    assert (
-        checkpoint.model(torch.tensor([checkpoint.chat_format.session_start(checkpoint.tokenizer)]))
-        .logits.isfinite()
-        .all()
-    )
 
 
 def test_a_run_can_start_from_another_models_weights(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from atlas_model.training.prose import CorpusError, MixedProse, Prose, Sentence, split_sentences
+from atlas_model.training.prose import CorpusError, Prose, Sentence, WeightedProse, split_sentences
 from atlas_model.training.synthetic_prose import SyntheticProse
 
 BOOK = "It was late. Mr. Brown slept; J. Smith did not!\n\n“Who is it?” he asked. Nobody  answered.\n"
@@ -82,10 +82,13 @@ def test_synthetic_prose_varies_and_is_told_by_its_seed() -> None:
     assert 2 <= sum(not sentence.ends_paragraph for sentence in passage) / 400 <= 5
 
 
-def test_mixed_prose_takes_whole_passages_of_the_other_source_at_its_share(tmp_path: Path) -> None:
+def test_weighted_prose_takes_whole_passages_of_each_source_at_its_weight(tmp_path: Path) -> None:
     write_books(tmp_path)
-    mixed = MixedProse(SyntheticProse(), Prose(tmp_path, held_out=("two.txt",)), share=0.3)
-    rng = random.Random(0)
-    from_the_book = [[sentence in SENTENCES for sentence in islice(mixed.passage(rng), 5)] for _ in range(1000)]
+    prose = Prose(tmp_path, held_out=("two.txt",))
+    weighted = WeightedProse([(SyntheticProse(), 7.0), (prose, 3.0)])
+    rng, again = random.Random(0), random.Random(0)
+    passages = [list(islice(weighted.passage(rng), 5)) for _ in range(1000)]
+    from_the_book = [[sentence in SENTENCES for sentence in passage] for passage in passages]
     assert all(len(set(passage)) == 1 for passage in from_the_book)
     assert 250 <= sum(passage[0] for passage in from_the_book) <= 350
+    assert passages[:50] == [list(islice(weighted.passage(again), 5)) for _ in range(50)]
