@@ -16,14 +16,15 @@ def newton_schulz(matrices: Tensor, config: NewtonSchulzConfig) -> Tensor:
     Where one side is long, the steps are made on A alone, A <- P A P, and X is multiplied by their product once.
     """
     rows, columns = matrices.shape[-2:]
-    x: Tensor = matrices.mT if rows > columns else matrices
+    stack = matrices.reshape(-1, rows, columns)
+    x: Tensor = stack.mT if rows > columns else stack
     x = x / (torch.linalg.matrix_norm(x, keepdim=True) + config.eps)
     if uses_gram_form(config, rows, columns):
         x = _gram_form(x, config)
     else:
         for _ in range(config.num_steps):
             x = _step(x @ x.mT, config) @ x
-    return x.mT if rows > columns else x
+    return (x.mT if rows > columns else x).reshape(matrices.shape)
 
 
 def uses_gram_form(config: NewtonSchulzConfig, rows: int, columns: int) -> bool:
@@ -45,7 +46,7 @@ def _plain_products(config: NewtonSchulzConfig, rows: int, columns: int) -> int:
 
 def _step(gram: Tensor, config: NewtonSchulzConfig) -> Tensor:
     a, b, c = config.coefficients
-    step = b * gram + c * gram @ gram
+    step = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
     step.diagonal(dim1=-2, dim2=-1).add_(a)
     return step
 

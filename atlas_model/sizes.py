@@ -34,9 +34,13 @@ def prefill_flops_per_token(config: AtlasConfig) -> float:
         block += config.attention.window * (key + value) + value * width
     if config.layout == "mal":
         block += qkv
-    memories = (config.layer_memory(index) for index in range(config.num_layers))
-    memory = sum(each.num_heads * _memory_products(each) for each in memories)
-    return 2.0 * (config.num_layers * block + memory + config.vocab_size * width)
+    memory = sum(memory_flops_per_token(config.layer_memory(index)) for index in range(config.num_layers))
+    return 2.0 * (config.num_layers * block + config.vocab_size * width) + memory
+
+
+def memory_flops_per_token(config: MemoryConfig) -> float:
+    """The share of one layer's memory, all heads: its features, and the chunk form's reads and writes."""
+    return 2.0 * config.num_heads * _memory_products(config)
 
 
 def _memory_products(config: MemoryConfig) -> float:
@@ -47,7 +51,8 @@ def _memory_products(config: MemoryConfig) -> float:
     matrices = list(memory_network(config).shapes().items())
 
     products = 2 * size * _feature_products(config)
-    products += size * size * columns + rows * size + rows * size * columns
+    carries_momentum = config.max_momentum_decay > 0
+    products += rows * size * columns + (rows * size * (size + columns) if carries_momentum else 0)
     if config.step == "bounded":
         for rows_width in _curvature_widths(config):
             products += columns * columns * rows_width + rows * columns * columns
@@ -55,7 +60,6 @@ def _memory_products(config: MemoryConfig) -> float:
     products += columns * sum(inputs * outputs for name, (inputs, outputs) in matrices if name == "w_out")
     if config.network == "gated_mlp" and config.step == "bounded":
         products += columns * sum(inputs * outputs for name, (inputs, outputs) in matrices if name != "w_out")
-    carries_momentum = config.max_momentum_decay > 0
     for _, (inputs, outputs) in matrices:
         matrix = inputs * outputs
         if config.muon_granularity == "token":

@@ -118,6 +118,14 @@ def test_newton_schulz_on_the_small_matrix_is_that_on_the_large_one(shape: tuple
     assert largest_error(rough, newton_schulz(matrices, config)) <= 1e-4
 
 
+@pytest.mark.parametrize("shape", [(6, 8), (5, 40), (40, 5)])
+def test_newton_schulz_of_a_stack_is_that_of_each_of_its_matrices(shape: tuple[int, int]) -> None:
+    torch.manual_seed(0)
+    matrices = torch.randn(2, 3, *shape, dtype=torch.float64)
+    stacked = newton_schulz(matrices, NewtonSchulzConfig())
+    assert largest_error(stacked[1, 2], newton_schulz(matrices[1, 2], NewtonSchulzConfig())) <= 1e-12
+
+
 def test_newton_schulz_of_nothing_is_nothing() -> None:
     assert torch.equal(newton_schulz(torch.zeros(2, 3, 4), NewtonSchulzConfig()), torch.zeros(2, 3, 4))
 
