@@ -140,9 +140,11 @@ def test_a_cuda_device_computes_what_the_cpu_does(
 def test_capacity_grows_with_passes_and_with_the_degree_of_the_features(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    size = ["--key-widths", "8", "--degrees", "1,2", "--networks", "matrix", "--passes", "1,8", "--seeds", "1"]
+    size = ["--key-widths", "8", "--degrees", "1,2", "--passes", "1,8", "--seeds", "1", "--max-pairs", "512"]
     document, _ = run(capsys, "capacity", *size, "--plot", str(tmp_path / "capacity.png"))
-    pairs = {(each["feature_degree"], each["num_passes"]): each["num_pairs"] for each in document["capacities"]}
-    assert 1 <= pairs[1, 1] < pairs[1, 8] < pairs[2, 8]
-    assert [each["num_features"] for each in document["capacities"]] == [8, 8, 45, 45]
+    pairs = {(each["network"], each["feature_degree"]): each["num_pairs"] for each in document["capacities"]}
+    assert 1 <= pairs["matrix", 1]["1 pass"] < pairs["matrix", 1]["8 passes"] <= pairs["matrix", 1]["fitted"]
+    assert pairs["matrix", 1]["8 passes"] < pairs["matrix", 2]["8 passes"] <= pairs["matrix", 2]["fitted"]
+    assert [each["num_features"] for each in document["capacities"]] == [8, 45, 8, 8]
+    assert 8 <= pairs["matrix", 1]["fitted"] < pairs["mlp", 1]["fitted"] < pairs["gated_mlp", 1]["fitted"]
     assert (tmp_path / "capacity.png").stat().st_size > 0
