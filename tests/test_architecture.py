@@ -21,7 +21,16 @@ MAY_IMPORT = {
 }
 
 # The benches that look inside; the others speak HTTP and know only the generators of text.
-BENCHES_THAT_LOOK_INSIDE = {"bench/capacity.py", "bench/cost.py", "bench/cost_store.py", "bench/gpu_check.py"}
+BENCHES_THAT_LOOK_INSIDE = {
+    "bench/capacity.py",
+    "bench/cost.py",
+    "bench/cost_store.py",
+    "bench/gpu_check.py",
+    "bench/kernels.py",
+    "bench/memory_workload.py",
+    "bench/omega_window.py",
+    "bench/products.py",
+}
 KNOWN_TO_ALL_BENCHES = ("atlas_model.text", "atlas_model.training")
 
 # Third-party package: the files or folders that may import it.
