@@ -89,9 +89,10 @@ class FeatureMap(nn.Module):
         parts = [roots[0].expand(*x.shape[:-1], 1), roots[1] * x]
         for degree in range(2, self.degree + 1):
             first, *others = self.get_buffer(f"picks_{degree}").unbind(0)
-            monomials = projected @ first
+            # The roots go with the small factors: the monomials are many.
+            monomials = (roots[degree] * projected) @ (first * self.get_buffer(f"multiplicities_{degree}").sqrt())
             for picks in others:
                 monomials = monomials * (projected @ picks)
-            parts.append(roots[degree] * (monomials * self.get_buffer(f"multiplicities_{degree}").sqrt()))
+            parts.append(monomials)
         features = torch.cat(parts, dim=-1)
         return normalize(features, dim=-1) if self.has_unit_norm else features

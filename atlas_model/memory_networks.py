@@ -33,6 +33,9 @@ Curvature = Sequence[tuple[Tensor | None, Tensor | float]]
 """Terms (rows x [B, H, T, d], gain [B, H] or a number) of a bound on the curvature of the tokens' losses, weighed by
 w: the sum over the terms of gain |sum_i w_i x_i x_i^T|_F. Rows of None are the features."""
 
+_gelu_backward = torch.ops.aten.gelu_backward
+"""(g, z) -> g times the slope of gelu at z, in one pass; it has a derivative of its own."""
+
 _MAX_GELU_SLOPE = 1.13
 _EXPANSION = 4
 
@@ -41,9 +44,11 @@ class MemoryNetwork(Protocol):
     """One architecture of memory. `residual` is the raw key or query, [B, H, T, key_width].
 
     has_key_term: whether a term of `curvature` has the features themselves for rows, as None.
+    has_fixed_curvature: whether `curvature` is that term alone, with a gain of 1, whatever the memory holds.
     """
 
     has_key_term: bool
+    has_fixed_curvature: bool
 
     def shapes(self) -> Mapping[str, tuple[int, int]]:
         """Inputs and outputs of each matrix of one head."""
@@ -73,6 +78,7 @@ class MatrixMemory:
     """M(x) = x W: the linear memory of Titans' and OmegaNet's simplest rows. No residual."""
 
     has_key_term = True
+    has_fixed_curvature = True
 
     def __init__(self, num_features: int, key_width: int, value_width: int) -> None:
         del key_width
@@ -99,6 +105,8 @@ class _DeepMemory:
 
     The residual is the raw key or query when key_width = value_width and absent otherwise (decided here).
     """
+
+    has_fixed_curvature = False
 
     def __init__(self, num_features: int, key_width: int, value_width: int) -> None:
         self._hidden = _EXPANSION * value_width
@@ -127,12 +135,12 @@ class MlpMemory(_DeepMemory):
         z = features @ weights["w_in"]
         h = gelu(z)
         error = slope(self._answer(h @ weights["w_out"], residual))
-        g = (error @ weights["w_out"].mT) * _gelu_slope(z)
+        g = _gelu_backward(error @ weights["w_out"].mT, z)
         return {"w_in": (features, g), "w_out": (h, error)}
 
     def curvature(self, features: Tensor, factors: Factors, weights: Weights) -> Curvature:
         hidden, _ = factors["w_out"]
-        return [(hidden, 1.0), (None, _MAX_GELU_SLOPE**2 * weights["w_out"].square().sum((-2, -1)))]
+        return [(hidden, 1.0), (None, _MAX_GELU_SLOPE**2 * _squared_norm(weights["w_out"]))]
 
 
 class GatedMlpMemory(_DeepMemory):
@@ -151,25 +159,27 @@ class GatedMlpMemory(_DeepMemory):
     def factors(self, features: Tensor, residual: Tensor, slope: Slope, weights: Weights) -> Factors:
         z, u = features @ weights["w_in"], features @ weights["w_gate"]
         h = gelu(z)
-        error = slope(self._answer((h * u) @ weights["w_out"], residual))
+        product = h * u
+        error = slope(self._answer(product @ weights["w_out"], residual))
         d = error @ weights["w_out"].mT
         return {
-            "w_in": (features, d * u * _gelu_slope(z)),
-            "w_out": (h * u, error),
+            "w_in": (features, _gelu_backward(d * u, z)),
+            "w_out": (product, error),
             "w_gate": (features, d * h),
         }
 
     def curvature(self, features: Tensor, factors: Factors, weights: Weights) -> Curvature:
         """Through W_in and W_gate a token's answer moves by at most |W_out| times its largest hidden slope."""
         z, u = features @ weights["w_in"], features @ weights["w_gate"]
-        steepest = (u * _gelu_slope(z)).square().amax(-1) + gelu(z).square().amax(-1)
+        steepest = _gelu_backward(u, z).square().amax(-1) + gelu(z).square().amax(-1)
         product, _ = factors["w_out"]
-        return [(product, 1.0), (features * steepest.sqrt()[..., None], weights["w_out"].square().sum((-2, -1)))]
+        return [(product, 1.0), (features * steepest.sqrt()[..., None], _squared_norm(weights["w_out"]))]
 
 
-def _gelu_slope(z: Tensor) -> Tensor:
-    density = torch.exp(-0.5 * z.square()) / math.sqrt(2.0 * math.pi)
-    return 0.5 * (1.0 + torch.erf(z / math.sqrt(2.0))) + z * density
+def _squared_norm(matrices: Tensor) -> Tensor:
+    """[B, H, inputs, outputs] -> [B, H]."""
+    norms: Tensor = torch.linalg.vector_norm(matrices.flatten(-2), dim=-1)
+    return norms.square()
 
 
 NETWORKS: Mapping[str, Callable[[int, int, int], MemoryNetwork]] = {

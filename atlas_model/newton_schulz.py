@@ -17,14 +17,15 @@ def newton_schulz(matrices: Tensor, config: NewtonSchulzConfig) -> Tensor:
     float32 and wider, for in bfloat16 an A that is rounded has negative eigenvalues, which each step multiplies by 12.
     """
     rows, columns = matrices.shape[-2:]
-    x: Tensor = matrices.mT if rows > columns else matrices
+    stack = matrices.reshape(-1, rows, columns)
+    x: Tensor = stack.mT if rows > columns else stack
     x = x / (torch.linalg.matrix_norm(x, keepdim=True) + config.eps)
     if x.dtype.itemsize >= 4 and uses_gram_form(config, rows, columns):
         x = _gram_form(x, config)
     else:
         for _ in range(config.num_steps):
             x = _step(x @ x.mT, config) @ x
-    return x.mT if rows > columns else x
+    return (x.mT if rows > columns else x).reshape(matrices.shape)
 
 
 def uses_gram_form(config: NewtonSchulzConfig, rows: int, columns: int) -> bool:
@@ -46,7 +47,7 @@ def _plain_products(config: NewtonSchulzConfig, rows: int, columns: int) -> int:
 
 def _step(gram: Tensor, config: NewtonSchulzConfig) -> Tensor:
     a, b, c = config.coefficients
-    step = b * gram + c * gram @ gram
+    step = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
     step.diagonal(dim1=-2, dim2=-1).add_(a)
     return step
 

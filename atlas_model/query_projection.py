@@ -44,7 +44,13 @@ def project_queries(inputs: MemoryInputs, projection: Tensor, lengths: Tensor | 
     ):
         token_gate, retention, _, _ = block_gates.unbind(-1)
         ones = torch.ones_like(token_gate)
-        sums = chunk_coefficients(Gates(token_gate, retention, ones, 0 * ones), omega_window=1, last_row_only=False)
+        sums = chunk_coefficients(
+            Gates(token_gate, retention, ones, 0 * ones),
+            omega_window=1,
+            last_row_only=False,
+            carries_momentum=False,
+            every_step=False,
+        )
         kept = (queries @ projection) * sums.kept_memory[..., None]
         projected.append(kept + (sums.memory_writes * (queries @ keys.mT)) @ keys)
         last = sums.last()
@@ -55,4 +61,4 @@ def project_queries(inputs: MemoryInputs, projection: Tensor, lengths: Tensor | 
 def projection_products(key_width: int) -> int:
     """Multiplications of one head a token."""
     block = _BLOCK_NUM_TOKENS
-    return 2 * key_width * (key_width + block) + 2 * block * block + block
+    return 2 * key_width * (key_width + block) + block * block

@@ -51,6 +51,11 @@ def _layer_products(config: AtlasConfig, index: int) -> float:
     return products
 
 
+def memory_flops_per_token(config: MemoryConfig) -> float:
+    """The share of one layer's memory, all heads: its features, and the chunk form's reads and writes."""
+    return 2.0 * config.num_heads * _memory_products(config)
+
+
 def _weights(config: MemoryConfig) -> int:
     """Entries of all matrices of one head's memory: the multiplications of one read."""
     return sum(inputs * outputs for inputs, outputs in memory_network(config).shapes().values())
@@ -66,7 +71,8 @@ def _memory_products(config: MemoryConfig) -> float:
     products = 2 * size * _feature_products(config)
     if config.query_projection == "keys":
         products += size * projection_products(config.key_width)
-    products += size * size * columns + rows * size + rows * size * columns
+    carries_momentum = config.max_momentum_decay > 0
+    products += rows * size * columns + (rows * size * (size + columns) if carries_momentum else 0)
     if config.step == "bounded":
         for rows_width in _curvature_widths(config):
             products += columns * columns * rows_width + rows * columns * columns
@@ -74,7 +80,6 @@ def _memory_products(config: MemoryConfig) -> float:
     products += columns * sum(inputs * outputs for name, (inputs, outputs) in matrices if name == "w_out")
     if config.network == "gated_mlp" and config.step == "bounded":
         products += columns * sum(inputs * outputs for name, (inputs, outputs) in matrices if name != "w_out")
-    carries_momentum = config.max_momentum_decay > 0
     for _, (inputs, outputs) in matrices:
         matrix = inputs * outputs
         if config.muon_granularity == "token":

@@ -15,6 +15,8 @@ BENCHES = {
     "cost": "what a token and a snapshot cost, early and late in a session",
     "chain": "one text of many tokens: the memory's norms, and what is still known",
     "capacity": "how many random pairs a memory holds, by key width, degree and depth",
+    "kernels": "the chunk form beside its matrix products alone and beside the naive loop, rule by rule",
+    "omega_window": "what a longer Omega window costs in prefill and in decode",
     "gpu_check": "a CUDA device against the CPU: the same numbers, and how fast",
 }
 
@@ -22,7 +24,7 @@ BENCHES = {
 def main(arguments: Sequence[str]) -> None:
     """Only the chosen bench is imported: each needs other things. Raises SystemExit with one line of reason."""
     overview = argparse.ArgumentParser(prog="python -m bench", formatter_class=argparse.RawDescriptionHelpFormatter)
-    overview.epilog = "\n".join(f"  {name:<10} {what}" for name, what in BENCHES.items())
+    overview.epilog = "\n".join(f"  {name:<12} {what}" for name, what in BENCHES.items())
     overview.add_argument("bench", choices=BENCHES, metavar="NAME")
     name = overview.parse_args(arguments[:1]).bench
     bench = importlib.import_module(f"bench.{name}")

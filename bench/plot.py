@@ -38,15 +38,20 @@ def draw_latencies(panels: Mapping[str, Sequence[float]], path: Path) -> None:
     save_figure(figure, path)
 
 
-def draw_capacity(curves: Mapping[str, Sequence[tuple[int, int]]], path: Path) -> None:
-    """Pairs over key width; what is not measured but counted, the features, is dashed."""
-    figure = new_figure(8, 5)
+Curves = Mapping[str, Sequence[tuple[int, int]]]
+
+
+def draw_capacity(measured: Curves, counted: Curves, path: Path) -> None:
+    """Pairs over key width; what is fitted is whole, what was read dotted, what is not measured but counted dashed."""
+    figure = new_figure(8, 6)
     axes = figure.add_subplot()
-    for name, points in curves.items():
-        widths, counts = zip(*points, strict=True)
-        axes.plot(widths, counts, "k--" if name.startswith("features") else "o-", alpha=0.7, label=name)
+    for name, points in measured.items():
+        axes.plot(*zip(*points, strict=True), "o-" if name.endswith("fitted") else ".:", alpha=0.7, label=name)
+    for name, points in counted.items():
+        axes.plot(*zip(*points, strict=True), "--", color="black", alpha=0.4)
+        axes.annotate(name, points[-1], fontsize=6)
     axes.set(xscale="log", yscale="log", xlabel="key width d_k", ylabel="random pairs, 90 % recalled")
-    axes.legend(fontsize=7)
+    axes.legend(fontsize=6)
     save_figure(figure, path)
 
 

@@ -6,17 +6,22 @@ chunk is laid out first, then its new tokens, then tokens that change nothing, s
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import repeat
 
 import torch
 from torch import Tensor
 
 from atlas_model.gates import NEUTRAL_GATES, Gates
-from atlas_model.memory.coefficients import chunk_coefficients
+from atlas_model.memory.coefficients import ChunkCoefficients, chunk_coefficients
 from atlas_model.memory.rule import MemoryInputs, MemoryRule, MemoryState
-from atlas_model.memory.step_bound import key_norms, push_limits, step_scale
+from atlas_model.memory.step_bound import bound_by_keys, push_limits, step_scale
 from atlas_model.memory.update import chunk_update
 from atlas_model.memory_networks import Weights
+
+# Tokens whose features are made at once: enough to share the calls, few enough to be in the cache when they are read.
+_SPAN_NUM_TOKENS = 256
 
 
 def chunk(
@@ -33,46 +38,24 @@ def chunk(
     real token. Exact for any split of the tokens into calls.
     """
     layout = _Layout.of(rule, inputs, position, lengths)
-    size, before = rule.config.memory_chunk_size, rule.config.omega_window - 1
     keys = layout.place(state.keys, inputs.keys)
     values = layout.place(state.values, inputs.values)
     stacked_gates = layout.place(state.gates, inputs.gates.stack(), NEUTRAL_GATES)
-    queries = layout.place(state.keys, inputs.queries)[:, :, before:]
-
-    def chunks(extended: Tensor) -> Tensor:
-        return extended.unfold(2, before + size, size).transpose(-1, -2)
-
-    features = chunks(rule.feature_map(keys))
-    coefficients = chunk_coefficients(
-        Gates.unstack(chunks(stacked_gates)),
-        rule.config.omega_window,
-        last_row_only=rule.config.read_granularity == "chunk",
-        every_step=rule.config.muon_granularity == "token",
-    )
-    pushes = push_limits(rule, coefficients)
-    # NOTE: one unbind for all chunks; indexing each would make the backward fill the whole tensor once per chunk.
-    per_chunk = zip(
-        features.unbind(2),
-        chunks(keys).unbind(2),
-        chunks(values).unbind(2),
-        rule.feature_map(queries).unflatten(2, (-1, size)).unbind(2),
-        queries.unflatten(2, (-1, size)).unbind(2),
-        coefficients.chunks(),
-        pushes.unbind(2),
-        key_norms(rule, pushes, features),
-        strict=True,
-    )
+    queries = layout.place(state.keys, inputs.queries)[:, :, layout.before :]
     memory, momentum = state.memory, state.momentum
     outputs: list[Tensor] = []
-    for index, (x, key, value, query_features, query, scalars, push, key_norm) in enumerate(per_chunk):
-        factors = rule.factors(x, key, value, memory)
-        scale = step_scale(rule, memory, x, factors, push, key_norm)
-        update = chunk_update(rule, memory, momentum, factors, scalars, scale)
-        outputs.append(update.read(query_features, query))
-        full = layout.ends_chunk(index)
-        if bool(full.any()):
+    for index, work in enumerate(_prepared(rule, layout, keys, values, queries, stacked_gates)):
+        factors = rule.factors(work.features, work.keys, work.values, memory)
+        scale = step_scale(rule, memory, work.features, factors, work.pushes, work.key_norm)
+        update = chunk_update(rule, memory, momentum, factors, work.coefficients, scale)
+        outputs.append(update.read(work.query_features, work.queries))
+        if index < layout.num_full_of_some:
             new_memory, new_momentum = update.commit()
-            memory, momentum = keep_unless(full, new_memory, memory), keep_unless(full, new_momentum, momentum)
+            if index < layout.num_full_of_all:
+                memory, momentum = new_memory, new_momentum
+            else:
+                full = layout.ends_chunk(index)
+                memory, momentum = keep_unless(full, new_memory, memory), keep_unless(full, new_momentum, momentum)
 
     new_state = MemoryState(
         memory=memory,
@@ -82,6 +65,61 @@ def chunk(
         gates=layout.buffer(stacked_gates, state.gates),
     )
     return layout.new_tokens(torch.cat(outputs, dim=2)), new_state
+
+
+@dataclass(frozen=True, slots=True)
+class _Prepared:
+    """All of one chunk that does not depend on the memory; keys with the window's before them, queries its own."""
+
+    features: Tensor
+    keys: Tensor
+    values: Tensor
+    query_features: Tensor
+    queries: Tensor
+    coefficients: ChunkCoefficients
+    pushes: Tensor
+    key_norm: Tensor | None
+
+
+def _prepared(
+    rule: MemoryRule, layout: _Layout, keys: Tensor, values: Tensor, queries: Tensor, stacked_gates: Tensor
+) -> Iterator[_Prepared]:
+    """The chunks in their order, made a span at a time: many at once, and few enough to stay in the cache."""
+    size, before = layout.size, layout.before
+
+    def chunks(extended: Tensor) -> Tensor:
+        return extended.unfold(2, before + size, size).transpose(-1, -2)
+
+    def own_chunks(placed: Tensor) -> Tensor:
+        split: Tensor = placed.unflatten(2, (-1, size))
+        return split
+
+    span = max(1, _SPAN_NUM_TOKENS // size) * size
+    for start in range(0, queries.shape[2], span):
+        own = slice(start, start + span)
+        extended = slice(start, start + span + before)
+        features = chunks(rule.feature_map(keys[:, :, extended]))
+        coefficients = chunk_coefficients(
+            Gates.unstack(chunks(stacked_gates[:, :, extended])),
+            rule.config.omega_window,
+            last_row_only=rule.config.read_granularity == "chunk",
+            carries_momentum=rule.carries_momentum,
+            every_step=rule.config.muon_granularity == "token",
+        )
+        pushes = push_limits(rule, coefficients)
+        coefficients, key_norm = bound_by_keys(rule, coefficients, pushes, features)
+        # NOTE: one unbind for all chunks; indexing each would make the backward fill the whole tensor once per chunk.
+        yield from map(
+            _Prepared,
+            features.unbind(2),
+            chunks(keys[:, :, extended]).unbind(2),
+            chunks(values[:, :, extended]).unbind(2),
+            own_chunks(rule.feature_map(queries[:, :, own])).unbind(2),
+            own_chunks(queries[:, :, own]).unbind(2),
+            coefficients.chunks(),
+            pushes.unbind(2),
+            repeat(None) if key_norm is None else key_norm.unbind(2),
+        )
 
 
 def keep_unless(rows: Tensor, new: Weights, old: Weights) -> Weights:
@@ -97,6 +135,7 @@ class _Layout:
     """Where each token of each row stands, counted from the start of the row's open chunk.
 
     phase: [B], tokens in the open chunk before the call. total: [B], phase + new tokens.
+    num_full_of_some, num_full_of_all: how many chunks end in the call, of the row with the most and with the fewest.
     aligned: all rows start and end on a chunk's border, so nothing needs to be moved.
     """
 
@@ -106,6 +145,8 @@ class _Layout:
     num_chunks: int
     phase: Tensor
     total: Tensor
+    num_full_of_some: int
+    num_full_of_all: int
     aligned: bool
 
     @classmethod
@@ -114,13 +155,16 @@ class _Layout:
         num_new = inputs.keys.shape[2]
         phase = position % size
         total = phase + (num_new if lengths is None else lengths)
+        longest, shortest = int(total.max()), int(total.min())
         return cls(
             size=size,
             before=rule.config.omega_window - 1,
             num_new=num_new,
-            num_chunks=max(1, -(-int(total.max()) // size)),
+            num_chunks=max(1, -(-longest // size)),
             phase=phase,
             total=total,
+            num_full_of_some=longest // size,
+            num_full_of_all=shortest // size,
             aligned=lengths is None and num_new % size == 0 and not bool(phase.any()),
         )
 

@@ -55,6 +55,11 @@ class ChunkCoefficients:
             replace(each, step_writes=writes) for each, writes in zip(chunks, self.step_writes.unbind(2), strict=True)
         ]
 
+    def scaled(self, step_scale: Tensor) -> ChunkCoefficients:
+        """With every row's writes times its step_scale, [..., rows]."""
+        scale = step_scale[..., None]
+        return replace(self, memory_writes=self.memory_writes * scale, momentum_writes=self.momentum_writes * scale)
+
     def row(self, index: Tensor) -> ChunkCoefficients:
         """One row of each sequence, int64 [B]: the chunk up to that token. The batch is the first dimension."""
 
@@ -75,6 +80,8 @@ class ChunkCoefficients:
 
     def last(self) -> ChunkCoefficients:
         """The last token's row alone: what a commit needs."""
+        if self.memory_writes.shape[-2] == 1:
+            return self
         return ChunkCoefficients(
             self.kept_memory[..., -1:],
             self.pushed_momentum[..., -1:],
@@ -86,38 +93,44 @@ class ChunkCoefficients:
 
 
 def chunk_coefficients(
-    gates: Gates, omega_window: int, last_row_only: bool, every_step: bool = False
+    gates: Gates, omega_window: int, last_row_only: bool, carries_momentum: bool, every_step: bool
 ) -> ChunkCoefficients:
     """Coefficients of chunks whose gates [..., omega_window - 1 + b] include the window's before the chunk.
 
     Of the window's tokens only token_gate matters. With last_row_only the results have one row, the chunk's end.
-    every_step: for `muon` per token, which needs the rows of all tokens.
+    carries_momentum: else momentum_decay is taken to be 0. every_step: for `muon` per token, which needs all rows.
     """
     last_row_only = last_row_only and not every_step
     before = omega_window - 1
     retention, inner_lr, momentum_decay = (
         gate[..., before:] for gate in (gates.retention, gates.inner_lr, gates.momentum_decay)
     )
-    momentum_products = _products(momentum_decay)
-    kept_momentum = momentum_decay.cumprod(-1)
-    momentum_writes = momentum_products @ _window_band(retention.shape[-1], omega_window, retention)
-    momentum_writes = momentum_writes * gates.token_gate[..., None, :]
+    rows = slice(-1, None) if last_row_only else slice(None)
     if last_row_only:
         memory_products = retention[..., 1:].flip(-1).cumprod(-1).flip(-1)
         memory_products = torch.cat([memory_products, torch.ones_like(retention[..., :1])], -1)[..., None, :]
     else:
         memory_products = _products(retention)
     pushes = memory_products * inner_lr[..., None, :]
-    rows = slice(-1, None) if last_row_only else slice(None)
+    band = _window_band(retention.shape[-1], omega_window, retention)
+    token_gate = gates.token_gate[..., None, :]
+    kept_momentum = momentum_decay.cumprod(-1)
+    if carries_momentum:
+        momentum_products = _products(momentum_decay)
+        momentum_writes = (momentum_products[..., rows, :] @ band) * token_gate
+        memory_writes = (pushes @ momentum_products @ band) * token_gate
+    else:
+        momentum_writes = band[rows] * token_gate
+        memory_writes = (pushes @ band) * token_gate
     step_writes = None
     if every_step:
         step_writes = pushes * gates.token_gate.unfold(-1, omega_window, 1).amax(-1)[..., None, :]
     return ChunkCoefficients(
         kept_memory=retention.cumprod(-1)[..., rows],
-        pushed_momentum=(pushes @ kept_momentum[..., None])[..., 0],
+        pushed_momentum=(pushes * kept_momentum[..., None, :]).sum(-1),
         kept_momentum=kept_momentum[..., rows],
-        memory_writes=pushes @ momentum_writes,
-        momentum_writes=momentum_writes[..., rows, :],
+        memory_writes=memory_writes,
+        momentum_writes=momentum_writes,
         mean_push=(gates.token_gate[..., before:] * inner_lr).mean(-1),
         step_writes=step_writes,
     )

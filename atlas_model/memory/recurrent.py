@@ -13,8 +13,8 @@ from atlas_model.gates import Gates
 from atlas_model.memory.chunk import keep_unless
 from atlas_model.memory.coefficients import chunk_coefficients
 from atlas_model.memory.rule import MemoryInputs, MemoryRule, MemoryState
-from atlas_model.memory.step_bound import key_norms, push_limits, step_scale
-from atlas_model.memory.update import LinearUpdate, TokenMuonUpdate
+from atlas_model.memory.step_bound import bound_by_keys, push_limits, step_scale
+from atlas_model.memory.update import ChunkUpdate, TokenMuonUpdate, chunk_update
 
 
 def recurrent(
@@ -62,16 +62,22 @@ def recurrent(
 
 def _update(
     rule: MemoryRule, state: MemoryState, keys: Tensor, values: Tensor, gates: Gates, phase: Tensor
-) -> LinearUpdate | TokenMuonUpdate:
+) -> ChunkUpdate:
     """The open chunk up to each row's new token, which stands at `phase`."""
     every_step = rule.config.muon_granularity == "token"
-    coefficients = chunk_coefficients(gates, rule.config.omega_window, last_row_only=False, every_step=every_step)
+    coefficients = chunk_coefficients(
+        gates,
+        rule.config.omega_window,
+        last_row_only=False,
+        carries_momentum=rule.carries_momentum,
+        every_step=every_step,
+    )
     features = rule.feature_map(keys)
     factors = rule.factors(features, keys, values, state.memory)
     if every_step:
         return TokenMuonUpdate.at_anchor(rule, state.memory, state.momentum, factors, coefficients).row(phase)
     coefficients = coefficients.row(phase)
     pushes = push_limits(rule, coefficients)
-    (key_norm,) = key_norms(rule, pushes[:, :, None], features[:, :, None])
+    coefficients, key_norm = bound_by_keys(rule, coefficients, pushes, features)
     scale = step_scale(rule, state.memory, features, factors, pushes, key_norm)
-    return LinearUpdate(rule, state.memory, state.momentum, factors, coefficients, scale)
+    return chunk_update(rule, state.memory, state.momentum, factors, coefficients, scale)

@@ -26,27 +26,37 @@ def push_limits(rule: MemoryRule, coefficients: ChunkCoefficients) -> Tensor:
     return coefficients.memory_writes + coefficients.momentum_writes * push
 
 
-def key_norms(rule: MemoryRule, pushes: Tensor, features: Tensor) -> list[Tensor | None]:
-    """Per chunk the norm that does not depend on the memory, [B, H, rows]; None where nothing asks for it.
+def bound_by_keys(
+    rule: MemoryRule, coefficients: ChunkCoefficients, pushes: Tensor, features: Tensor
+) -> tuple[ChunkCoefficients, Tensor | None]:
+    """What of the bound does not depend on the memory, for any number of chunks; features [B, H, ..., columns, width].
 
-    pushes [B, H, chunks, rows, columns], features [B, H, chunks, columns, num_features].
+    Where that is all of it the coefficients come back scaled. Where it is a part of it, it is the norm of the features,
+    [B, H, ..., rows], that `step_scale` asks for.
     """
     if rule.config.step == "free" or not rule.network.has_key_term:
-        return [None] * pushes.shape[2]
-    return list(_gram_norm(pushes, features).unbind(2))
+        return coefficients, None
+    norm = _gram_norm(pushes, features)
+    if rule.network.has_fixed_curvature:
+        return coefficients.scaled(_scale(norm)), None
+    return coefficients, norm
 
 
 def step_scale(
     rule: MemoryRule, memory: Weights, features: Tensor, factors: Factors, pushes: Tensor, key_norm: Tensor | None
 ) -> Tensor | None:
-    """s_t of one chunk's prefixes, [B, H, rows]; None where the step is free."""
-    if rule.config.step == "free":
+    """s_t of one chunk's prefixes, [B, H, rows]; None where the step is free, or bounded by the keys alone."""
+    if rule.config.step == "free" or rule.network.has_fixed_curvature:
         return None
-    bound = pushes.new_zeros(())
+    bounds: list[Tensor] = []
     for rows, gain in rule.network.curvature(features, factors, memory):
         norm = key_norm if rows is None else _gram_norm(pushes, rows)
         assert norm is not None, "a network with a term of the features says so by has_key_term"
-        bound = bound + norm * (gain if isinstance(gain, float) else gain[..., None])
+        bounds.append(norm * (gain if isinstance(gain, float) else gain[..., None]))
+    return _scale(sum(bounds[1:], start=bounds[0]))
+
+
+def _scale(bound: Tensor) -> Tensor:
     return bound.clamp(min=1.0).reciprocal()
 
 

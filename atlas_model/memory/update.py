@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
 from atlas_model.memory.coefficients import ChunkCoefficients
@@ -33,14 +34,24 @@ def chunk_update(
     coefficients: ChunkCoefficients,
     step_scale: Tensor | None,
 ) -> ChunkUpdate:
-    """The update of a whole chunk that the rule asks for. step_scale: see `bounded_step_scale`."""
+    """The update of a chunk, all its rows or one, that the rule asks for. step_scale: see `step_bound.step_scale`."""
     if rule.config.muon_granularity == "token":
         return TokenMuonUpdate.at_anchor(rule, memory, momentum, factors, coefficients)
-    return LinearUpdate(rule, memory, momentum, factors, coefficients, step_scale)
+    if step_scale is not None:
+        coefficients = coefficients.scaled(step_scale)
+    return LinearUpdate(rule, memory, momentum, factors, coefficients)
+
+
+def _minus_product(base: Tensor, left: Tensor, right: Tensor) -> Tensor:
+    """base - left @ right, all [B, H, rows, columns], in one pass over the result."""
+    product = torch.baddbmm(base.flatten(0, 1), left.flatten(0, 1), right.flatten(0, 1), alpha=-1.0)
+    return product.view(base.shape)
 
 
 def _decayed(rule: MemoryRule, name: str, old: Tensor, kept: Tensor, x: Tensor | None = None) -> Tensor:
     """What is left of a matrix, or of what x reads in it, and what has come in its place from the target of decay."""
+    if rule.config.retention != "decay":
+        return old
     if rule.config.retention_target == "zero":
         return old * kept
     initial = rule.initial[name].reshape(-1, *[1] * (old.ndim - 4), *rule.initial[name].shape[-2:])
@@ -56,7 +67,6 @@ class LinearUpdate:
     momentum: Weights
     factors: Factors
     coefficients: ChunkCoefficients
-    step_scale: Tensor | None
 
     def read(self, features: Tensor, queries: Tensor) -> Tensor:
         if self.rule.config.read_granularity == "chunk":
@@ -68,28 +78,30 @@ class LinearUpdate:
         scalars = self.coefficients
         kept = _decayed(self.rule, name, x @ self.memory[name], scalars.kept_memory[..., None], x)
         if self.rule.carries_momentum:
-            kept = kept - (x @ self.momentum[name]) * scalars.pushed_momentum[..., None]
-        written = (scalars.memory_writes * (x @ left.mT)) @ right
-        return kept - (written if self.step_scale is None else written * self.step_scale[..., None])
+            kept = torch.addcmul(kept, x @ self.momentum[name], scalars.pushed_momentum[..., None], value=-1.0)
+        return _minus_product(kept, scalars.memory_writes * (x @ left.mT), right)
 
     def commit(self) -> tuple[Weights, Weights]:
         last = self.coefficients.last()
         memory: Weights = {}
         momentum: Weights = {}
         for name, (left, right) in self.factors.items():
-            right = right if self.step_scale is None else right * self.step_scale[..., -1:, None]
+            memory[name] = _decayed(self.rule, name, self.memory[name], last.kept_memory[..., None])
             if self.rule.carries_momentum or self.rule.config.rule == "muon":
                 momentum[name] = left.mT @ (right * last.momentum_writes.mT)
             if self.rule.carries_momentum:
-                momentum[name] = last.kept_momentum[..., None] * self.momentum[name] + momentum[name]
-            memory[name] = _decayed(self.rule, name, self.memory[name], last.kept_memory[..., None])
+                momentum[name] = torch.addcmul(momentum[name], last.kept_momentum[..., None], self.momentum[name])
             if self.rule.config.rule == "muon":
                 step = newton_schulz(momentum[name], self.rule.config.newton_schulz)
-                memory[name] = memory[name] - self.coefficients.mean_push[..., None, None] * step
-            else:
-                if self.rule.carries_momentum:
-                    memory[name] = memory[name] - last.pushed_momentum[..., None] * self.momentum[name]
-                memory[name] = memory[name] - left.mT @ (right * last.memory_writes.mT)
+                memory[name] = torch.addcmul(
+                    memory[name], self.coefficients.mean_push[..., None, None], step, value=-1.0
+                )
+                continue
+            if self.rule.carries_momentum:
+                memory[name] = torch.addcmul(
+                    memory[name], last.pushed_momentum[..., None], self.momentum[name], value=-1.0
+                )
+            memory[name] = _minus_product(memory[name], left.mT, right * last.memory_writes.mT)
         return self.rule.after_chunk(memory), momentum if self.rule.carries_momentum else {}
 
 

@@ -126,6 +126,14 @@ def test_newton_schulz_in_bfloat16_brings_singular_values_of_any_spread_below_tw
     assert float(values.max()) < 1.5
 
 
+@pytest.mark.parametrize("shape", [(6, 8), (5, 40), (40, 5)])
+def test_newton_schulz_of_a_stack_is_that_of_each_of_its_matrices(shape: tuple[int, int]) -> None:
+    torch.manual_seed(0)
+    matrices = torch.randn(2, 3, *shape, dtype=torch.float64)
+    stacked = newton_schulz(matrices, NewtonSchulzConfig())
+    assert largest_error(stacked[1, 2], newton_schulz(matrices[1, 2], NewtonSchulzConfig())) <= 1e-12
+
+
 def test_newton_schulz_of_nothing_is_nothing() -> None:
     assert torch.equal(newton_schulz(torch.zeros(2, 3, 4), NewtonSchulzConfig()), torch.zeros(2, 3, 4))
 

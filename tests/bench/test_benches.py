@@ -6,8 +6,11 @@ from typing import Any
 
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from bench.__main__ import main
+from bench.kernels import RULES
+from bench.products import MatrixProducts
 from tests.redis_server import RedisServer
 from tests.tiny import save_tiny_checkpoint, tiny_config
 
@@ -153,9 +156,48 @@ def test_a_chain_tells_norms_and_recall_at_every_mark(
 def test_capacity_grows_with_passes_and_with_the_degree_of_the_features(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    size = ["--key-widths", "8", "--degrees", "1,2", "--networks", "matrix", "--passes", "1,8", "--seeds", "1"]
+    size = ["--key-widths", "8", "--degrees", "1,2", "--passes", "1,8", "--seeds", "1", "--max-pairs", "512"]
     document, _ = run(capsys, "capacity", *size, "--plot", str(tmp_path / "capacity.png"))
-    pairs = {(each["feature_degree"], each["num_passes"]): each["num_pairs"] for each in document["capacities"]}
-    assert 1 <= pairs[1, 1] < pairs[1, 8] < pairs[2, 8]
-    assert [each["num_features"] for each in document["capacities"]] == [8, 8, 45, 45]
+    pairs = {(each["network"], each["feature_degree"]): each["num_pairs"] for each in document["capacities"]}
+    assert 1 <= pairs["matrix", 1]["1 pass"] < pairs["matrix", 1]["8 passes"] <= pairs["matrix", 1]["fitted"]
+    assert pairs["matrix", 1]["8 passes"] < pairs["matrix", 2]["8 passes"] <= pairs["matrix", 2]["fitted"]
+    assert [each["num_features"] for each in document["capacities"]] == [8, 45, 8, 8]
+    assert 8 <= pairs["matrix", 1]["fitted"] < pairs["mlp", 1]["fitted"] < pairs["gated_mlp", 1]["fitted"]
     assert (tmp_path / "capacity.png").stat().st_size > 0
+
+
+def test_kernels_times_the_chunk_form_beside_its_products_and_counts_what_the_formula_says(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    size = ["--width", "32", "--length", "128", "--chunk-size", "8", "--naive-tokens", "2", "--turns", "1"]
+    document, _ = run(capsys, "kernels", *size, "--threads", "1", "--json", str(tmp_path / "kernels.json"))
+    shares = document["shares"]
+    assert [each["rule"] for each in shares] == list(RULES)
+    for each in shares:
+        assert each["num_tokens"] == (16 if each["rule"] == "muon per token" else 128)
+        assert each["flops"] == pytest.approx(each["formula_flops"], rel=0.02)
+        assert each["share"] == pytest.approx(each["products_seconds"] / each["seconds"])
+        assert each["naive_seconds_per_token"] > 0
+
+
+def test_recorded_products_are_all_products_with_the_operations_that_torch_counts() -> None:
+    left, right = torch.randn(3, 4, 5), torch.randn(3, 7, 5)
+
+    def computation() -> None:
+        product = left @ right.mT
+        torch.baddbmm(product, left[..., :2], right[..., :2].mT, alpha=-1.0).square().sum()
+
+    products = MatrixProducts.of(computation)
+    with FlopCounterMode(display=False) as counter:
+        computation()
+    assert products.flops == counter.get_total_flops() == 2 * 3 * 4 * 7 * (5 + 2)
+    assert products.num_calls == 2
+    assert MatrixProducts.of(products.repeat).flops == products.flops
+
+
+def test_omega_window_is_held_to_the_first_window(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    size = ["--windows", "1,4", "--length", "64", "--decode-tokens", "2", "--turns", "1", "--threads", "1"]
+    document, _ = run(capsys, "omega_window", *size, "--json", str(tmp_path / "omega_window.json"))
+    first, second = document["costs"]
+    assert (first["omega_window"], first["prefill_ratio"], first["decode_ratio"]) == (1, 1.0, 1.0)
+    assert second["prefill_ratio"] == pytest.approx(second["prefill_seconds"] / first["prefill_seconds"])
