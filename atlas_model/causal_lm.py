@@ -65,7 +65,11 @@ class AtlasForCausalLM(nn.Module):
         return self.tokenizer.decode(ids.flatten().tolist()).removeprefix(OPENING)
 
     def forward(self, ids: Tensor, state: State | None = None) -> tuple[Tensor, State]:
-        """int64 [B, T] -> the next token's scores after each, [B, T, vocab_size], and the state after the last."""
+        """int64 [B, T] -> the next token's scores after each, [B, T, vocab_size], and the state after the last.
+
+        Raises ValueError for ids of another shape, none, or none of the vocabulary, and for a state of other rows.
+        """
+        self._check_ids(ids, state)
         output = self.model(ids, state)
         return output.logits, output.state
 
@@ -74,7 +78,7 @@ class AtlasForCausalLM(nn.Module):
         logits, _ = self(ids, state)
         return cross_entropy(logits.flatten(0, 1).float(), labels.flatten(), ignore_index=IGNORED_LABEL)
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def generate(
         self,
         ids: Tensor,
@@ -86,11 +90,14 @@ class AtlasForCausalLM(nn.Module):
         """Read int64 [1, T] and go on: at most max_new_tokens new ids, [1, N], and the state after the last of them.
 
         Stops at the token that ends a message, which is neither returned nor fed: `encode_turn` puts it before the next
-        turn (after_answer). temperature 0 takes the likeliest token. Raises ValueError for ids of more than one
-        row, or none.
+        turn (after_answer). temperature 0 takes the likeliest token. Raises ValueError as `forward` does, for more
+        than one row, and for a negative temperature or max_new_tokens.
         """
-        if ids.ndim != 2 or ids.shape[0] != 1 or ids.shape[1] == 0:
-            raise ValueError("ids must be [1, T] with T of at least 1")
+        self._check_ids(ids, state)
+        if len(ids) != 1:
+            raise ValueError(f"generate goes on with one row, not {len(ids)}")
+        if temperature < 0 or max_new_tokens < 0:
+            raise ValueError("temperature and max_new_tokens must be at least 0")
         output = self.model(ids, state, logits="last")
         logits, state = output.logits, output.state
         new: list[Tensor] = []
@@ -104,6 +111,14 @@ class AtlasForCausalLM(nn.Module):
             new.append(token)
             logits, state = self.model.step(token, state)
         return torch.stack(new, dim=1) if new else ids.new_zeros(1, 0), state
+
+    def _check_ids(self, ids: Tensor, state: State | None) -> None:
+        if ids.ndim != 2 or ids.shape[1] == 0:
+            raise ValueError(f"ids must be [B, T] with T of at least 1, not {list(ids.shape)}")
+        if not 0 <= int(ids.min()) <= int(ids.max()) < self.config.vocab_size:
+            raise ValueError(f"ids must be from 0 to {self.config.vocab_size - 1}")
+        if state is not None and state.batch_size != len(ids):
+            raise ValueError(f"the state has {state.batch_size} rows, ids {len(ids)}")
 
     def _row(self, ids: list[int]) -> Tensor:
         return torch.tensor([ids], device=self.model.embedding.weight.device)

@@ -25,7 +25,15 @@ class ConfigError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Config:
-    """Strict reading from and writing to plain JSON or TOML values: what all configurations share."""
+    """Strict reading from and writing to plain JSON or TOML values: what all configurations share.
+
+    However one is built, a value of the wrong type or beyond its choices is a ConfigError that names it.
+    """
+
+    def __post_init__(self) -> None:
+        for name, hint in typing.get_type_hints(type(self)).items():
+            _read(f"{type(self).__name__}.{name}", getattr(self, name), hint)
+        self._check()
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
@@ -43,6 +51,9 @@ class Config:
     def to_dict(self) -> dict[str, Any]:
         """The same configuration as plain JSON values."""
         return dataclasses.asdict(self)
+
+    def _check(self) -> None:
+        """What must hold of the values beyond their types: refuse through `_require`."""
 
     def _require(self, holds: bool, message: str) -> None:
         if not holds:
@@ -68,11 +79,15 @@ def _read(name: str, value: Any, hint: Any) -> Any:
             raise ConfigError(f"{name} must be a list of {len(arguments)} values")
         return tuple(_read(name, item, argument) for item, argument in zip(value, arguments, strict=True))
     if isinstance(hint, type) and issubclass(hint, enum.Enum):
+        if isinstance(value, hint):
+            return value
         names = [member.value for member in hint]
         if value not in names:
             raise ConfigError(f"{name} must be one of {', '.join(map(repr, names))}")
         return hint(value)
-    if dataclasses.is_dataclass(hint):
+    if isinstance(hint, type) and dataclasses.is_dataclass(hint):
+        if isinstance(value, hint):
+            return value
         if not isinstance(value, Mapping):
             raise ConfigError(f"{name} must be an object")
         return typing.cast(type[Config], hint).from_dict(value)
@@ -91,7 +106,7 @@ class NewtonSchulzConfig(Config):
     coefficients: tuple[float, float, float] = (3.4445, -4.7750, 2.0315)
     eps: float = 1e-7
 
-    def __post_init__(self) -> None:
+    def _check(self) -> None:
         self._require(self.num_steps >= 1, "num_steps must be at least 1")
         self._require(self.eps > 0, "eps must be positive")
 
@@ -146,7 +161,7 @@ class MemoryConfig(Config):
     read_norm_eps: float = 1e-6
     newton_schulz: NewtonSchulzConfig = NewtonSchulzConfig()
 
-    def __post_init__(self) -> None:
+    def _check(self) -> None:
         for name in ("num_heads", "key_width", "value_width", "memory_chunk_size", "omega_window"):
             self._require(getattr(self, name) >= 1, f"{name} must be at least 1")
         for name, table in (("network", NETWORKS), ("objective", OBJECTIVES)):
@@ -193,7 +208,7 @@ class AttentionConfig(Config):
     rotary_base: float = 10_000.0
     num_persistent: int = 0
 
-    def __post_init__(self) -> None:
+    def _check(self) -> None:
         self._require(self.num_heads >= 1, "num_heads must be at least 1")
         self._require(self.window >= 1, "window must be at least 1")
         self._require(self.rotary_base > 1, "rotary_base must be above 1")
@@ -224,11 +239,14 @@ class AtlasConfig(Config):
     norm_eps: float = 1e-6
     state_dtype: Literal["float32", "bfloat16", "float64"] = "float32"
 
-    def __post_init__(self) -> None:
+    def _check(self) -> None:
         for name in ("vocab_size", "width", "num_layers", "feed_forward_width", "conv_width"):
             self._require(getattr(self, name) >= 1, f"{name} must be at least 1")
         self._require(self.norm_eps > 0, "norm_eps must be positive")
-        self._require((self.layout == "lmm") == (self.attention is None), "all layouts but 'lmm' have attention")
+        self._require(
+            (self.layout == "lmm") == (self.attention is None),
+            f"all layouts but 'lmm' have attention: layout {self.layout!r} with attention={self.attention}",
+        )
         if self.memory_chunk_sizes is not None:
             self._require(
                 len(self.memory_chunk_sizes) == self.num_layers, "memory_chunk_sizes needs one for each layer"
@@ -260,7 +278,8 @@ class AtlasConfig(Config):
             elif self.layout != "swa" and self.memory.read_granularity == "chunk":
                 self._require(
                     self.attention.window >= max(chunk_sizes),
-                    "read_granularity 'chunk' needs an attention window that covers the chunk",
+                    "read_granularity 'chunk' needs an attention window that covers the chunk: "
+                    f"the window is {self.attention.window}, a chunk {max(chunk_sizes)}",
                 )
 
     def layer_memory(self, index: int) -> MemoryConfig:

@@ -46,10 +46,12 @@ REFUSED: Mapping[str, str] = {
 def named_memory(name: str, **options: Any) -> MemoryConfig:
     """The memory of a named rule. options: at least num_heads, key_width and value_width; any other field too.
 
-    Raises ConfigError for a name that is unknown or that our axes do not cover, saying why.
+    Names are lower case, or as the papers write them. Raises ConfigError for a name that is unknown or that our axes
+    do not cover, saying why, and for options that no memory has.
     """
+    name = name.lower()
     if name in REFUSED:
         raise ConfigError(f"{name!r} is not one of this memory's rules: {REFUSED[name]}")
     if name not in NAMED_RULES:
         raise ConfigError(f"a rule is one of {', '.join(map(repr, NAMED_RULES))}, not {name!r}")
-    return MemoryConfig(**{"step": "free", **NAMED_RULES[name], **options})
+    return MemoryConfig.from_dict({"step": "free", **NAMED_RULES[name], **options})

@@ -89,6 +89,10 @@ class State:
     position: Tensor
     layers: tuple[LayerState, ...]
 
+    def __repr__(self) -> str:
+        num_bytes = sum(tensor.nbytes for tensor in self.named_tensors().values())
+        return f"State(position={self.position.tolist()}, {len(self.layers)} layers, {num_bytes:,} bytes)"
+
     @property
     def batch_size(self) -> int:
         return self.position.shape[0]

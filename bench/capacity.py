@@ -29,9 +29,10 @@ from atlas_model import MemoryConfig, NeuralMemory
 from atlas_model.feature_map import num_features
 from atlas_model.gates import Gates
 from atlas_model.memory import MemoryInputs
-from atlas_model.memory_networks import Weights
+from atlas_model.memory_networks import NETWORKS, Weights
 from bench import report
 from bench.plot import draw_capacity
+from bench.workload import parse_counts
 
 RECALLED_SHARE = 0.9
 FITTING_STEPS = 200
@@ -55,10 +56,12 @@ class Capacity:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--key-widths", default="8,16,32,64", help="d_k, which is also the values' width")
-    parser.add_argument("--degrees", default="1,2,3", help="of a matrix's features; deep memories have the first")
-    parser.add_argument("--networks", default="matrix,mlp,gated_mlp")
-    parser.add_argument("--passes", default="1,8", help="how often all pairs are written, one count after the other")
+    parser.add_argument("--key-widths", type=parse_counts, default="8,16,32,64", help="d_k, the values' width too")
+    parser.add_argument(
+        "--degrees", type=parse_counts, default="1,2,3", help="of a matrix; deep memories have the first"
+    )
+    parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=list(NETWORKS))
+    parser.add_argument("--passes", type=parse_counts, default="1,8", help="how often all pairs are written")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument(
         "--max-pairs", type=int, default=4096, help="where the search ends; wider features are left out"
@@ -69,12 +72,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     torch.set_num_threads(arguments.threads)
-    key_widths, degrees, passes = (
-        [int(item) for item in text.split(",")] for text in (arguments.key_widths, arguments.degrees, arguments.passes)
-    )
+    key_widths, degrees, passes = arguments.key_widths, arguments.degrees, arguments.passes
     print(f"{'memory':<10} {'d_k':>4} {'degree':>6} {'features':>8} {'weights/d_v':>11}   pairs")
     found = []
-    for network in arguments.networks.split(","):
+    for network in arguments.networks:
         for degree in degrees if network == "matrix" else degrees[:1]:
             for key_width in key_widths:
                 config = capacity_config(network, key_width, degree)

@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from atlas_model import AtlasForCausalLM, State
+from atlas_model import AtlasForCausalLM, CheckpointError, State
 from atlas_model.training.documents import Document, weave, woven_text
 from bench import report
 from bench.plot import draw_chain
@@ -52,7 +52,10 @@ def run(arguments: argparse.Namespace) -> None:
         raise SystemExit(f"bench chain: {error}") from error
     if marks != sorted(set(marks)) or marks[0] < 2 * document_tokens:
         raise SystemExit("bench chain: --marks must grow, and the first be twice --document-tokens at least")
-    model = AtlasForCausalLM.from_pretrained(arguments.model)
+    try:
+        model = AtlasForCausalLM.from_pretrained(arguments.model)
+    except CheckpointError as error:
+        raise SystemExit(f"bench chain: --model: {error}") from error
     prose = open_prose(arguments.corpus)
     (item,) = make_items(
         model.tokenizer,
@@ -82,7 +85,7 @@ def run(arguments: argparse.Namespace) -> None:
             seconds += time.perf_counter() - started
             num_read += ids.shape[1]
         rows.append(_measure(model, state, item.document, num_read, seconds))
-        sys.stderr.write(f"{rows[-1]}\n")
+        _say(rows[-1])
     document = report.header("chain") | {
         "model": arguments.model.name,
         "threads": arguments.threads,
@@ -92,6 +95,15 @@ def run(arguments: argparse.Namespace) -> None:
     if arguments.plot is not None:
         draw_chain(rows, arguments.plot)
     report.publish(document, {}, arguments.json)
+
+
+def _say(row: report.Json) -> None:
+    norms, recall = row["memory_norms"], row["recall"]
+    assert isinstance(norms, list)
+    assert isinstance(recall, dict)
+    told = "  ".join(f"{norm:.1f}" for norm in norms)
+    known = f"{recall['num_right']} of {recall['n']}"
+    sys.stderr.write(f"{row['num_tokens']:>12,} tokens  norms {told}  recalled {known}\n")
 
 
 def _measure(model: AtlasForCausalLM, state: State, document: Document, num_tokens: int, seconds: float) -> report.Json:

@@ -18,7 +18,7 @@ from atlas_model.memory import chunk, recurrent
 from atlas_model.presets import DEMO
 from bench import report
 from bench.memory_workload import MemoryWorkload, median_ratio, seconds_in_turns
-from bench.workload import parse_length
+from bench.workload import parse_counts, parse_length
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,19 +35,22 @@ class WindowCost:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--windows", default="1,8,64", help="tokens of the windows; the first is what others are held to"
+        "--windows",
+        type=parse_counts,
+        default="1,8,64",
+        help="in tokens; the first is what others are held to",
     )
     parser.add_argument("--length", type=parse_length, default=4096, help="tokens of a prefill")
-    parser.add_argument("--decode-tokens", type=int, default=128, help="tokens decoded a turn")
-    parser.add_argument("--turns", type=int, default=9, help="how often each is timed")
-    parser.add_argument("--threads", type=int, default=2, help="torch's threads")
+    parser.add_argument("--decode-tokens", type=parse_length, default=128, help="tokens decoded a turn")
+    parser.add_argument("--turns", type=parse_length, default=9, help="how often each is timed")
+    parser.add_argument("--threads", type=int, default=1, help="torch's threads; more of them need as many idle cores")
     report.add_json_argument(parser)
 
 
 def run(arguments: argparse.Namespace) -> None:
     torch.set_num_threads(arguments.threads)
-    windows = [int(item) for item in arguments.windows.split(",")]
-    costs = measure(windows, arguments.length, arguments.decode_tokens, arguments.turns)
+    costs = measure(arguments.windows, arguments.length, arguments.decode_tokens, arguments.turns)
+    print("medians; a ratio is the median of the turns' ratios to the first window")
     print(f"{'window':>6} {'prefill us/token':>17} {'ratio':>6} {'decode us/token':>16} {'ratio':>6}")
     for cost in costs:
         print(

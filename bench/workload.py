@@ -43,6 +43,11 @@ def parse_length(text: str) -> int:
     return length
 
 
+def parse_counts(text: str) -> list[int]:
+    """`1,8,2k`, each as `parse_length` reads it. Raises ValueError."""
+    return [parse_length(item) for item in text.split(",")]
+
+
 def open_prose(corpus: Path | None) -> ProseSource:
     """The books of a corpus that training holds out, or all when it has none of those; without a corpus, a grammar."""
     if corpus is None:

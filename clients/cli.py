@@ -252,3 +252,7 @@ def _all_sessions(client: Client) -> Iterator[SessionInfo]:
         if not page.has_more or not page.sessions:
             return
         after = page.sessions[-1].session_id
+
+
+if __name__ == "__main__":
+    main()

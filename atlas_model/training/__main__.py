@@ -166,7 +166,11 @@ def _train(arguments: argparse.Namespace, recipe: Recipe, processes: Processes) 
         tokenizer = start.tokenizer
     else:
         texts = tokenizer_texts(random.Random(arguments.seed), prose)
-        tokenizer = train_tokenizer(texts, recipe.model.vocab_size)
+        try:
+            tokenizer = train_tokenizer(texts, recipe.model.vocab_size)
+        except TokenizerError as error:
+            size = recipe.model.vocab_size
+            raise _WrongArgumentError(f"--corpus: too little text for a vocab_size of {size:,}: {error}") from error
     sources = ((SyntheticProse(), recipe.synthetic_prose_share), (prose, 1 - recipe.synthetic_prose_share))
     try:
         trainer = Trainer(

@@ -27,12 +27,22 @@ class CorpusConfig(Config):
     weight: float = 1.0
     held_out: tuple[str, ...] = HELD_OUT
 
-    def __post_init__(self) -> None:
+    def _check(self) -> None:
         self._require(self.directory != "", "directory must not be empty")
         self._require(0 < self.weight < math.inf, f"weight of {self.directory} must be positive and finite")
 
     def prose(self, held_out: bool = False) -> Prose:
-        """Its text, or its held-out text. Raises CorpusError when there is none."""
+        """Its text, or its held-out text. Raises CorpusError when there is none, or a file to hold out is not there.
+
+        Our own names are held out of whatever folder has them; those that a recipe names must be in theirs.
+        """
+        if not Path(self.directory).is_dir():
+            raise CorpusError(f"there is no folder {self.directory}")
+        if self.held_out != HELD_OUT:
+            there = {path.name for path in Path(self.directory).rglob("*.txt")}
+            for name in self.held_out:
+                if name not in there:
+                    raise CorpusError(f"{self.directory} has no {name!r}, which held_out names")
         return Prose(Path(self.directory), self.held_out, held_out)
 
 

@@ -57,6 +57,8 @@ def main() -> None:
     )
     parser.add_argument("--weights-dtype", choices=_DTYPES, default="bfloat16", help="what the weights are rounded to")
     arguments = parser.parse_args()
+    if arguments.out.exists() and (not arguments.out.is_dir() or any(arguments.out.iterdir())):
+        parser.error(f"--out: {arguments.out} is not a new or empty folder")
     try:
         checkpoint = load_checkpoint(arguments.model)
         thresholds = [float(text) for text in arguments.thresholds.split(",")]
@@ -67,7 +69,7 @@ def main() -> None:
         parser.error(str(error))
     dtype = _DTYPES[arguments.weights_dtype]
     save_checkpoint(arguments.out, checkpoint.model, checkpoint.tokenizer, checkpoint.chat_format, dtype)
-    sys.stdout.write(f"written to {arguments.out}: a model of its own, which older sessions are not of\n")
+    sys.stdout.write(f"written to {arguments.out}; sessions of the model that it was made from do not go on with it\n")
 
 
 if __name__ == "__main__":

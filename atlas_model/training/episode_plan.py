@@ -36,7 +36,7 @@ class EpisodeConfig(Config):
     kinds: tuple[Kind, ...] = ALL_KINDS
     max_num_kinds: int = len(ALL_KINDS)
 
-    def __post_init__(self) -> None:
+    def _check(self) -> None:
         """Refuse what no episode can be made of (ConfigError), by the field's name."""
         shortest = self.num_tokens if self.min_num_tokens is None else self.min_num_tokens
         self._require(

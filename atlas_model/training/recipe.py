@@ -41,7 +41,7 @@ class Stage(Config):
     gradient_accumulation_steps: int = 1
     memory_chunk_sizes: tuple[int, ...] | None = None
 
-    def __post_init__(self) -> None:
+    def _check(self) -> None:
         for name in ("num_steps", "batch_size", "segment_num_tokens", "gradient_accumulation_steps"):
             self._require(getattr(self, name) >= 1, f"{name} must be at least 1")
         self._require(
@@ -71,7 +71,7 @@ class Recipe(Config):
     max_grad_norm: float = 1.0
     corpora: tuple[CorpusConfig, ...] = ()
 
-    def __post_init__(self) -> None:
+    def _check(self) -> None:
         self._require(len(self.stages) > 0, "stages must not be empty")
         self._require(0 < self.text_share <= 1, "text_share must be in (0, 1]")
         self._require(0 <= self.synthetic_prose_share <= 1, "synthetic_prose_share must be in [0, 1]")

@@ -76,7 +76,7 @@ def test_sampling_follows_its_generator(model: AtlasForCausalLM) -> None:
 
 @pytest.mark.parametrize("shape", [(2, 3), (1, 0), (3,)])
 def test_ids_that_are_not_one_row_are_refused(model: AtlasForCausalLM, shape: tuple[int, ...]) -> None:
-    with pytest.raises(ValueError, match=r"\[1, T\]"):
+    with pytest.raises(ValueError, match=r"ids must be|one row"):
         model.generate(torch.zeros(shape, dtype=torch.int64), 1)
 
 
@@ -114,3 +114,31 @@ def test_a_memory_by_itself_learns_what_it_reads() -> None:
     assert largest_error(direction, wanted) <= 1e-5
     assert largest_error(memory(inputs, start, case.position, is_step=True)[0], read) <= 1e-9
     assert not torch.equal(state.keys, start.keys)
+
+
+def test_a_model_is_trained_through_a_state_that_generate_left(model: AtlasForCausalLM) -> None:
+    ids = model.encode("Anna went to the garden. Then she sat there for a long while and read a book of poems.")
+    _, state = model.generate(ids, max_new_tokens=20)
+    model.requires_grad_(True)
+    model.loss(ids, ids, state).backward()
+    gradients = [each.grad for each in model.parameters() if each.grad is not None]
+    assert gradients
+    assert all(bool(each.isfinite().all()) for each in gradients)
+
+
+@pytest.mark.parametrize(
+    ("ids", "reason"),
+    [
+        (torch.tensor([1, 2]), "must be .B, T."),
+        (torch.zeros(1, 0, dtype=torch.int64), "at least 1"),
+        (torch.tensor([[10**6]]), "from 0 to"),
+        (torch.tensor([[1], [2]]), "1 rows, ids 2"),
+    ],
+)
+def test_ids_that_cannot_be_read_are_refused_in_words(model: AtlasForCausalLM, ids: torch.Tensor, reason: str) -> None:
+    with pytest.raises(ValueError, match=reason):
+        model(ids, model.model.initial_state(1))
+
+
+def test_a_state_says_what_it_is_in_a_line(model: AtlasForCausalLM) -> None:
+    assert repr(model.model.initial_state(2)).startswith("State(position=[0, 0], 2 layers, ")

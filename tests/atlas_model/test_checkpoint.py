@@ -104,6 +104,14 @@ def test_a_model_that_cannot_be_is_refused(changes: dict[str, Any], name: str) -
         tiny_config(**changes)
 
 
+@pytest.mark.parametrize(
+    ("changes", "name"), [({"rule": "sgd"}, "rule"), ({"step": "fre"}, "step"), ({"num_heads": 2.5}, "num_heads")]
+)
+def test_a_choice_that_is_none_is_refused_however_a_configuration_is_built(changes: dict[str, Any], name: str) -> None:
+    with pytest.raises(ConfigError, match=name):
+        replace(TINY_MEMORY, **changes)
+
+
 def test_fewer_than_no_persistent_tokens_are_refused() -> None:
     with pytest.raises(ConfigError, match="num_persistent must be at least 0"):
         AttentionConfig(num_heads=2, window=7, num_persistent=-1)

@@ -91,7 +91,7 @@ def test_a_smoke_run_that_is_killed_anywhere_and_resumed_ends_as_one_that_was_no
         (["--smoke", "--start-from", "nowhere"], "nowhere is not a checkpoint"),
         (["--recipe", "nowhere.toml", "--corpus", "x"], r"nowhere.toml"),
         (["--corpus", "0:books"], "--corpus: CorpusConfig: weight of books must be positive"),
-        (["--corpus", "nowhere"], "no text in nowhere"),
+        (["--corpus", "nowhere"], "there is no folder nowhere"),
         (["--corpus", "CORPUS/book", "--evaluate-steps", "5"], "no held-out text in CORPUS/book"),
     ],
 )

@@ -79,3 +79,9 @@ def test_a_recipe_names_its_corpora_from_where_it_lies(folders: Path) -> None:
     books, news = load_recipe(folders / "recipe.toml").corpora
     assert books == CorpusConfig(str(folders / "books"), 1.0, ("secret.txt",))
     assert (news.directory, news.weight) == (str(folders / "news"), 2.0)
+
+
+def test_a_file_to_hold_out_that_is_not_there_is_named(folders: Path) -> None:
+    corpus = CorpusConfig(str(folders / "books"), held_out=("secret.txt", "secrets.txt"))
+    with pytest.raises(CorpusError, match=r"books has no 'secrets\.txt'"):
+        read_corpora([corpus])
