@@ -198,6 +198,8 @@ def _train(arguments: argparse.Namespace, recipe: Recipe, processes: Processes) 
         corpus = Corpus(held_out, tokenizer, ChatFormat())
         validation = _validation(recipe, corpus, arguments.evaluate_steps, arguments.evaluate_episodes)
     trainer.run(arguments.save_seconds, _say, arguments.log_steps, validation)
+    if processes.rank == 0:
+        _say(f"written to {out}, which serves as it is: make serve ATLAS_MODEL={out}")
 
 
 def _held_out(recipe: Recipe) -> ProseSource:
