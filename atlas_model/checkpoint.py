@@ -86,6 +86,8 @@ def load_checkpoint(directory: Path, device: torch.device | str = "cpu") -> Chec
         model.load_state_dict({name: tensor.to(memory_dtype(config)) for name, tensor in weights.items()})
     except (SafetensorError, RuntimeError) as error:
         raise CheckpointError(f"{directory / WEIGHTS_FILE}: {error}") from error
+    if torch.device(device).type == "cuda" and not torch.cuda.is_available():
+        raise CheckpointError(f"device {device}: torch sees no CUDA device here")
     model.requires_grad_(False).eval().to(device)
     return Checkpoint(directory.name, model, tokenizer, chat_format, _fingerprint(directory, tokenizer.file_name))
 

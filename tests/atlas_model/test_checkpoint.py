@@ -112,6 +112,12 @@ def test_a_choice_that_is_none_is_refused_however_a_configuration_is_built(chang
         replace(TINY_MEMORY, **changes)
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a CUDA device")
+def test_a_device_that_is_not_there_is_named(folder: Path) -> None:
+    with pytest.raises(CheckpointError, match="cuda: torch sees no CUDA device"):
+        load_checkpoint(folder, "cuda")
+
+
 def test_fewer_than_no_persistent_tokens_are_refused() -> None:
     with pytest.raises(ConfigError, match="num_persistent must be at least 0"):
         AttentionConfig(num_heads=2, window=7, num_persistent=-1)
