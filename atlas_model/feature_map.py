@@ -15,16 +15,17 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from collections.abc import Sequence
 from functools import lru_cache
 from itertools import combinations_with_replacement
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import normalize
 
 from atlas_model.config import MemoryConfig
 
 _FIRST_CONSTANT = 0.01
+_LEAST_LENGTH = 1e-12
 
 
 def num_features(config: MemoryConfig) -> int:
@@ -64,6 +65,7 @@ class FeatureMap(nn.Module):
         super().__init__()
         self.degree = config.feature_degree
         self.has_unit_norm = config.feature_norm == "unit"
+        self.is_elementwise = config.feature_kind == "elementwise"
         self.projection: nn.Parameter | None = None
         if self.degree == 1:
             return
@@ -85,7 +87,10 @@ class FeatureMap(nn.Module):
         if self.degree == 1:
             return x
         projected = x if self.projection is None else x @ self.projection
-        roots = self.coefficient_roots[:, :, None, None]
+        roots = list(self.coefficient_roots[:, :, None, None].unbind(0))
+        if self.has_unit_norm:
+            length = self._length(x, projected, roots)
+            roots = [root / length for root in roots]
         parts = [roots[0].expand(*x.shape[:-1], 1), roots[1] * x]
         for degree in range(2, self.degree + 1):
             first, *others = self.get_buffer(f"picks_{degree}").unbind(0)
@@ -94,5 +99,16 @@ class FeatureMap(nn.Module):
             for picks in others:
                 monomials = monomials * (projected @ picks)
             parts.append(monomials)
-        features = torch.cat(parts, dim=-1)
-        return normalize(features, dim=-1) if self.has_unit_norm else features
+        return torch.cat(parts, dim=-1)
+
+    def _length(self, x: Tensor, projected: Tensor, roots: Sequence[Tensor]) -> Tensor:
+        """|phi(x)| without the features, [B, H, T, 1]: the kernel of x with itself, or what it is element-wise."""
+        square = roots[0].square() + roots[1].square() * x.square().sum(-1, keepdim=True)
+        squares = projected.square()
+        for degree in range(2, self.degree + 1):
+            if self.is_elementwise:
+                powers = squares.pow(degree).sum(-1, keepdim=True)
+            else:
+                powers = squares.sum(-1, keepdim=True).pow(degree)
+            square = square + roots[degree].square() * powers
+        return square.sqrt().clamp(min=_LEAST_LENGTH)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Literal
 
 import pytest
 import torch
@@ -81,8 +82,12 @@ def test_feature_width_projects_only_the_second_degree() -> None:
     assert num_features(config) == 1 + 8 + 6
 
 
-def test_unit_features_have_length_one_and_the_angles_of_the_papers() -> None:
-    config = MemoryConfig(2, 8, 8, feature_degree=2, feature_width=3)
+@pytest.mark.parametrize("kind", ["polynomial", "elementwise"])
+@pytest.mark.parametrize("degree", [2, 3])
+def test_unit_features_have_length_one_and_the_angles_of_the_papers(
+    kind: Literal["polynomial", "elementwise"], degree: int
+) -> None:
+    config = MemoryConfig(2, 8, 8, feature_degree=degree, feature_width=3, feature_kind=kind)
     torch.manual_seed(0)
     paper, unit = (FeatureMap(replace(config, feature_norm=each)).double() for each in ("none", "unit"))
     unit.load_state_dict(paper.state_dict())
