@@ -1,9 +1,11 @@
-"""One layer. Each part is pre-norm, the part, residual; the layout says which parts there are.
+"""One layer: parts one after the other, each pre-norm, the part, residual.
 
-lmm, mag   mixer                       feed-forward
-mal        mixer, attention            feed-forward
-mac        context attention, mixer    feed-forward
-swa        attention                   feed-forward
+The layout says which parts there are:
+
+    lmm, mag   mixer                       feed-forward
+    mal        mixer, attention            feed-forward
+    mac        context attention, mixer    feed-forward
+    swa        attention                   feed-forward
 """
 
 from __future__ import annotations

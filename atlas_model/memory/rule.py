@@ -84,7 +84,11 @@ class MemoryRule:
 
 @dataclass(frozen=True, slots=True)
 class MemoryInputs:
-    """queries and keys [B, H, T, key_width], values [B, H, T, value_width], gates each [B, H, T]; one dtype."""
+    """queries and keys [B, H, T, key_width], values [B, H, T, value_width], gates each [B, H, T]; one dtype.
+
+    A gate that the configuration does without stands where it does nothing: retention at 1 where retention is not
+    `decay`, momentum_decay at 0 where max_momentum_decay is 0. The forms count on it.
+    """
 
     queries: Tensor
     keys: Tensor

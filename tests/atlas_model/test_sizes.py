@@ -78,6 +78,18 @@ def test_a_session_of_a_preset_is_within_its_limit_and_wider_features_would_not_
         assert session_num_bytes(replace(config, memory=memory)) > limit
 
 
+@pytest.mark.parametrize("name", PRESETS)
+def test_the_readme_says_what_a_preset_costs(name: str) -> None:
+    config = PRESETS[name]
+    readme = (Path(__file__).resolve().parents[2] / "README.md").read_text(encoding="utf-8")
+    (line,) = [line for line in readme.splitlines() if line.startswith(f"| `{name}` |")]
+    assert [cell.strip() for cell in line.split("|")][5:8] == [
+        f"{num_parameters(config) / 1e6:,.1f} M",
+        f"{session_num_bytes(config) / 1e6:,.1f} MB",
+        f"{prefill_flops_per_token(config) / 1e6:,.0f} M",
+    ]
+
+
 def test_the_preset_of_fifty_million_is_the_published_one() -> None:
     config = PRESETS["atlas-50m"]
     assert num_parameters(config) == 56_341_072
