@@ -14,6 +14,7 @@ from typing import Any
 
 from engine.checksums import part_checksum
 from engine.errors import InvalidRequest, StateCorrupt
+from engine.lazy_parts import LazyParts
 
 Buffer = bytes | bytearray | memoryview
 
@@ -107,6 +108,7 @@ class Head:
 class NewGeneration:
     """What one commit brings. `parts` are the snapshot's bytes in order, `digest` its digest in hex.
 
+    Parts have one size, the last may be shorter. They may be lazy, and are asked for one at a time, again by a retry.
     `extra` is opaque to the store and lives and dies with the generation (the stored answers of the last turns).
     `created` and `updated` are seconds since the epoch, for display only: nothing is decided by them.
     `ttl_seconds` counts from the last commit or load, by the store's own clock; None keeps the session for ever.
@@ -135,7 +137,7 @@ def next_head(base: Head | None, new: NewGeneration, version: int) -> Head:
         version=version,
         generation=new.generation,
         num_parts=len(new.parts),
-        num_bytes=sum(buffer_num_bytes(part) for part in new.parts),
+        num_bytes=_parts_num_bytes(new.parts),
         digest=new.digest,
         position=new.position,
         extra_num_bytes=buffer_num_bytes(new.extra),
@@ -173,6 +175,11 @@ def generations_dropped(base: Head, head: Head) -> list[Generation]:
 
 def buffer_num_bytes(buffer: Buffer) -> int:
     return buffer.nbytes if isinstance(buffer, memoryview) else len(buffer)
+
+
+def _parts_num_bytes(parts: Sequence[Buffer]) -> int:
+    """Lazy parts know it without being put together."""
+    return parts.num_bytes if isinstance(parts, LazyParts) else sum(buffer_num_bytes(part) for part in parts)
 
 
 def _head_to_dict(head: Head) -> dict[str, Any]:
