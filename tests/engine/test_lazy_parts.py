@@ -60,7 +60,7 @@ def test_a_part_that_lies_in_one_extent_is_no_copy_and_cannot_be_written_to() ->
 
 def test_encoding_and_handing_out_part_by_part_takes_two_parts_of_memory_however_large_the_state_is() -> None:
     part_num_bytes = 2**20
-    for window in (30_000, 300_000):
+    for window in (60_000, 600_000):
         config = replace(tiny_config(), attention=AttentionConfig(num_heads=2, window=window))
         tensors = {name: torch.zeros(1, *each.shape, dtype=each.dtype) for name, each in state_spec(config).items()}
         record = SessionRecord(SequenceState(State.from_named_tensors(config, tensors), bytes(16)))
@@ -71,5 +71,5 @@ def test_encoding_and_handing_out_part_by_part_takes_two_parts_of_memory_however
             _, peak_num_bytes = tracemalloc.get_traced_memory()
         finally:
             tracemalloc.stop()
-        assert num_bytes == snapshot.num_bytes > 250 * window
+        assert num_bytes == snapshot.num_bytes > 128 * window
         assert peak_num_bytes < 2.5 * part_num_bytes
