@@ -240,6 +240,7 @@ class _Layout:
     table: bytes
 
 
+@lru_cache(maxsize=8)
 def _layout_of(config: AtlasConfig) -> _Layout:
     return _lay_out(tuple(state_spec(config).items()))
 
