@@ -81,10 +81,10 @@ class Store(Protocol):
         twice.
         """
 
-    def replace_head(self, key: SessionKey, base: Head, head: Head) -> None:
-        """Put a head in place of `base` that keeps the same committed generation and no others than `base` does.
+    def name_version(self, key: SessionKey, version: int, name: str | None) -> Head:
+        """Give a kept generation a name, or None for none, in one atomic step; the head after it.
 
-        Raises `CommitConflict` when the head is not `base` any more.
+        Raises `SessionNotFound` and what `renamed_head` does.
         """
 
     def delete(self, key: SessionKey) -> bool:

@@ -31,7 +31,7 @@ from engine.stores.expiry import IdleTimes
 from engine.stores.index import Index
 from engine.stores.leases import ProcessLeases
 from engine.stores.local_errors import reading, writing
-from engine.stores.succession import DEFAULT_NUM_KEPT, generations_dropped, is_unchanged, next_head
+from engine.stores.succession import DEFAULT_NUM_KEPT, generations_dropped, is_unchanged, next_head, renamed_head
 
 
 class LocalStore:
@@ -91,15 +91,22 @@ class LocalStore:
     def commit(self, key: SessionKey, base: Head | None, new: NewGeneration) -> Head:
         return self._commit(key, base, new, version=base.version + 1 if base else 1)
 
-    def replace_head(self, key: SessionKey, base: Head, head: Head) -> None:
+    def name_version(self, key: SessionKey, version: int, name: str | None) -> Head:
+        head, _ = self._find(key, None)
+        dropped: list[Generation] = []
+
         def decide(current: Head | None) -> Head:
-            if not is_unchanged(base, current):
-                raise CommitConflict("another writer changed this session first")
+            nonlocal head
+            if current is None:
+                raise SessionNotFound("there is no session with this id")
+            head = renamed_head(current, version, name, self._num_kept)
+            dropped.extend(generations_dropped(current, head))
             return head
 
         with writing():
             self._index.update(key, decide)
-            self._drop(generations_dropped(base, head))
+            self._drop(dropped)
+        return head
 
     def delete(self, key: SessionKey) -> bool:
         removed: list[Generation] = []

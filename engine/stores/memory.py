@@ -11,7 +11,7 @@ from engine.errors import CommitConflict, SessionExists, SessionNotFound, StateL
 from engine.stores.base import Buffer, Generation, Head, NewGeneration, SessionKey
 from engine.stores.expiry import IdleTimes
 from engine.stores.leases import ProcessLeases
-from engine.stores.succession import DEFAULT_NUM_KEPT, generations_dropped, is_unchanged, next_head
+from engine.stores.succession import DEFAULT_NUM_KEPT, generations_dropped, is_unchanged, next_head, renamed_head
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,12 +61,12 @@ class MemoryStore:
     def commit(self, key: SessionKey, base: Head | None, new: NewGeneration) -> Head:
         return self._flip(key, base, new, version=base.version + 1 if base else 1)
 
-    def replace_head(self, key: SessionKey, base: Head, head: Head) -> None:
+    def name_version(self, key: SessionKey, version: int, name: str | None) -> Head:
         with self._lock:
-            if not is_unchanged(base, self._live_head(key)):
-                raise CommitConflict("another writer changed this session first")
-            self._heads[key] = head
+            base = self._existing_head(key)
+            head = self._heads[key] = renamed_head(base, version, name, self._num_kept)
             self._drop(generations_dropped(base, head))
+            return head
 
     def delete(self, key: SessionKey) -> bool:
         with self._lock:

@@ -26,12 +26,12 @@ from engine.stores.head_json import decode_head, encode_head
 from engine.stores.redis_client import RedisClient, RedisUrl, translated
 from engine.stores.redis_keys import RedisKeys
 from engine.stores.redis_scripts import ACQUIRE_LEASE, DELETE, FLIP, RELEASE_LEASE, RENEW, REPLACE_HEAD
-from engine.stores.succession import DEFAULT_NUM_KEPT, generations_dropped, is_unchanged, next_head
+from engine.stores.succession import DEFAULT_NUM_KEPT, generations_dropped, is_unchanged, next_head, renamed_head
 
 STAGING_SECONDS = 600
 GRACE_SECONDS = 300
 QUARANTINE_SECONDS = 30 * 24 * 3600
-_DELETE_ATTEMPTS = 16
+_ATTEMPTS = 16
 
 
 class RedisStore:
@@ -100,14 +100,18 @@ class RedisStore:
     def commit(self, key: SessionKey, base: Head | None, new: NewGeneration) -> Head:
         return self._commit(key, base, new, version=base.version + 1 if base else 1)
 
-    def replace_head(self, key: SessionKey, base: Head, head: Head) -> None:
-        dropped = self._keys.everything(key, generations_dropped(base, head))
-        arguments: list[bytes | int] = [_fence(base), _fence(head), encode_head(head), GRACE_SECONDS * 1000]
-        if not self._client.run_script(REPLACE_HEAD, [self._keys.head(key), *dropped], arguments):
-            raise CommitConflict("another writer changed this session first")
+    def name_version(self, key: SessionKey, version: int, name: str | None) -> Head:
+        for _ in range(_ATTEMPTS):
+            base, _ = self._find(key, None)
+            head = renamed_head(base, version, name, self._num_kept)
+            dropped = self._keys.everything(key, generations_dropped(base, head))
+            arguments: list[bytes | int] = [_fence(base), _fence(head), encode_head(head), GRACE_SECONDS * 1000]
+            if self._client.run_script(REPLACE_HEAD, [self._keys.head(key), *dropped], arguments):
+                return head
+        raise SessionBusy("the session is being written to")
 
     def delete(self, key: SessionKey) -> bool:
-        for _ in range(_DELETE_ATTEMPTS):
+        for _ in range(_ATTEMPTS):
             head = self.read_head(key)
             if head is None:
                 self._unlist(key)

@@ -15,7 +15,7 @@ from engine.errors import (
     VersionNotFound,
 )
 from engine.stores.base import Head, IngestMark, SessionKey, Store, new_generation_id
-from engine.stores.succession import MAX_NUM_NAMED, renamed_head
+from engine.stores.succession import MAX_NUM_NAMED
 from tests.engine.store_cases import KEY, NUM_KEPT, commit_number, generation_of, part_of, whole_number
 
 
@@ -140,11 +140,7 @@ def test_what_stood_before_an_ingest_is_kept_until_the_turn_after_it(store: Stor
 
 
 def name(store: Store, version: int, name: str | None) -> Head:
-    base = store.read_head(KEY)
-    assert base is not None
-    head = renamed_head(base, version, name, NUM_KEPT)
-    if head != base:
-        store.replace_head(KEY, base, head)
+    head = store.name_version(KEY, version, name)
     assert store.read_head(KEY) == head
     return head
 
@@ -174,12 +170,15 @@ def test_names_are_few_and_each_is_given_once(store: Store) -> None:
         head = commit_number(store, number, base=head)
     for taken in ("n2", "one!", "", "7", "a b", "x" * 65, "n\n"):
         with pytest.raises(InvalidRequest):
-            renamed_head(head, MAX_NUM_NAMED + 1, taken, NUM_KEPT)
+            store.name_version(KEY, MAX_NUM_NAMED + 1, taken)
     with pytest.raises(InvalidRequest, match="at most 16"):
-        renamed_head(head, MAX_NUM_NAMED + 2, "new", NUM_KEPT)
-    assert renamed_head(head, 1, "another", NUM_KEPT).find("another") is not None
+        store.name_version(KEY, MAX_NUM_NAMED + 2, "new")
     with pytest.raises(VersionNotFound):
-        renamed_head(head, 999, "new", NUM_KEPT)
+        store.name_version(KEY, 999, "new")
+    assert store.read_head(KEY) == head
+    assert name(store, 1, "another").find("another") is not None
+    with pytest.raises(SessionNotFound):
+        store.name_version(SessionKey("tenant", "absent"), 1, "new")
 
 
 def test_a_writer_that_has_not_seen_a_new_name_is_refused_and_the_name_stays(store: Store) -> None:
@@ -187,12 +186,8 @@ def test_a_writer_that_has_not_seen_a_new_name_is_refused_and_the_name_stays(sto
     named = name(store, 1, "first")
     with pytest.raises(CommitConflict):
         commit_number(store, 99, base=seen)
-    with pytest.raises(CommitConflict):
-        store.replace_head(KEY, seen, renamed_head(seen, 1, "second", NUM_KEPT))
     assert store.read_head(KEY) == named
     assert commit_number(store, 2, base=named).find("first") is not None
-    with pytest.raises(CommitConflict):
-        store.replace_head(KEY, named, renamed_head(named, 1, None, NUM_KEPT))
 
 
 def test_a_name_goes_with_its_session(store: Store) -> None:
