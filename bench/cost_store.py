@@ -17,6 +17,7 @@ from statistics import median
 from atlas_model.config import AtlasConfig
 from bench.stored_session import StoredSession, seconds_of
 from engine.sequence import SequenceState
+from engine.stores.head_json import encode_head
 from engine.stores.local import LocalStore
 
 
@@ -85,7 +86,7 @@ def measure_store(
         session = StoredSession(store, "cost", config, fingerprint, state, extra=b"")
         try:
             head = session.save()
-            payload, row = os.urandom(head.num_bytes), head.to_json()
+            payload, row = os.urandom(head.num_bytes), encode_head(head)
             bare.save(payload, row)
             saves = [(seconds_of(session.save), seconds_of(lambda: bare.save(payload, row))) for _ in range(num_rounds)]
             loads = [(seconds_of(session.load), seconds_of(bare.load)) for _ in range(num_rounds)]

@@ -25,9 +25,10 @@ from engine.errors import (
 from engine.snapshot import decode_snapshot, encode_snapshot
 from engine.stores import open_store
 from engine.stores.base import IngestMark, Store
-from engine.stores.head import MAX_RECENT
 from engine.stores.redis import GRACE_SECONDS, STAGING_SECONDS
 from engine.stores.redis_client import SMALL_NUM_BYTES, RedisUrl
+from engine.stores.redis_parts import BATCH_NUM_BYTES
+from engine.stores.succession import MAX_RECENT
 from tests.engine.snapshot_cases import FINGERPRINT, equal_bits, full_record, tiny_config
 from tests.engine.store_cases import KEY, NUM_PARTS, PART_NUM_BYTES, commit_number, generation_of, whole_number
 from tests.redis_server import RedisServer, redis_is_installed
@@ -63,7 +64,7 @@ def server(own: Callable[..., RedisServer]) -> RedisServer:
 
 @pytest.fixture
 def store(server: RedisServer) -> Iterator[Store]:
-    store = open_store(server.url)
+    store = open_store(server.url, num_kept=1)
     store.check()
     yield store
     store.close()
@@ -162,6 +163,24 @@ def test_a_large_commit_that_lost_the_race_before_it_began_sends_nothing(store: 
     with pytest.raises(CommitConflict):
         store.commit(KEY, head, large)
     assert raw.info("stats")["total_net_input_bytes"] - before < 10_000
+
+
+@pytest.mark.usefixtures("disarmed")
+def test_a_large_commit_that_failed_between_two_parts_is_finished_by_its_retry(
+    store: Store, raw: "redis.Redis"
+) -> None:
+    head = commit_number(store, 1, base=None)
+    parts = [bytes([index]) * BATCH_NUM_BYTES for index in range(2)]
+    new = replace(generation_of(2), parts=[*parts, b"the rest"])
+    failpoints.arm("commit.part=1:error")
+    with pytest.raises(StoreUnavailable):
+        store.commit(KEY, head, new)
+    assert [key for key in keys_of(raw) if new.generation in key] == [f"{PREFIX}p:{new.generation}:0"]
+    assert whole_number(store) == 1
+    assert store.commit(KEY, head, new).version == 2
+    [data] = store.load(KEY)[1]
+    assert bytes(data) == b"".join(new.parts)
+    assert all(raw.ttl(key) == -1 for key in keys_of(raw))
 
 
 def test_the_parts_come_back_in_one_writable_buffer_that_decoding_uses_as_it_is(store: Store) -> None:
