@@ -49,8 +49,9 @@ def run(arguments: argparse.Namespace) -> None:
             print(f"{'large':<16} {_describe(cost, names)}")
     with redis_at(arguments.redis) as url:
         memory = measure_memory(url, large, arguments.large_rounds)
-    print(f"commit, large    {memory.commit_ratio:.2f} of its size in memory, {_describe_pings(memory.commit_pings)}")
-    print(f"load, large      {memory.load_ratio:.2f} of its size in memory, {_describe_pings(memory.load_pings)}")
+    print(f"idle             {_describe_pings(memory.idle_pings)}")
+    print(f"commit, large    {memory.commit_ratio:.2f} of its size in memory; {_describe_pings(memory.commit_pings)}")
+    print(f"load, large      {memory.load_ratio:.2f} of its size in memory; {_describe_pings(memory.load_pings)}")
     document: report.Json = {
         **report.header("store"),
         "model": arguments.model.name,
@@ -76,4 +77,4 @@ def _describe(cost: TransferCost, names: str) -> str:
 
 
 def _describe_pings(pings: Pings) -> str:
-    return f"PING meanwhile: {1e3 * pings.p99:.1f} ms (p99), {1e3 * pings.max:.1f} ms (max), n={pings.n}"
+    return f"PING {1e3 * pings.p99:.1f} ms (p99), {1e3 * pings.max:.1f} ms (max), n={pings.n}"

@@ -27,6 +27,7 @@ from engine.stores.redis_client import RedisClient, RedisUrl
 
 FINGERPRINT = "bench"
 PING_SECONDS = 0.005
+IDLE_SECONDS = 1.0
 STATUS = Path("/proc/self/status")
 CLEAR_REFS = Path("/proc/self/clear_refs")
 
@@ -45,13 +46,14 @@ class TransferMemory:
     """The largest of `num_rounds`, in sizes of the snapshot.
 
     commit_ratio: the state and the peak of what the commit added to it. load_ratio: the peak of what the load added to
-    a process without any state; the loaded state is of that.
+    a process without any state; the loaded state is of that. idle_pings: before, with nobody else at this Redis.
     """
 
     num_rounds: int
     snapshot_num_bytes: int
     commit_ratio: float
     load_ratio: float
+    idle_pings: Pings
     commit_pings: Pings
     load_pings: Pings
 
@@ -60,6 +62,8 @@ def measure_memory(url: str, config: AtlasConfig, num_rounds: int) -> TransferMe
     session_id = f"store-{secrets.token_hex(8)}"
     store = RedisStore(url)
     try:
+        with _pinging(url) as idle:
+            time.sleep(IDLE_SECONDS)
         added_by_commit, commit_pings = _in_a_process(_commit, url, session_id, config, num_rounds)
         head = store.read_head(SessionKey("bench", session_id))
         assert head is not None
@@ -72,6 +76,7 @@ def measure_memory(url: str, config: AtlasConfig, num_rounds: int) -> TransferMe
         snapshot_num_bytes=head.num_bytes,
         commit_ratio=(session_num_bytes(config) + added_by_commit) / head.num_bytes,
         load_ratio=added_by_load / head.num_bytes,
+        idle_pings=_summarise(idle),
         commit_pings=commit_pings,
         load_pings=load_pings,
     )
@@ -107,7 +112,7 @@ def _in_a_process(
     finally:
         ours.close()
         process.join()
-    return added_num_bytes, Pings(len(waits), percentile(waits, 99), max(waits))
+    return added_num_bytes, _summarise(waits)
 
 
 def _repeat(
@@ -141,6 +146,10 @@ def _status_num_bytes(name: str) -> int:
     match = re.search(rf"^{name}:\s+(\d+) kB$", STATUS.read_text(), re.MULTILINE)
     assert match is not None
     return 1024 * int(match[1])
+
+
+def _summarise(waits: list[float]) -> Pings:
+    return Pings(len(waits), percentile(waits, 99), max(waits))
 
 
 @contextmanager
