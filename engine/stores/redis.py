@@ -203,7 +203,7 @@ class RedisStore:
             raise CommitConflict("another writer committed this session first")
         if status == b"missing":
             raise StoreUnavailable("parts that were just written are gone from Redis")
-        return decode_head(raw)
+        return head if status == b"flipped" else decode_head(raw)
 
     def _renew(self, key: SessionKey, head: Head) -> None:
         """A session with a time-to-live was used. Its bytes are in our hands, so a failure here fails nothing."""
