@@ -50,6 +50,11 @@ class Storage:
         """The committed generation; no record when nothing was read. Raises what `decode_snapshot` does."""
         return await self._call(lambda store: self._load(store, key))
 
+    async def touch(self, key: SessionKey, head: Head) -> None:
+        """The session was used without a load."""
+        if head.ttl_seconds is not None:
+            await self._call(lambda store: store.touch(key, head))
+
     async def load_stored(self, key: SessionKey) -> StoredTurns:
         return await self._call(lambda store: StoredTurns.decode(store.load_extra(key)))
 

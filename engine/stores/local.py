@@ -75,6 +75,9 @@ class LocalStore:
         self._idle_times.touch(key, head)
         return head, [data]
 
+    def touch(self, key: SessionKey, head: Head) -> None:
+        self._idle_times.touch(key, head)
+
     def load_extra(self, key: SessionKey) -> bytes:
         _, committed, extra = self._read(key, None, lambda it: (it.num_bytes, it.extra_num_bytes))
         if part_checksum(extra).hex() != committed.extra_digest:

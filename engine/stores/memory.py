@@ -48,6 +48,9 @@ class MemoryStore:
             self._idle_times.touch(key, head)
         return head, [bytearray(blob.data)]
 
+    def touch(self, key: SessionKey, head: Head) -> None:
+        self._idle_times.touch(key, head)
+
     def load_extra(self, key: SessionKey) -> bytes:
         with self._lock:
             head = self._existing_head(key)
