@@ -6,9 +6,10 @@ from engine.sessions.manager import SessionConfig, SessionManager
 from engine.sessions.observer import SessionObserver
 from engine.sessions.storage import Storage
 from engine.sessions.stored_turns import StoredTurn
-from engine.sessions.turn import CommittedSession, Turn, TurnRequest, Usage
+from engine.sessions.turn import Answer, CommittedSession, Turn, TurnRequest, Usage
 
 __all__ = [
+    "Answer",
     "CommittedSession",
     "History",
     "IngestProgress",

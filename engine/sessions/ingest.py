@@ -180,6 +180,7 @@ class Ingest:
         sequence = Sequence(new_sequence_id(), token_ids, state=None if record is None else record.state)
         output = await self._engine.feed(sequence)
         assert output.state is not None
+        self._committed.resumed(base, output.resume)
         self._num_tokens += len(token_ids)
         if record is not None:
             return replace(record, state=output.state, open_ingest=None)

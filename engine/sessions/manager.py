@@ -167,7 +167,8 @@ class SessionManager:
         if request.writes and record is not None and record.open_ingest is not None:
             raise IngestOpen(f"a document is open in this session, at offset {record.open_ingest.offset}")
         reading, token_ids = await asyncio.to_thread(self._read, request, record)
-        sequence = Sequence(new_sequence_id(), token_ids, request.sampling, record.state if record else None)
+        state = record.state if record else None
+        sequence = Sequence(new_sequence_id(), token_ids, request.sampling, state, shares_state=not request.writes)
         return Turn(request, reading, sequence, base, self._engine, self._committed)
 
     def _read(self, request: TurnRequest, record: SessionRecord | None) -> tuple[Reading, list[int]]:

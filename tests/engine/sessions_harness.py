@@ -110,7 +110,7 @@ async def run(sessions: SessionManager, request: TurnRequest) -> tuple[str, Turn
         assert isinstance(turn, Turn), "this turn was run before"
         reason = None
         async with aclosing(turn.outputs()) as outputs:
-            async for output in outputs:
+            async for _, output in outputs:
                 reason = output.finish_reason
         assert reason in (FinishReason.STOP, FinishReason.LENGTH)
         await turn.commit({"text": turn.text})
