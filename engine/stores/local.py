@@ -77,7 +77,9 @@ class LocalStore:
         return head, [data]
 
     def touch(self, key: SessionKey, head: Head) -> None:
-        self._idle_times.touch(key, head)
+        with suppress(StoreUnavailable):
+            if self.read_head(key) is not None:
+                self._idle_times.touch(key, head)
 
     def load_extra(self, key: SessionKey, version: int | None = None) -> bytes:
         _, generation, extra = self._read(key, version, lambda it: (it.num_bytes, it.extra_num_bytes))

@@ -48,7 +48,9 @@ class MemoryStore:
         return head, [bytearray(blob.data)]
 
     def touch(self, key: SessionKey, head: Head) -> None:
-        self._idle_times.touch(key, head)
+        with self._lock:
+            if self._live_head(key) is not None:
+                self._idle_times.touch(key, head)
 
     def load_extra(self, key: SessionKey, version: int | None = None) -> bytes:
         with self._lock:

@@ -208,6 +208,18 @@ def test_a_session_that_is_only_read_from_its_copy_does_not_end(store: Store) ->
     in_loop(test)
 
 
+def test_sessions_that_have_read_nothing_take_no_place_on_the_host() -> None:
+    async def test() -> None:
+        async with house() as it:
+            for number in range(3):
+                key = SessionKey("default", f"empty{number}")
+                await create(it.sessions, {}, key)
+                assert (await it.sessions.committed_state(key))[1] is None
+            assert it.sessions.num_host_copies == 0
+
+    in_loop(test)
+
+
 def num_resident_bytes() -> int:
     return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
 
