@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 
 from engine.config import EngineConfig
-from engine.errors import SessionNotFound, StoreUnavailable
+from engine.errors import SessionNotFound, StoreFull, StoreUnavailable
 from engine.sampling_params import SamplingParams
 from engine.sequence import SequenceState
 from engine.sessions import SessionConfig, Turn
-from engine.stores.base import SessionKey, Store
+from engine.stores.base import Head, NewGeneration, SessionKey, Store
 from engine.stores.local import LocalStore
 from engine.stores.memory import MemoryStore
 from tests.engine.harness import assert_same_session
@@ -36,7 +36,7 @@ ONE_SLOT = EngineConfig(max_num_sequences=1)
 
 
 class WatchedStore(MemoryStore):
-    """Counts loads, which wait until `may_load`, and fail when told to."""
+    """Counts loads, which wait until `may_load`. Loads and commits fail when told to."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -51,6 +51,11 @@ class WatchedStore(MemoryStore):
         if self.fails:
             raise StoreUnavailable("out for the test")
         return super().load(key, version)
+
+    def commit(self, key: SessionKey, base: Head | None, new: NewGeneration) -> Head:
+        if self.fails:
+            raise StoreFull("full for the test")
+        return super().commit(key, base, new)
 
 
 def test_a_session_goes_on_with_the_same_bits_from_the_device_the_host_and_the_store() -> None:
@@ -73,6 +78,26 @@ def test_a_session_goes_on_with_the_same_bits_from_the_device_the_host_and_the_s
         assert texts["device"] == texts["host"] == texts["store"]
         for tier in ("host", "store"):
             assert_same_session(states[tier], states["device"], tolerance=0)
+
+    in_loop(test)
+
+
+def test_a_turn_that_could_not_be_committed_leaves_nothing_on_the_device_and_is_not_gone_on_from() -> None:
+    async def test() -> None:
+        store = WatchedStore()
+        async with house(store) as it, house() as twin:
+            await run(it.sessions, asked("one"))
+            store.fails = True
+            with pytest.raises(StoreFull):
+                await run(it.sessions, asked("the code is 4 7 1"))
+            store.fails = False
+            while it.engine.stats().num_resident_states:  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+            await run(it.sessions, asked("two"))
+            assert it.observed.tiers == ["device", "store"]
+            for question in ("one", "two"):
+                await run(twin.sessions, asked(question))
+            assert_same_session(await it.state(), await twin.state(), tolerance=0)
 
     in_loop(test)
 
