@@ -87,6 +87,11 @@ class EngineCore:
             with torch.inference_mode():
                 self._remove(progress, FinishReason.ABORT)
 
+    def forget(self, state: SequenceState) -> None:
+        """Zeroes the slot that is resident for a state from which nobody will start; harmless when none is."""
+        with torch.inference_mode():
+            self._pool.forget(state.tensors)
+
     def cut_short(self) -> None:
         """Ends everything now: what is writing with `length`, the rest with `abort` and Draining as its error. One that
         has met a stop string is left to end by itself."""
@@ -146,19 +151,14 @@ class EngineCore:
 
     def _fill_slot(self, sequence: Sequence) -> Resume | None:
         """Gives the sequence a slot with the state that it starts from."""
-        if sequence.state is None:
-            sequence.slot = self._pool.acquire()
-            self._pool.load(sequence.slot, self._initial_state)
-            return None
         began = time.monotonic()
-        tensors = sequence.state.tensors
-        sequence.slot = self._pool.resume(tensors, is_shared=sequence.shares_state)
-        tier = Tier.DEVICE
+        state = self._initial_state if sequence.state is None else sequence.state.tensors
+        sequence.slot = self._pool.resume(state, is_shared=sequence.shares_state)
+        tier = Tier.HOST if sequence.slot is None else Tier.DEVICE
         if sequence.slot is None:
-            tier = Tier.HOST
             sequence.slot = self._pool.acquire()
-            self._pool.load(sequence.slot, tensors)
-        return Resume(tier, time.monotonic() - began)
+            self._pool.load(sequence.slot, state)
+        return None if sequence.state is None else Resume(tier, time.monotonic() - began)
 
     def _run(self, batch: Batch) -> list[tuple[Progress, Tensor]]:
         """Feeds the batch; ends those that only feed; returns those that go on with their logits [V]."""

@@ -21,7 +21,7 @@ from engine.choices import as_if_alone, choices_from, shared_part
 from engine.config import EngineConfig
 from engine.core import EngineCore
 from engine.errors import Draining, EngineDead, InvalidRequest, QueueFull
-from engine.sequence import FinishReason, Sequence, SequenceOutput
+from engine.sequence import FinishReason, Sequence, SequenceOutput, SequenceState
 from engine.telemetry import EngineStats
 
 _logger = logging.getLogger(__name__)
@@ -98,9 +98,12 @@ class Engine:
             assert shared.state is not None
             choices = choices_from(prompt, shared.state, num_choices)
             numbers = {choice.sequence_id: number for number, choice in enumerate(choices)}
-            async with aclosing(self._run_all(choices)) as outputs:
-                async for output in outputs:
-                    yield numbers[output.sequence_id], as_if_alone(output, shared)
+            try:
+                async with aclosing(self._run_all(choices)) as outputs:
+                    async for output in outputs:
+                        yield numbers[output.sequence_id], as_if_alone(output, shared)
+            finally:
+                self.forget(shared.state)
 
     async def feed(self, sequence: Sequence) -> SequenceOutput:
         """Feeds a sequence that has no sampling parameters; returns its last output, which holds the state."""
@@ -110,6 +113,10 @@ class Engine:
             last = output
         assert last is not None
         return last
+
+    def forget(self, state: SequenceState) -> None:
+        """Nobody will start from this state: a slot that still has it is zeroed now, and not when it is needed."""
+        self._inbox.put(partial(self._core.forget, state))
 
     async def drain(self, timeout_seconds: float) -> None:
         """Takes no more sequences and waits for the open ones. When the time is up, those that are writing end with

@@ -63,7 +63,7 @@ class StatePool:
         It is the resident slot itself; or a copy of it when others may start from the same State (`is_shared`) and
         there is another slot.
         """
-        slot = next((slot for slot, resident in self._residents.items() if resident() is state), None)
+        slot = self._resident_slot(state)
         if slot is None:
             return None
         self._residents.move_to_end(slot)
@@ -78,6 +78,13 @@ class StatePool:
     def keep(self, slot: int, exported: State) -> None:
         """Gives the slot back, resident for the State that was exported from it and is still the same bits."""
         self._residents[slot] = weakref.ref(exported)
+
+    def forget(self, state: State) -> None:
+        """Zeroes the slot that is resident for this State, if one is."""
+        slot = self._resident_slot(state)
+        if slot is not None:
+            del self._residents[slot]
+            self.release(slot)
 
     def release_unreachable(self) -> None:
         """Zeroes the slots whose State is gone: nobody can start from them."""
@@ -132,6 +139,9 @@ class StatePool:
         for slot, resident in self._residents.items():
             state = resident()
             assert state is None or self._is_equal(slot, state), "a resident slot is not the state it was kept for"
+
+    def _resident_slot(self, state: State) -> int | None:
+        return next((slot for slot, resident in self._residents.items() if resident() is state), None)
 
     def _is_equal(self, slot: int, state: State) -> bool:
         row = self.export(slot).named_tensors()

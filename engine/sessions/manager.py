@@ -132,7 +132,9 @@ class SessionManager:
                     base = await self._committed.find(request.session)
                     if base is None:
                         raise SessionNotFound("there is no session with this id")
-                yield await self._prepare(request, base)
+                turn = await self._prepare(request, base)
+                stack.callback(turn.close)
+                yield turn
 
     @asynccontextmanager
     async def ingest(

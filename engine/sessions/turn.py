@@ -112,6 +112,7 @@ class Turn:
         self._texts = [""] * request.num_choices
         # Of each choice, the latest.
         self._outputs: dict[int, SequenceOutput] = {}
+        self._is_committed = False
 
     @property
     def base_version(self) -> int:
@@ -188,6 +189,13 @@ class Turn:
         stored = replace(stored, tokens_digest=new.state.tokens_digest.hex())
         head = None if base is None else base.head
         await finish_even_if_cancelled(self._committed.commit(request.session, head, new, stored))
+        self._is_committed = True
+
+    def close(self) -> None:
+        """To be called when the turn is over: no session goes on from what it has not committed."""
+        for choice, output in self._outputs.items():
+            if output.state is not None and not (choice == 0 and self._is_committed):
+                self._engine.forget(output.state)
 
     @property
     def _base_position(self) -> int:

@@ -142,6 +142,18 @@ def test_a_state_that_nobody_holds_any_more_has_no_slot_after_the_next_step() ->
     core.check_integrity()
 
 
+def test_a_state_that_is_forgotten_has_no_slot_and_can_still_be_gone_on_from() -> None:
+    core = new_core()
+    first = answer(core, Sequence("first", prompt("hello"), GREEDY)).state
+    other = answer(core, Sequence("other", prompt("hello"), GREEDY)).state
+    core.forget(first)
+    core.forget(first)
+    assert (core.num_free_slots, core.stats().num_resident_states) == (3, 1)
+    core.check_integrity()
+    assert tier_of(answer(core, Sequence("again", MORE, GREEDY, first))) is Tier.HOST
+    assert tier_of(answer(core, Sequence("more", MORE, GREEDY, other))) is Tier.DEVICE
+
+
 def test_a_slot_whose_row_is_not_its_state_is_noticed() -> None:
     core = new_core()
     state = answer(core, Sequence("first", prompt("hello"), GREEDY)).state

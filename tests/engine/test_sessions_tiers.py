@@ -36,24 +36,24 @@ ONE_SLOT = EngineConfig(max_num_sequences=1)
 
 
 class WatchedStore(MemoryStore):
-    """Counts loads, which wait until `may_load`. Loads and commits fail when told to."""
+    """Counts loads, which wait until `may_load`. The calls named in `failing` fail."""
 
     def __init__(self) -> None:
         super().__init__()
         self.num_loads = 0
-        self.fails = False
+        self.failing: set[str] = set()
         self.may_load = threading.Event()
         self.may_load.set()
 
     def load(self, key: SessionKey, version: int | None = None) -> Any:
         self.num_loads += 1
         assert self.may_load.wait(30)
-        if self.fails:
+        if "load" in self.failing:
             raise StoreUnavailable("out for the test")
         return super().load(key, version)
 
     def commit(self, key: SessionKey, base: Head | None, new: NewGeneration) -> Head:
-        if self.fails:
+        if "commit" in self.failing:
             raise StoreFull("full for the test")
         return super().commit(key, base, new)
 
@@ -87,14 +87,16 @@ def test_a_turn_that_could_not_be_committed_leaves_nothing_on_the_device_and_is_
         store = WatchedStore()
         async with house(store) as it, house() as twin:
             await run(it.sessions, asked("one"))
-            store.fails = True
+            store.failing = {"commit"}
             with pytest.raises(StoreFull):
                 await run(it.sessions, asked("the code is 4 7 1"))
-            store.fails = False
+            with pytest.raises(StoreFull):
+                await ingest(it.sessions, in_pieces(b"the code is 4 7 1", 9))
+            store.failing = set()
             while it.engine.stats().num_resident_states:  # noqa: ASYNC110
                 await asyncio.sleep(0.01)
             await run(it.sessions, asked("two"))
-            assert it.observed.tiers == ["device", "store"]
+            assert it.observed.tiers == ["device", "store", "store"]
             for question in ("one", "two"):
                 await run(twin.sessions, asked(question))
             assert_same_session(await it.state(), await twin.state(), tolerance=0)
@@ -151,12 +153,12 @@ def test_a_load_that_fails_fails_all_who_wait_for_it_and_nobody_who_comes_later(
         async with house(store) as it:
             await run(it.sessions, asked("one"))
         async with house(store) as it:
-            store.fails = True
+            store.failing = {"load"}
             readers = (run(it.sessions, asked("two", read_only=True)) for _ in range(3))
             failures = await asyncio.gather(*readers, return_exceptions=True)
             assert all(isinstance(failure, StoreUnavailable) for failure in failures)
             assert (store.num_loads, it.observed.failures) == (1, ["store_unavailable"])
-            store.fails = False
+            store.failing = set()
             await run(it.sessions, asked("two", read_only=True))
 
     in_loop(test)
