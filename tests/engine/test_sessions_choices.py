@@ -1,6 +1,5 @@
 """Turns with several answers: the session learns the first one, and is told so (SESSIONS.md 1.4)."""
 
-import asyncio
 from contextlib import aclosing
 from typing import Any
 
@@ -11,6 +10,7 @@ from engine.errors import SessionDiverged
 from engine.sampling_params import SamplingParams
 from engine.sessions import Turn
 from engine.stores.base import SessionKey
+from tests.engine.engines import until
 from tests.engine.harness import assert_same_session
 from tests.engine.sessions_harness import ENDLESS, KEY, asked, house, in_loop, run
 
@@ -90,8 +90,7 @@ def test_choices_that_are_left_leave_the_session_and_no_slot_behind() -> None:
 
             with pytest.raises(ConnectionError):
                 await leave()
-            while it.engine.stats().num_slots_in_use:  # noqa: ASYNC110
-                await asyncio.sleep(0.01)
+            await until(lambda: it.engine.stats().num_slots_in_use == 0)
             assert await it.head_version() == 1
             await run(it.sessions, asked("two", num_choices=2))
             assert await it.head_version() == 2

@@ -16,6 +16,7 @@ from engine.sessions import SessionConfig, Turn
 from engine.stores.base import Head, NewGeneration, SessionKey, Store
 from engine.stores.local import LocalStore
 from engine.stores.memory import MemoryStore
+from tests.engine.engines import until
 from tests.engine.harness import assert_same_session
 from tests.engine.sessions_harness import (
     ENDLESS,
@@ -93,13 +94,26 @@ def test_a_turn_that_could_not_be_committed_leaves_nothing_on_the_device_and_is_
             with pytest.raises(StoreFull):
                 await ingest(it.sessions, in_pieces(b"the code is 4 7 1", 9))
             store.failing = set()
-            while it.engine.stats().num_resident_states:  # noqa: ASYNC110
-                await asyncio.sleep(0.01)
+            await until(lambda: it.engine.stats().num_resident_states == 0)
             await run(it.sessions, asked("two"))
             assert it.observed.tiers == ["device", "store", "store"]
             for question in ("one", "two"):
                 await run(twin.sessions, asked(question))
             assert_same_session(await it.state(), await twin.state(), tolerance=0)
+
+    in_loop(test)
+
+
+def test_a_session_that_is_deleted_or_leaves_the_host_leaves_the_device_too() -> None:
+    async def test() -> None:
+        async with house() as it:
+            await run(it.sessions, asked("the code is 4 7 1"))
+            assert it.engine.stats().num_resident_states == 1
+            await it.sessions.delete(KEY)
+            await until(lambda: it.engine.stats().num_resident_states == 0)
+        async with house(config=SessionConfig(max_host_num_bytes=0)) as it:
+            await run(it.sessions, asked("the code is 4 7 1"))
+            await until(lambda: it.engine.stats().num_resident_states == 0)
 
     in_loop(test)
 
@@ -132,8 +146,7 @@ def test_readers_that_come_at_once_load_the_session_once_and_one_that_leaves_tak
         async with house(store) as it:
             store.may_load.clear()
             readers = [asyncio.create_task(run(it.sessions, asked("two", read_only=True))) for _ in range(4)]
-            while store.num_loads == 0:  # noqa: ASYNC110
-                await asyncio.sleep(0.01)
+            await until(lambda: store.num_loads > 0)
             await asyncio.sleep(0.05)
             readers[0].cancel()
             await asyncio.sleep(0.01)
@@ -207,8 +220,7 @@ def test_readers_beside_a_writer_see_the_last_commit() -> None:
             await run(it.sessions, asked("one"))
             expected = (await run(it.sessions, asked("what was it?", read_only=True)))[0]
             writer = asyncio.create_task(run(it.sessions, asked("two", sampling=ENDLESS)))
-            while it.engine.stats().num_slots_in_use == 0:  # noqa: ASYNC110
-                await asyncio.sleep(0.01)
+            await until(lambda: it.engine.stats().num_slots_in_use > 0)
             readers = (run(it.sessions, asked("what was it?", read_only=True)) for _ in range(3))
             for text, turn in await asyncio.gather(*readers):
                 assert (text, turn.base_version) == (expected, 1)
@@ -224,7 +236,7 @@ def test_a_session_that_is_only_read_from_its_copy_does_not_end(store: Store) ->
         async with house(store) as it:
             await create(it.sessions, {}, ttl_seconds=1)
             await run(it.sessions, asked("one"))
-            for _ in range(4):
+            for _ in range(3):
                 await asyncio.sleep(0.4)
                 await run(it.sessions, asked("two", read_only=True))
             assert set(it.observed.tiers) <= {"device", "host"}
