@@ -2,6 +2,7 @@
 
 import asyncio
 import gc
+import sys
 import threading
 from pathlib import Path
 from typing import Any
@@ -280,17 +281,18 @@ def test_two_thousand_idle_sessions_cost_the_budget_and_no_more(tmp_path: Path) 
             async def use_all(first: int, last: int) -> tuple[int, int]:
                 await asyncio.gather(*(use(range(first + lane, last, num_at_once)) for lane in range(num_at_once)))
                 gc.collect()
-                return num_resident_bytes(), len(gc.get_objects())
+                return num_resident_bytes(), sys.getallocatedblocks()
 
             await run(it.sessions, asked("Hi", sampling=short))
             head, _ = await it.sessions.describe(KEY)
             # All these sessions are of one size.
             max_num_copies = config.max_host_num_bytes // (head.num_bytes + head.committed.extra_num_bytes)
-            num_bytes, num_objects = await use_all(0, num_before)
-            more_bytes, more_objects = await use_all(num_before, num_after)
+            num_bytes, num_blocks = await use_all(0, num_before)
+            more_bytes, more_blocks = await use_all(num_before, num_after)
             assert it.sessions.num_host_copies == max_num_copies < num_before / 4
-            # One object left of each session would be too many.
-            assert more_objects - num_objects < (num_after - num_before) / 2
-            assert more_bytes - num_bytes < head.num_bytes * (num_after - num_before) / 20
+            # One object of Python's left of each session would be too many.
+            assert more_blocks - num_blocks < (num_after - num_before) / 2
+            # The store's own caches still fill.
+            assert more_bytes - num_bytes < head.num_bytes * (num_after - num_before) / 4
 
     in_loop(test)
