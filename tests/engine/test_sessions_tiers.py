@@ -295,4 +295,4 @@ def test_two_thousand_idle_sessions_cost_the_budget_and_no_more(tmp_path: Path) 
             # The store's own caches still fill.
             assert more_bytes - num_bytes < head.num_bytes * (num_after - num_before) / 4
 
-    in_loop(test)
+    asyncio.run(test())
