@@ -75,9 +75,15 @@ class RedisStore:
                 raise StateLost("the session's state is gone", self._last_whole_version(key, head))
             data = fetch(self._client, self._keys.parts(key, generation), generation.num_bytes)
             if data is not None:
-                self._renew(key, head)
+                self.touch(key, head)
                 return head, [data]
             missing = generation
+
+    def touch(self, key: SessionKey, head: Head) -> None:
+        if head.ttl_seconds is not None:
+            keys = [self._keys.head(key), *self._keys.everything(key, head.generations)]
+            with suppress(StoreUnavailable):
+                self._client.run_script(RENEW, keys, [_fence(head), _ttl_milliseconds(head)])
 
     def load_extra(self, key: SessionKey, version: int | None = None) -> bytes:
         missing: Generation | None = None
@@ -204,13 +210,6 @@ class RedisStore:
         if status == b"missing":
             raise StoreUnavailable("parts that were just written are gone from Redis")
         return head if status == b"flipped" else decode_head(raw)
-
-    def _renew(self, key: SessionKey, head: Head) -> None:
-        """A session with a time-to-live was used. Its bytes are in our hands, so a failure here fails nothing."""
-        if head.ttl_seconds is not None:
-            keys = [self._keys.head(key), *self._keys.everything(key, head.generations)]
-            with suppress(StoreUnavailable):
-                self._client.run_script(RENEW, keys, [_fence(head), _ttl_milliseconds(head)])
 
     def _find(self, key: SessionKey, version: int | None) -> tuple[Head, Generation]:
         head = self.read_head(key)
