@@ -9,7 +9,7 @@ from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from engine.errors import AtlasError, InvalidRequest, ModelNotFound, UnsupportedParameter
+from engine.errors import AtlasError, InvalidRequest, ModelNotFound
 from engine.sessions import History, TurnRequest
 from server.answering import AnswerEvent, Completed, answer
 from server.bodies import off_loop_if_large, read_json_body
@@ -133,14 +133,13 @@ def _understand(request: Request, runtime: Runtime, raw: bytes) -> tuple[ChatReq
 
 
 def _turn_request(request: Request, runtime: Runtime, chat: ChatRequest) -> TurnRequest:
-    if chat.on_divergence == "rewind":
-        raise UnsupportedParameter("on_divergence: rewind is not supported", param="on_divergence")
     session = named_session(request, chat.session_id)
     version = if_match(request)
     if session is None:
         for name, is_asked in (
             ("read_only", bool(chat.read_only)),
             ("history", chat.to_history() is History.MATCH),
+            ("on_divergence", chat.on_divergence == "rewind"),
             ("If-Match", version is not None),
         ):
             if is_asked:
@@ -151,6 +150,7 @@ def _turn_request(request: Request, runtime: Runtime, chat: ChatRequest) -> Turn
         digest=hashlib.sha256(chat.digest_source()).hexdigest(),
         session=session,
         history=chat.to_history(),
+        may_rewind=chat.on_divergence == "rewind",
         read_only=bool(chat.read_only),
         if_match=version,
         idempotency_key=idempotency_key(request),

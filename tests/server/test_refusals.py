@@ -36,7 +36,6 @@ UNSUPPORTED: list[tuple[str, Any]] = [
     ("stop_token_ids", [1]),
     ("echo", True),
     ("suffix", "x"),
-    ("on_divergence", "rewind"),
 ]
 NEUTRAL: dict[str, Any] = {
     "n": 1,
@@ -129,6 +128,8 @@ def test_what_looks_like_a_misspelt_extension_is_not_dropped(client: httpx.Clien
         ({"user": ["x"]}, "user"),
         ({"read_only": True}, "read_only"),
         ({"history": "match"}, "history"),
+        ({"on_divergence": "rewind"}, "on_divergence"),
+        ({"on_divergence": "forget"}, "on_divergence"),
         ({"session_id": ""}, "session_id"),
         ({"session_id": "a b"}, "session_id"),
         ({"session_id": "a\n"}, "session_id"),
@@ -282,6 +283,10 @@ def test_a_session_id_is_a_full_match_of_the_decoded_value(client: httpx.Client,
         client.get(f"/v1/sessions/{encoded}"),
         client.delete(f"/v1/sessions/{encoded}"),
         client.post(f"/v1/sessions/{encoded}/ingest", content=b"text"),
+        client.get(f"/v1/sessions/{encoded}/versions"),
+        client.get(f"/v1/sessions/{encoded}/export"),
+        client.post(f"/v1/sessions/{encoded}/rewind", json={"version": 0}),
+        client.post(f"/v1/sessions/{encoded}/fork", json={}),
     ):
         if encoded == "a%2Fb":
             assert response.status_code in (400, 404, 405)
