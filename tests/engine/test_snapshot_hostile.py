@@ -165,7 +165,7 @@ LIES: list[Callable[[dict[str, Any]], object]] = [
     lambda _: {},
     lambda _: {"schema": 1},
     lambda _: {"schema": [1]},
-    lambda fields: {**{name: value for name, value in fields.items() if name != "position"}, 5: 1},
+    lambda fields: {5 if name == "position" else name: value for name, value in fields.items()},
 ]
 
 

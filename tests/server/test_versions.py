@@ -317,7 +317,7 @@ def test_a_regenerated_answer_takes_the_place_of_the_last_one(
 
 def test_a_stream_that_went_back_says_so_when_it_ends(client: httpx.Client, session_id: str, told: list[str]) -> None:
     messages = [user("one"), {"role": "assistant", "content": told[0]}, user("other")]
-    fields = {"session_id": session_id, "messages": messages, "stream": True}
+    fields: dict[str, Any] = {"session_id": session_id, "messages": messages, "stream": True}
     assert_refused(ask(client, "", **fields), 409, "session_diverged")
     response = ask(client, "", **fields, on_divergence="rewind")
     assert response.headers["x-session-version"] == "3"
