@@ -12,6 +12,7 @@ from starlette.requests import Request
 from engine.errors import InvalidRequest
 from engine.sessions import RequestIdentity
 from engine.stores.base import SessionKey
+from server.errors import PathNotFound
 from server.middleware import RequestContext
 from server.runtime import Runtime
 from server.strict_json import canonical
@@ -27,14 +28,18 @@ def runtime_of(request: Request) -> Runtime:
 
 
 def path_session(request: Request) -> SessionKey:
-    """The session that the path names, percent-decoded once. Raises InvalidRequest."""
+    """The session that the path names. Raises InvalidRequest, PathNotFound."""
     return session_key(request, path_segment(request, 3))
 
 
 def path_segment(request: Request, index: int) -> str:
-    """What stands behind that slash of the path (the first is 1), percent-decoded once."""
+    """What stands behind that slash of the path (the first is 1), percent-decoded once. Raises PathNotFound."""
     raw_path: bytes = request.scope["raw_path"]
-    return unquote(raw_path.decode("ascii", errors="replace").split("/")[index], errors="replace")
+    segments = raw_path.decode("ascii", errors="replace").split("/")
+    if index >= len(segments):
+        # Routes are found in the decoded path, where an encoded slash looks like one.
+        raise PathNotFound("not found")
+    return unquote(segments[index], errors="replace")
 
 
 def session_key(request: Request, session_id: str) -> SessionKey:

@@ -250,6 +250,14 @@ def test_an_unknown_path_is_a_404_of_the_same_shape(client: httpx.Client, path: 
     assert_refused(client.get(path), 404, "not_found")
 
 
+def test_an_encoded_slash_is_no_slash(client: httpx.Client, session_id: str) -> None:
+    ask(client, "a", session_id=session_id)
+    client.post(f"/v1/sessions/{session_id}/versions", json={"name": "n"})
+    assert_refused(client.get(f"/v1%2Fsessions%2F{session_id}"), 404, "not_found")
+    assert_refused(client.delete(f"/v1/sessions/{session_id}/versions%2Fn"), 404, "not_found")
+    assert_refused(client.get(f"/v1/sessions/{session_id}%2Fversions"), 400, "invalid_request", "session_id")
+
+
 def test_another_method_is_a_405_that_names_the_right_ones(client: httpx.Client) -> None:
     response = client.get("/v1/chat/completions")
     assert_refused(response, 405, "method_not_allowed")
