@@ -32,7 +32,7 @@ from engine.memory_samples import NO_SAMPLES, MemorySamples, pack_samples, unpac
 from engine.sequence import SequenceState
 from engine.snapshot_header import MAX_HEADER_NUM_BYTES, Header, OpenIngest, pack_table, unpack
 
-__all__ = ["OpenIngest", "SessionRecord", "Snapshot", "decode_snapshot", "encode_snapshot"]
+__all__ = ["OpenIngest", "SessionRecord", "Snapshot", "decode_snapshot", "encode_snapshot", "max_snapshot_num_bytes"]
 
 Buffer = bytes | bytearray | memoryview
 
@@ -169,6 +169,11 @@ def decode_snapshot(
         metadata=header.metadata,
         created=header.created,
     )
+
+
+def max_snapshot_num_bytes(config: AtlasConfig) -> int:
+    """No snapshot of a session of this model is larger, whatever it has read."""
+    return _align(_FRAME.size + MAX_HEADER_NUM_BYTES, _PAGE_NUM_BYTES) + _layout_of(config).num_bytes
 
 
 def _seal(extents: Sequence[Extent], num_bytes: int, header: Header, header_end: int) -> Snapshot:
