@@ -137,15 +137,19 @@ def test_a_flipped_bit_in_the_stored_answers_is_found(directory: Path) -> None:
     store.close()
 
 
-def test_a_quarantined_blob_outlives_its_session_and_every_sweep(directory: Path) -> None:
-    store = LocalStore(directory)
+def test_a_quarantined_blob_outlives_its_generation_and_every_sweep_and_goes_with_its_session(directory: Path) -> None:
+    store = LocalStore(directory, num_kept=0)
     head = commit_number(store, 1, base=None)
     whole = (directory / "blobs" / head.generation).read_bytes()
     store.quarantine(KEY, head.committed)
-    store.delete(KEY)
+    commit_number(store, 2, base=head)
     store.close()
-    LocalStore(directory).close()
+    store = LocalStore(directory)
+    assert head.generation not in blob_names(directory)
     assert (directory / "quarantine" / head.generation).read_bytes() == whole
+    store.delete(KEY)
+    assert not list((directory / "quarantine").iterdir())
+    store.close()
 
 
 def test_a_lost_index_beside_snapshots_stops_the_start_instead_of_sweeping_them(directory: Path) -> None:

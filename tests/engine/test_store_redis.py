@@ -76,9 +76,10 @@ def keys_of(raw: "redis.Redis") -> set[str]:
 def test_every_key_of_a_session_has_the_same_cluster_hash_tag(store: Store, raw: "redis.Redis") -> None:
     head = commit_number(store, 1, base=None)
     store.acquire_lease(KEY, "me", 10)
-    expected = {f"{PREFIX}head", f"{PREFIX}lease", f"{PREFIX}x:{head.generation}"}
+    expected = {f"{PREFIX}head", f"{PREFIX}lease", f"{PREFIX}generations", f"{PREFIX}x:{head.generation}"}
     expected |= {f"{PREFIX}p:{head.generation}:{index}" for index in range(NUM_PARTS)}
-    assert keys_of(raw) == {*expected, f"atlas:index:{KEY.tenant}"}
+    index = f"atlas:index:{KEY.tenant}"
+    assert keys_of(raw) == {*expected, index, f"atlas:usage:{{{index}}}"}
 
 
 def test_what_is_committed_never_expires_and_what_is_dropped_waits_for_its_readers(
@@ -189,7 +190,8 @@ def test_forgotten_scripts_are_sent_again(store: Store, raw: "redis.Redis") -> N
 def test_a_quarantined_generation_keeps_a_copy_that_no_commit_drops(store: Store, raw: "redis.Redis") -> None:
     head = commit_number(store, 1, base=None)
     store.quarantine(KEY, head.committed)
-    store.delete(KEY)
+    for number in (2, 3, 4):
+        head = commit_number(store, number, base=head)
     copies = [key for key in keys_of(raw) if key.endswith(":quarantined")]
     assert len(copies) == NUM_PARTS + 1
     assert all(raw.ttl(key) > 24 * 3600 for key in copies)
