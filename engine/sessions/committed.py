@@ -18,6 +18,7 @@ class CommittedSessions:
         self._storage = storage
         self._copies = HostCopies(max_host_num_bytes)
         self._observer = observer
+        self._num_deletions = 0
 
     @property
     def durability(self) -> str:
@@ -30,6 +31,7 @@ class CommittedSessions:
     async def find(self, key: SessionKey) -> LoadedSession | None:
         """The session as it is committed now; None when there is none. Its stored answers may not be loaded."""
         started = time.monotonic()
+        num_deletions = self._num_deletions
         head = await self._storage.read_head(key)
         if head is None:
             self._copies.drop(key)
@@ -46,7 +48,8 @@ class CommittedSessions:
             self._observer.restore_failed(error.code)
             raise
         loaded = LoadedSession(head, record, None)
-        self._copies.put(key, loaded)
+        if num_deletions == self._num_deletions:
+            self._copies.put(key, loaded)
         if record is not None:
             self._observer.resumed("store", time.monotonic() - started)
         return loaded
@@ -90,6 +93,14 @@ class CommittedSessions:
             self._observer.restore_failed(error.code)
             raise
 
+    async def check_room(self, key: SessionKey, base: LoadedSession | None) -> None:
+        """Before the work for a commit. Raises StoreFull when it is known already that a quota forbids it."""
+        await self._storage.check_room(key, None if base is None else base.head)
+
     async def delete(self, key: SessionKey) -> bool:
-        self._copies.drop(key)
-        return await self._storage.delete(key)
+        """From the store and from here; who is loading the session meanwhile keeps no copy either."""
+        try:
+            return await self._storage.delete(key)
+        finally:
+            self._num_deletions += 1
+            self._copies.drop(key)

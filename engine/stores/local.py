@@ -185,7 +185,6 @@ class LocalStore:
             failpoint("commit.after_flip")
         self._idle_times.touch(key, head)
         with suppress(OSError):
-            failpoint("commit.before_drop")
             self._drop(key, generations_dropped(base, head) if base else [])
             failpoint("commit.after_drop")
         return head
@@ -255,6 +254,7 @@ class LocalStore:
         with self._left_lock:
             left = self._left.setdefault(key, set())
             left.update(generation.generation for generation in generations)
+        failpoint("commit.before_drop")
         for name in tuple(left):
             self._blobs.remove(name)
             left.discard(name)
