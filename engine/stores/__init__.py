@@ -29,14 +29,14 @@ def open_store(url: str, num_kept: int = DEFAULT_NUM_KEPT) -> Store:
     if url == "memory://":
         return MemoryStore(num_kept)
     if separator and scheme == "local":
-        directory, max_num_bytes = _local_options(rest)
+        directory, max_num_bytes = local_options(rest)
         if not directory.is_absolute():
             raise StoreMisconfigured("a local store is local:///absolute/path")
         return LocalStore(directory, num_kept, max_num_bytes)
     raise StoreMisconfigured("the store is local:///absolute/path, redis://…, rediss://… or memory://")
 
 
-def _local_options(rest: str) -> tuple[Path, int | None]:
+def local_options(rest: str) -> tuple[Path, int | None]:
     """The directory, and the most bytes. What stands behind the last `?` is options when there is a `=` in it: all else
     is the path, taken literally."""
     path, _, query = rest.rpartition("?")

@@ -7,9 +7,6 @@ from typing import Any
 from engine.errors import StateCorrupt
 from engine.stores.head import GENERATION_ID, Generation, Head, IngestMark
 
-# Of every encoded head.
-HEAD_BEGINNING = b'{"committed":'
-
 
 def encode_head(head: Head) -> bytes:
     return json.dumps(_to_dict(head), separators=(",", ":"), allow_nan=False).encode()

@@ -4,13 +4,17 @@ quarantined generation is whose.
 Errors are `sqlite3.Error`s; the store gives them their names. One connection writes and another reads, each behind its
 own lock, so that a read does not wait for a commit's fsync. What each tenant has stored is counted along: only this
 process has the index open.
+
+What is deleted is overwritten (secure_delete), with one exception: a balancing leaves old copies of what it moves in
+the free space of SQLite's pages. It moves no more of a row than stands in the page itself, so a head begins behind as
+many blanks as can stand there; and for the rest, the key, `erase` looks.
 """
 
 import mmap
 import os
 import sqlite3
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -18,10 +22,14 @@ from engine.errors import StateCorrupt, StoreMisconfigured
 from engine.stores.base import Head, SessionKey, TenantUsage
 from engine.stores.blobs import sync_directory
 from engine.stores.head import stored_num_bytes
-from engine.stores.head_json import HEAD_BEGINNING, decode_head, encode_head
+from engine.stores.head_json import decode_head, encode_head
 
 # 1 knew nothing of quarantined generations, and did not overwrite what it deleted.
 _SCHEMA_VERSION = 2
+_BUSY_SECONDS = 1.0
+_PAGE_NUM_BYTES = 4096
+# Of a row of a table WITHOUT ROWID (sqlite.org/fileformat2.html, "B-tree Pages").
+_IN_PAGE_NUM_BYTES = (_PAGE_NUM_BYTES - 12) * 64 // 255 - 23
 _NOTHING = TenantUsage(0, 0)
 
 
@@ -61,7 +69,7 @@ class Index:
                 else:
                     connection.execute(
                         "INSERT OR REPLACE INTO sessions VALUES (?, ?, ?)",
-                        (key.tenant, key.session_id, encode_head(head)),
+                        (key.tenant, key.session_id, _encode(head)),
                     )
             if self._usage is not None:
                 _count(self._usage, key.tenant, before, head)
@@ -105,16 +113,12 @@ class Index:
             rows = self._reader.execute("SELECT generation, tenant, session_id FROM quarantined").fetchall()
         return [(generation, SessionKey(tenant, session_id)) for generation, tenant, session_id in rows]
 
-    def erase(self, key: SessionKey, generations: Iterable[str]) -> None:
-        """Leave nothing of a deleted session, and of these quarantined generations of it, in the files.
-
-        Raises while another process reads them.
-        """
+    def erase(self, key: SessionKey) -> None:
+        """Leave nothing of a deleted session in the files. Raises while another process reads them."""
         with self._write_lock, self._read_lock:
             self._empty_log()
-            # NOTE: secure_delete overwrites what is deleted, but not the old copy of a row that a balancing has moved.
-            row = f"{key.tenant}{key.session_id}".encode()
-            if _occurs(self._path, [row + HEAD_BEGINNING, *(generation.encode() + row for generation in generations)]):
+            row = f"{key.tenant}{key.session_id} ".encode()
+            if _occurs(self._path, row):
                 self._writer.execute("VACUUM")
                 self._empty_log()
 
@@ -136,6 +140,9 @@ class Index:
                 "CREATE TABLE IF NOT EXISTS quarantined (generation TEXT NOT NULL PRIMARY KEY,"
                 " tenant TEXT NOT NULL, session_id TEXT NOT NULL) WITHOUT ROWID"
             )
+            if schema_version == 1:
+                blanks = b" " * _IN_PAGE_NUM_BYTES
+                connection.execute("UPDATE sessions SET head = CAST(? || head AS BLOB)", (blanks,))
             connection.execute(f"PRAGMA user_version = {_SCHEMA_VERSION}")
         if schema_version == 1:
             self._writer.execute("VACUUM")
@@ -170,9 +177,13 @@ def _count(usage: dict[str, TenantUsage], tenant: str, before: Head | None, afte
     )
 
 
-def _occurs(path: Path, texts: Iterable[bytes]) -> bool:
+def _occurs(path: Path, text: bytes) -> bool:
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-        return any(content.find(text) >= 0 for text in texts)
+        return content.find(text) >= 0
+
+
+def _encode(head: Head) -> bytes:
+    return b" " * _IN_PAGE_NUM_BYTES + encode_head(head)
 
 
 def _readable(raw: bytes) -> Head | None:
@@ -183,7 +194,8 @@ def _readable(raw: bytes) -> Head | None:
 
 
 def _connect(path: Path) -> sqlite3.Connection:
-    connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+    connection = sqlite3.connect(path, _BUSY_SECONDS, isolation_level=None, check_same_thread=False)
+    connection.execute(f"PRAGMA page_size = {_PAGE_NUM_BYTES}")
     connection.execute("PRAGMA journal_mode = WAL")
     connection.execute("PRAGMA synchronous = FULL")
     connection.execute("PRAGMA secure_delete = ON")

@@ -123,11 +123,11 @@ class LocalStore:
     def delete(self, key: SessionKey) -> bool:
         with writing():
             existed = self._remove(key, lambda _: True)
-            quarantined = [generation for generation, owner in self._index.quarantined() if owner == key]
-            for generation in quarantined:
-                self._quarantined.remove(generation)
-                self._index.remove_quarantined(generation)
-            self._index.erase(key, quarantined)
+            for generation, owner in self._index.quarantined():
+                if owner == key:
+                    self._quarantined.remove(generation)
+                    self._index.remove_quarantined(generation)
+            self._index.erase(key)
         return existed
 
     def usage(self, tenant: str) -> TenantUsage:
