@@ -164,6 +164,8 @@ class RedisStore:
                     if num_bytes != (found := stored_num_bytes(decode_head(raw))):
                         self._index.enlist(key, found)
             after = session_ids[-1]
+        with suppress(StoreFull):
+            self._index.sum_up(tenant)
         return self._index.usage(tenant)
 
     def list_sessions(self, tenant: str, limit: int, after: str | None = None) -> list[tuple[str, Head]]:

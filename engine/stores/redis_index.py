@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from engine.stores.base import SessionKey, TenantUsage
 from engine.stores.redis_client import Argument, RedisClient
 from engine.stores.redis_keys import RedisKeys
-from engine.stores.redis_scripts import ENLIST, TOTAL_FIELD, UNLIST
+from engine.stores.redis_scripts import ENLIST, SUM_UP, TOTAL_FIELD, UNLIST
 
 
 class RedisIndex:
@@ -39,6 +39,10 @@ class RedisIndex:
             return []
         values = self._client.control("HMGET", self._keys.usage(tenant), *session_ids)
         return [None if value is None else int(value) for value in values]
+
+    def sum_up(self, tenant: str) -> None:
+        """Make the sum that of the entries, whatever it was."""
+        self._client.run_script(SUM_UP, [self._keys.usage(tenant)], [])
 
     def usage(self, tenant: str) -> TenantUsage:
         name = self._keys.usage(tenant)

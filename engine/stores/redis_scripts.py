@@ -148,3 +148,14 @@ if before then
 end
 return 1
 """
+
+# KEYS: usage.
+SUM_UP = f"""
+local total = 0
+local fields = redis.call('HGETALL', KEYS[1])
+for i = 1, #fields, 2 do
+  if fields[i] ~= '{TOTAL_FIELD}' then total = total + fields[i + 1] end
+end
+redis.call('HSET', KEYS[1], '{TOTAL_FIELD}', string.format('%.0f', total))
+return 1
+"""

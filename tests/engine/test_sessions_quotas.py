@@ -49,6 +49,17 @@ def stored(store: Store, tenant: str = KEY.tenant) -> TenantUsage:
     return found
 
 
+async def take_turns(it: House, num_turns: int) -> None:
+    for number in range(num_turns):
+        await run(it.sessions, asked(f"turn {number}", history=History.NEW))
+
+
+async def num_bytes_after(num_turns: int) -> int:
+    async with house(MemoryStore(NUM_KEPT)) as it:
+        await take_turns(it, num_turns)
+        return stored_num_bytes(await it.storage.read_head(KEY))
+
+
 def test_every_way_to_make_one_session_too_many_is_refused_before_the_model_runs(store: Store) -> None:
     async def test() -> None:
         async with house(store, quota=TenantQuota(max_num_sessions=2)) as it:
@@ -82,15 +93,10 @@ def test_every_way_to_make_one_session_too_many_is_refused_before_the_model_runs
 
 def test_a_session_may_go_on_at_its_size_and_nothing_may_come_beside_it(store: Store) -> None:
     async def test() -> None:
-        async with house(MemoryStore(NUM_KEPT)) as it:
-            for number in range(12):
-                await run(it.sessions, asked(f"turn {number}", history=History.NEW))
-            head = await it.storage.read_head(KEY)
         # Room for the session's small growth, and far from room for another generation.
-        quota = TenantQuota(max_num_bytes=stored_num_bytes(head) * 11 // 10)
+        quota = TenantQuota(max_num_bytes=await num_bytes_after(num_turns=12) * 11 // 10)
         async with house(store, quota=quota) as it:
-            for number in range(14):
-                await run(it.sessions, asked(f"turn {number}", history=History.NEW))
+            await take_turns(it, 14)
             before = stored(store)
             for way in (
                 run(it.sessions, asked("one", session=key(1))),
@@ -109,13 +115,9 @@ def test_a_session_may_go_on_at_its_size_and_nothing_may_come_beside_it(store: S
 
 def test_a_named_version_counts_until_it_loses_its_name(store: Store) -> None:
     async def test() -> None:
-        async with house(MemoryStore(NUM_KEPT)) as it:
-            for number in range(8):
-                await run(it.sessions, asked(f"turn {number}", history=History.NEW))
-            head = await it.storage.read_head(KEY)
-        async with house(store, quota=TenantQuota(max_num_bytes=stored_num_bytes(head))) as it:
-            for number in range(4):
-                await run(it.sessions, asked(f"turn {number}", history=History.NEW))
+        quota = TenantQuota(max_num_bytes=await num_bytes_after(num_turns=8))
+        async with house(store, quota=quota) as it:
+            await take_turns(it, 4)
             with it.sessions.versions() as versions:
                 await versions.name(KEY, 2, "second")
             before, fed = stored(store), num_fed(it.engine)
@@ -131,7 +133,7 @@ def test_a_named_version_counts_until_it_loses_its_name(store: Store) -> None:
             await run(it.sessions, asked("instead of the second", history=History.NEW))
             with pytest.raises(VersionNotFound), it.sessions.versions() as versions:
                 await versions.find(KEY, 2)
-            assert stored(store).num_bytes <= stored_num_bytes(head)
+            assert stored(store).num_bytes <= (quota.max_num_bytes or 0)
 
     in_loop(test)
 

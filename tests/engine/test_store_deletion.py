@@ -222,7 +222,7 @@ def test_what_is_remembered_of_generations_is_no_more_than_has_keys(store_url: s
     # Their keys have expired.
     now = time.time() * 1000
     dropped: list[bytes] = raw.zrangebyscore(remembered, "-inf", "(+inf")  # type: ignore[assignment]
-    raw.zadd(remembered, {member: now - 1000 for member in dropped})
+    raw.zadd(remembered, dict.fromkeys(dropped, now - 1000))
     head = commit_number(store, 31, base=head)
     assert raw.zcard(remembered) == 1 + NUM_KEPT + 1
     assert raw.zcount(remembered, "+inf", "+inf") == 1 + NUM_KEPT
