@@ -7,10 +7,11 @@ from engine.sessions.observer import SessionObserver
 from engine.sessions.quotas import TenantQuota
 from engine.sessions.storage import Storage
 from engine.sessions.stored_turns import RequestIdentity, StoredTurn
-from engine.sessions.turn import CommittedSession, Turn, TurnRequest, Usage
+from engine.sessions.turn import Answer, CommittedSession, Turn, TurnRequest, Usage
 from engine.sessions.versions import Versions
 
 __all__ = [
+    "Answer",
     "CommittedSession",
     "History",
     "IngestProgress",

@@ -87,9 +87,17 @@ class RedisStore:
                 raise StateLost("the session's state is gone", self._last_whole_version(key, head))
             parts = self._get_all(self._keys.parts(key, generation))
             if parts is not None:
-                self._renew(key, head)
+                self.touch(key, head)
                 return head, parts
             missing = generation
+
+    def touch(self, key: SessionKey, head: Head) -> None:
+        if head.ttl_seconds is not None:
+            everything = self._keys.everything(key, head.generations)
+            keys = [self._keys.head(key), self._keys.generations(key), *everything]
+            arguments: list[bytes | int] = [_fence(head), _ttl_milliseconds(head), _REMEMBER_SECONDS * 1000]
+            with suppress(StoreUnavailable):
+                self._client.run_script(RENEW, keys, arguments)
 
     def load_extra(self, key: SessionKey, version: int | None = None) -> bytes:
         missing: Generation | None = None
@@ -262,15 +270,6 @@ class RedisStore:
         if status == b"missing":
             raise StoreUnavailable("parts that were just written are gone from Redis")
         return decode_head(raw)
-
-    def _renew(self, key: SessionKey, head: Head) -> None:
-        """A session with a time-to-live was used. Its bytes are in our hands, so a failure here fails nothing."""
-        if head.ttl_seconds is not None:
-            everything = self._keys.everything(key, head.generations)
-            keys = [self._keys.head(key), self._keys.generations(key), *everything]
-            arguments: list[bytes | int] = [_fence(head), _ttl_milliseconds(head), _REMEMBER_SECONDS * 1000]
-            with suppress(StoreUnavailable):
-                self._client.run_script(RENEW, keys, arguments)
 
     def _find(self, key: SessionKey, version: int | None) -> tuple[Head, Generation]:
         head = self.read_head(key)
