@@ -181,8 +181,8 @@ class LocalStore:
             return current
         if not is_unchanged(base, current):
             raise CommitConflict("another writer committed this session first")
-        head = next_head(base, new, version, self.num_kept)
         with writing():
+            head = next_head(base, new, version, self.num_kept)
             self._check_room(base, head)
             failpoint("commit.before_parts")
             self._blobs.write(new.generation, [*new.parts, new.extra])

@@ -272,21 +272,21 @@ def test_who_loads_a_session_that_is_being_deleted_keeps_no_copy_of_it() -> None
             self.may_return.wait()
             return loaded
 
+    store = SlowStore()
+
     async def test() -> None:
-        store = SlowStore()
-        async with house(store) as there:
+        async with house(store) as there, house(store) as here:
             await run(there.sessions, asked("one"))
-            async with house(store) as it:
-                store.may_return.clear()
-                reader = asyncio.create_task(run(it.sessions, asked("two", read_only=True)))
-                await asyncio.sleep(0.05)
-                await it.sessions.delete(KEY)
-                store.may_return.set()
-                # It had read the session before, whole.
-                text, _ = await reader
-                assert text
-                assert it.sessions.num_host_copies == 0
-                with pytest.raises(SessionNotFound):
-                    await run(it.sessions, asked("two", read_only=True))
+            store.may_return.clear()
+            reader = asyncio.create_task(run(here.sessions, asked("two", read_only=True)))
+            await asyncio.sleep(0.05)
+            await here.sessions.delete(KEY)
+            store.may_return.set()
+            # It had read the session before, whole.
+            text, _ = await reader
+            assert text
+            assert here.sessions.num_host_copies == 0
+            with pytest.raises(SessionNotFound):
+                await run(here.sessions, asked("two", read_only=True))
 
     in_loop(test)
