@@ -65,7 +65,7 @@ class WrappedStore:
 
 
 class FailingStore(WrappedStore):
-    """`fail(n)` makes the n-th call from then on raise StoreUnavailable, and with `lasting` every call after it.
+    """`fail(n)` makes the n-th call from then on raise StoreUnavailable, and with `is_lasting` every call after it.
 
     is_applied: what failed has been done and only its reply is lost.
     """
@@ -79,9 +79,9 @@ class FailingStore(WrappedStore):
         self._first, self._is_lasting, self._is_applied = 0, False, False
         self.num_calls = self.num_failed = 0
 
-    def fail(self, n: int, *, lasting: bool, is_applied: bool) -> None:
+    def fail(self, n: int, *, is_lasting: bool, is_applied: bool) -> None:
         self.heal()
-        self._first, self._is_lasting, self._is_applied = n, lasting, is_applied
+        self._first, self._is_lasting, self._is_applied = n, is_lasting, is_applied
 
     def _call(self, work: Callable[[], T]) -> T:
         with self._lock:
