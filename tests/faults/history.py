@@ -139,15 +139,11 @@ def _was_told(operations: Sequence[Operation], turn: Turn) -> bool:
     )
 
 
-def _explain(
-    turns: Sequence[Turn], final_version: int, final_digest: str, replay: Replay
-) -> Sequence[str] | None:
+def _explain(turns: Sequence[Turn], final_version: int, final_digest: str, replay: Replay) -> Sequence[str] | None:
     """The chain's digests, when the acknowledged turns at their versions and some of the unanswered ones in the gaps
     between them end with the final digest."""
     by_version = {
-        turn.version: turn.number
-        for turn in turns
-        if turn.outcome is Outcome.ACKNOWLEDGED and turn.version is not None
+        turn.version: turn.number for turn in turns if turn.outcome is Outcome.ACKNOWLEDGED and turn.version is not None
     }
     gaps = [version for version in range(1, final_version + 1) if version not in by_version]
     unanswered = sorted(

@@ -15,7 +15,7 @@ from typing import Self
 
 HOST = "127.0.0.1"
 
-# Given a request, None lets its reply pass; n lets n bytes of it pass, once the server has said all of it, and hangs up.
+# Given a request: None lets its reply pass; n waits for all of it, lets n bytes of it pass, and hangs up.
 Judge = Callable[[bytes], int | None]
 
 
@@ -29,7 +29,9 @@ def is_whole_http(reply: bytes) -> bool:
     if not separator:
         return False
     lines = head.lower().split(b"\r\n")
-    length = next((line.removeprefix(b"content-length:") for line in lines if line.startswith(b"content-length:")), None)
+    length = next(
+        (line.removeprefix(b"content-length:") for line in lines if line.startswith(b"content-length:")), None
+    )
     return body.endswith(b"0\r\n\r\n") if length is None else len(body) >= int(length)
 
 

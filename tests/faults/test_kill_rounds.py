@@ -12,6 +12,7 @@ import httpx
 import pytest
 
 from tests.engine.sessions_harness import text_of
+from tests.faults.figures import tell
 from tests.faults.writers import COMMIT_NUM_TOKENS, Writer, operate, writing
 from tests.redis_server import RedisServer
 from tests.server.forked import ForkedServer, Forker
@@ -97,7 +98,7 @@ def kill_server(server: ForkedServer, num_rounds: int, store: str) -> None:
     seconds = time.monotonic() - started
     assert all(writer.num_failures > 0 for writer in writers), "nothing was ever in the way"
     assert_nothing_was_lost_or_torn(server, writers)
-    tell("kills of the server", num_rounds, writers, seconds)
+    tell_of("kills of the server", num_rounds, writers, seconds)
 
 
 def kill_redis(server: ForkedServer, redis: RedisServer, num_rounds: int) -> None:
@@ -112,13 +113,12 @@ def kill_redis(server: ForkedServer, redis: RedisServer, num_rounds: int) -> Non
             redis.start()
     seconds = time.monotonic() - started
     assert_nothing_was_lost_or_torn(server, writers)
-    tell("kills of Redis", num_rounds, writers, seconds)
+    tell_of("kills of Redis", num_rounds, writers, seconds)
 
 
-def tell(what: str, num_rounds: int, writers: Sequence[Writer], seconds: float) -> None:
-    """For `pytest -s`."""
-    print(  # noqa: T201
-        f"\n{num_rounds} {what} in {seconds:.0f} s: {sum(writer.num_done for writer in writers)} operations and "
+def tell_of(what: str, num_rounds: int, writers: Sequence[Writer], seconds: float) -> None:
+    tell(
+        f"{num_rounds} {what} in {seconds:.0f} s: {sum(writer.num_done for writer in writers)} operations and "
         f"{sum(writer.acknowledged for writer in writers)} commits acknowledged, "
         f"{sum(writer.num_failures for writer in writers)} attempts failed, 0 lost, 0 torn"
     )
@@ -176,7 +176,7 @@ def test_a_document_whose_server_dies_at_each_of_its_commits_is_read_as_if_it_ha
         # A life's second commit does not come to its end, and its first one is kept.
         server.launch(failpoints="commit.before_flip=2:kill")
         server.wait_ready()
-        params = {"document_id": "book", "offset": offsets[-1]}
+        params: dict[str, str | int] = {"document_id": "book", "offset": offsets[-1]}
         try:
             response = server.client.post(path, content=document[offsets[-1] :], params=params, headers=headers)
         except httpx.TransportError:

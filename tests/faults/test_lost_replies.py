@@ -10,7 +10,7 @@ import httpx
 import openai
 import pytest
 
-from tests.faults.proxy import Judge, Proxy, is_whole_http
+from tests.faults.proxy import Judge, Proxy, is_whole_http, passes
 from tests.redis_server import RedisServer
 from tests.server.harness import ThreadedServer, ask, new_name, sdk, serving, session_of, until, user
 
@@ -53,6 +53,11 @@ def say(library: Any, session_id: str, text: str, *, stream: bool, **headers: st
     return "".join(chunk.choices[0].delta.content or "" for chunk in answer if chunk.choices)
 
 
+def text_in(response: httpx.Response) -> str:
+    text: str = response.json()["choices"][0]["message"]["content"]
+    return text
+
+
 def converse(base_url: str, session_id: str) -> list[str]:
     with sdk(base_url, max_retries=2) as library:
         return [say(library, session_id, f"turn {n}", stream=n % 2 == 1) for n in range(NUM_TURNS)]
@@ -86,7 +91,7 @@ def test_a_reply_that_never_comes_is_asked_for_again_by_the_library_itself(
         with sdk(f"http://127.0.0.1:{proxy.port}", max_retries=2) as library:
             answer = say(library, name, "Hi", stream=stream)
         assert proxy.num_cut == 2
-    assert answer == ask(client, "Hi", session_id=twin).json()["choices"][0]["message"]["content"]
+    assert answer == text_in(ask(client, "Hi", session_id=twin))
     assert session_of(client, name)["tokens_digest"] == session_of(client, twin)["tokens_digest"]
 
 
@@ -96,18 +101,21 @@ def test_a_stream_that_breaks_after_its_first_byte_is_the_callers_to_repeat_and_
     """The library has handed the stream over: it raises, and tries nothing. A call that is made anew without a key is
     a new turn: the text may have been said twice on purpose."""
     name = new_name()
-    with Proxy(server.port, every(1, HALF_A_STREAM), is_whole_http) as proxy:
-        with sdk(f"http://127.0.0.1:{proxy.port}", max_retries=2) as library:
-            with pytest.raises((openai.APIConnectionError, httpx.HTTPError)):
-                say(library, name, "Hi", stream=True, Idempotency_Key="k")
-            assert proxy.num_cut == 1
-            first = session_of(client, name)
-            assert first["version"] == 1
-            proxy.judge = lambda request: None
-            repeated = say(library, name, "Hi", stream=True, Idempotency_Key="k")
-            assert repeated
-            assert session_of(client, name) == first
-            say(library, name, "Hi", stream=True)
+    with (
+        Proxy(server.port, every(1, HALF_A_STREAM), is_whole_http) as proxy,
+        sdk(f"http://127.0.0.1:{proxy.port}", max_retries=2) as library,
+    ):
+        with pytest.raises((openai.APIConnectionError, httpx.HTTPError)):
+            say(library, name, "Hi", stream=True, Idempotency_Key="k")
+        assert proxy.num_cut == 1
+        first = session_of(client, name)
+        assert first["version"] == 1
+        proxy.judge = passes
+        repeated = say(library, name, "Hi", stream=True, Idempotency_Key="k")
+        plain = ask(client, "Hi", {"Idempotency-Key": "k"}, session_id=name, model="atlas-tiny")
+        assert repeated == text_in(plain)
+        assert session_of(client, name) == first
+        say(library, name, "Hi", stream=True)
     assert session_of(client, name)["version"] == 2
 
 
@@ -117,7 +125,7 @@ def test_a_retry_that_comes_while_the_first_try_still_runs_waits_for_it_and_lear
 ) -> None:
     """A client whose own patience ends first, and whose connection stays open, as behind a gateway."""
     name, twin = new_name(), new_name()
-    fields = {"session_id": name, "max_tokens": 60, "ignore_eos": True, "stream": stream}
+    fields: dict[str, Any] = {"session_id": name, "max_tokens": 60, "ignore_eos": True, "stream": stream}
     answers: list[httpx.Response] = []
 
     def first_try() -> None:
@@ -160,7 +168,7 @@ def test_a_commits_reply_that_redis_sent_and_nobody_got_is_recognised_as_mine(
         answer = ask(client, "b", {"Idempotency-Key": "k"}, session_id="s")
         assert answer.json()["session"]["version"] == 2
         assert proxy.num_cut == times
-        proxy.judge = lambda request: None
+        proxy.judge = passes
         assert ask(client, "b", {"Idempotency-Key": "k"}, session_id="s").json() == answer.json()
         for text in ("a", "b"):
             ask(client, text, session_id="twin")
@@ -189,7 +197,7 @@ def test_a_redis_that_dies_in_the_middle_of_a_load_is_a_503_and_leaves_nothing_h
             assert refused.status_code == 503, refused.text
             assert refused.json()["error"]["code"] == "store_unavailable"
             assert server.num_slots_in_use == 0
-        proxy.judge = lambda request: None
+        proxy.judge = passes
         assert session_of(client, "s") == before
         assert ask(client, "b", session_id="s").json()["session"]["version"] == 2
 

@@ -22,10 +22,11 @@ import redis
 from engine.stores.base import SessionKey
 from engine.stores.redis_keys import RedisKeys
 from server.auth import DEFAULT_TENANT
+from tests.faults.figures import tell
 from tests.faults.history import Operation, Outcome, Read, Turn, violations
 from tests.redis_server import RedisServer
 from tests.server.forked import ForkedServer, Forker
-from tests.server.harness import ThreadedServer, ask, sdk, serving, session_of, user
+from tests.server.harness import ask, sdk, serving, session_of, user
 
 SESSIONS = [f"s-{number}" for number in range(20)]
 NUM_CLIENTS = 4
@@ -132,8 +133,8 @@ def race_and_judge(forker: Forker, model: Path, folder: Path, url: str, num_turn
     outcomes = Counter(operation.outcome for operation in history if isinstance(operation, Turn))
     assert outcomes[Outcome.ACKNOWLEDGED] == sum(version for version, _ in final.values()) == num_turns
     assert outcomes[Outcome.REFUSED] > num_turns // 100, "they hardly ever met"
-    print(  # noqa: T201
-        f"\n{num_turns} turns on {len(SESSIONS)} sessions by two servers in {seconds:.0f} s: "
+    tell(
+        f"{num_turns} turns on {len(SESSIONS)} sessions by two servers in {seconds:.0f} s: "
         f"{outcomes[Outcome.REFUSED]} conflicts, {sum(isinstance(it, Read) for it in history)} reads, 0 lost, 0 merged"
     )
 
@@ -151,3 +152,25 @@ def test_two_servers_racing_for_5000_turns_lose_none_and_merge_none(
     forker: Forker, model: Path, tmp_path: Path, always_redis: RedisServer
 ) -> None:
     race_and_judge(forker, model, tmp_path, always_redis.url, 5000)
+
+
+def test_ten_clients_of_the_stock_library_on_one_session_end_as_some_serial_run(model: Path) -> None:
+    """Its two retries are not enough for ten at once; these wait longer."""
+
+    def say_until_heard(number: int) -> tuple[int, int]:
+        with sdk(server.base_url, max_retries=60) as library:
+            answer = library.chat.completions.create(
+                model="atlas-tiny",
+                messages=[user(f"turn {number}")],
+                max_tokens=2,
+                temperature=0,
+                extra_body={"session_id": "s", "ignore_eos": True},
+            )
+        return (answer.model_extra or {})["session"]["version"], number
+
+    with serving(model) as server, httpx.Client(base_url=server.base_url, timeout=60) as client:
+        with ThreadPoolExecutor(10) as threads:
+            order = sorted(threads.map(say_until_heard, range(10)))
+        assert [version for version, _ in order] == list(range(1, 11))
+        assert session_of(client, "s")["tokens_digest"] == replayer(client)([number for _, number in order])[-1]
+        assert 'atlas_session_conflicts_total{reason="session_busy"}' in client.get("/metrics").text
