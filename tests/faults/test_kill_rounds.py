@@ -92,10 +92,12 @@ def kill_server(server: ForkedServer, num_rounds: int, store: str) -> None:
             if failpoints:
                 server.wait_end()
             else:
-                time.sleep(dice.uniform(0, 0.3))
+                server.wait_ready()
+                time.sleep(dice.uniform(0, 0.1))
                 server.kill9()
         server.start()
     seconds = time.monotonic() - started
+    assert "exit" not in server.log, "a server ended by itself"
     assert all(writer.num_failures > 0 for writer in writers), "nothing was ever in the way"
     assert_nothing_was_lost_or_torn(server, writers)
     tell_of("kills of the server", num_rounds, writers, seconds)

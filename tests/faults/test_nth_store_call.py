@@ -17,7 +17,7 @@ from engine.stores.base import Head, NewGeneration, SessionKey, Store
 from tests.engine.sessions_harness import House, asked, house, in_loop, in_pieces, ingest, run, text_of
 from tests.faults.wrapped_store import FailingStore, WrappedStore
 
-DOCUMENT = text_of(8)
+DOCUMENT = text_of(6)
 SHORT = SamplingParams(temperature=0, max_tokens=2)
 CONFIG = SessionConfig(lease_seconds=0.1, commit_num_tokens=64)
 
@@ -89,7 +89,7 @@ CASES = {
     "first turn": Case(take_turn, 4, begins_with_a_turn=False),
     "turn": Case(take_turn, 6),
     "read-only turn": Case(ask_read_only, 2),
-    "document": Case(read_document, 9),
+    "document": Case(read_document, 8),
     "delete": Case(delete, 3),
 }
 

@@ -140,10 +140,10 @@ def race_and_judge(forker: Forker, model: Path, folder: Path, url: str, num_turn
 
 
 @pytest.mark.redis
-def test_two_servers_racing_for_1000_turns_lose_none_and_merge_none(
+def test_two_servers_racing_for_600_turns_lose_none_and_merge_none(
     forker: Forker, model: Path, tmp_path: Path, always_redis: RedisServer
 ) -> None:
-    race_and_judge(forker, model, tmp_path, always_redis.url, 1000)
+    race_and_judge(forker, model, tmp_path, always_redis.url, 600)
 
 
 @pytest.mark.redis
