@@ -21,6 +21,7 @@ from engine.sequence import SequenceState
 from engine.sessions.storage import PART_NUM_BYTES
 from engine.snapshot import SessionRecord, decode_snapshot, encode_snapshot
 from engine.stores.base import Head, NewGeneration, SessionKey, new_generation_id
+from engine.stores.head_json import encode_head
 from engine.stores.local import LocalStore
 
 KEY = SessionKey("bench", "cost")
@@ -112,7 +113,7 @@ def measure_store(
         try:
             save()
             assert head is not None
-            payload, row = os.urandom(head.num_bytes), head.to_json()
+            payload, row = os.urandom(head.num_bytes), encode_head(head)
             bare.save(payload, row)
             saves = [(_time(save), _time(lambda: bare.save(payload, row))) for _ in range(num_rounds)]
             loads = [(_time(load), _time(bare.load)) for _ in range(num_rounds)]

@@ -48,6 +48,10 @@ class Engine:
         self._thread.start()
 
     @property
+    def config(self) -> EngineConfig:
+        return self._config
+
+    @property
     def is_alive(self) -> bool:
         return self._thread.is_alive() and not self._has_ended
 

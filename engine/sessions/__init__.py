@@ -5,8 +5,9 @@ from engine.sessions.ledger import History, Message
 from engine.sessions.manager import SessionConfig, SessionManager
 from engine.sessions.observer import SessionObserver
 from engine.sessions.storage import Storage
-from engine.sessions.stored_turns import StoredTurn
+from engine.sessions.stored_turns import RequestIdentity, StoredTurn
 from engine.sessions.turn import CommittedSession, Turn, TurnRequest, Usage
+from engine.sessions.versions import Versions
 
 __all__ = [
     "CommittedSession",
@@ -15,6 +16,7 @@ __all__ = [
     "IngestRequest",
     "IngestResult",
     "Message",
+    "RequestIdentity",
     "SessionConfig",
     "SessionManager",
     "SessionObserver",
@@ -23,4 +25,5 @@ __all__ = [
     "Turn",
     "TurnRequest",
     "Usage",
+    "Versions",
 ]

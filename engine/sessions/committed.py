@@ -4,7 +4,7 @@ store. Counts what it does; who may write is decided elsewhere."""
 import time
 from dataclasses import replace
 
-from engine.errors import AtlasError, SessionNotFound
+from engine.errors import AtlasError, SessionError, SessionNotFound
 from engine.sessions.host_copies import HostCopies, LoadedSession
 from engine.sessions.observer import SessionObserver
 from engine.sessions.storage import Storage
@@ -61,21 +61,34 @@ class CommittedSessions:
         return loaded
 
     async def commit(
-        self, key: SessionKey, base: LoadedSession | None, record: SessionRecord, stored: StoredTurns
+        self, key: SessionKey, base: Head | None, record: SessionRecord | None, stored: StoredTurns
     ) -> LoadedSession:
         """The session after the commit. Raises CommitConflict, StoreUnavailable, StoreFull."""
         started = time.monotonic()
-        base_head: Head | None = None if base is None else base.head
         try:
-            head = await self._storage.commit(key, base_head, record, stored)
+            head = await self._storage.commit(key, base, record, stored)
         except AtlasError:
             self._copies.drop(key)
             raise
-        base_position = base.record.state.position if base is not None and base.record is not None else 0
-        self._observer.committed(time.monotonic() - started, head.num_bytes, record.state.position - base_position)
+        num_tokens = max(0, head.position - (0 if base is None else base.position))
+        self._observer.committed(time.monotonic() - started, head.num_bytes, num_tokens)
         committed = LoadedSession(head, record, stored)
         self._copies.put(key, committed)
         return committed
+
+    async def load_version(self, key: SessionKey, version: int) -> LoadedSession:
+        """A kept generation with its stored answers, under the session's head as it is now; never kept as a copy.
+
+        Raises SessionNotFound, VersionNotFound, and what loading does.
+        """
+        try:
+            head, record = await self._storage.load(key, version)
+            return LoadedSession(head, record, await self._storage.load_stored(key, version))
+        except SessionError:
+            raise
+        except AtlasError as error:
+            self._observer.restore_failed(error.code)
+            raise
 
     async def delete(self, key: SessionKey) -> bool:
         self._copies.drop(key)

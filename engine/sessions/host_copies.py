@@ -5,7 +5,7 @@ another server may have committed meanwhile. Used from the event loop alone.
 """
 
 from collections import OrderedDict
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from engine.sessions.stored_turns import StoredTurns
 from engine.snapshot import SessionRecord
@@ -38,13 +38,15 @@ class HostCopies:
         return len(self._copies)
 
     def get(self, key: SessionKey, head: Head) -> LoadedSession | None:
-        """The copy of the generation that `head` names; a copy of any other generation is dropped."""
+        """The copy of the generation that `head` names, with this head; a copy of any other generation is dropped."""
         copy = self._copies.get(key)
         if copy is None:
             return None
         if copy.head.generation != head.generation:
             self.drop(key)
             return None
+        if copy.head.revision != head.revision:
+            self._copies[key] = copy = replace(copy, head=head)
         self._copies.move_to_end(key)
         return copy
 

@@ -142,8 +142,7 @@ class Ingest:
         mark = OpenIngest(document_id=document_id, offset=position.offset, digest=position.digest)
         record = replace(await self._feed(base, token_ids), open_ingest=mark)
         stored = replace(stored, tokens_digest=record.state.tokens_digest.hex())
-        committing = self._committed.commit(self._request.session, base, record, stored)
-        return await finish_even_if_cancelled(committing), stored
+        return await self._keep(base, record, stored), stored
 
     async def _finish(
         self,
@@ -171,8 +170,12 @@ class Ingest:
             response=asdict(result),
         )
         stored = replace(stored.with_document(document), tokens_digest=record.state.tokens_digest.hex())
-        await finish_even_if_cancelled(self._committed.commit(self._request.session, base, record, stored))
+        await self._keep(base, record, stored)
         return result
+
+    async def _keep(self, base: LoadedSession | None, record: SessionRecord, stored: StoredTurns) -> LoadedSession:
+        head = None if base is None else base.head
+        return await finish_even_if_cancelled(self._committed.commit(self._request.session, head, record, stored))
 
     async def _feed(self, base: LoadedSession | None, token_ids: list[int]) -> SessionRecord:
         """The session's record after `token_ids`, no document open."""
@@ -183,14 +186,7 @@ class Ingest:
         self._num_tokens += len(token_ids)
         if record is not None:
             return replace(record, state=output.state, open_ingest=None)
-        return SessionRecord(
-            state=output.state,
-            ledger=(),
-            system_digest=None,
-            open_ingest=None,
-            metadata=dict(base.head.metadata) if base else {},
-            created=base.head.created if base else time.time(),
-        )
+        return SessionRecord(state=output.state)
 
     def _progress(self, position: DocumentPosition, base: LoadedSession) -> IngestProgress:
         rate = self._num_tokens / max(time.monotonic() - self._started, 1e-9)

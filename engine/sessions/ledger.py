@@ -4,6 +4,7 @@ The ledger is the ordered list of digests of the user and assistant messages of 
 of them. System messages and documents are not entries. Pure: no store, no clock, no tokens.
 """
 
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
@@ -16,6 +17,7 @@ DIGEST_NUM_BYTES = 16
 SYSTEM = "system"
 USER = "user"
 ASSISTANT = "assistant"
+_REASONING = re.compile(r"\A<think>.*?</think>\s*", re.DOTALL)
 
 
 class History(StrEnum):
@@ -47,8 +49,13 @@ class Reading:
 
 
 def message_digest(message: Message) -> bytes:
-    """Digest of a role and a content. White space around it does not count: some clients trim what they resend."""
-    return blake2b(f"{message.role}\0{message.content.strip()}".encode(), digest_size=DIGEST_NUM_BYTES).digest()
+    """Digest of a role and a content, as far as it counts: clients trim what they resend, and drop the reasoning that
+    an answer began with. White space at the ends and a leading `<think>…</think>` of the assistant's are left out, and
+    nothing else is."""
+    content = message.content.strip()
+    if message.role == ASSISTANT:
+        content = _REASONING.sub("", content)
+    return blake2b(f"{message.role}\0{content}".encode(), digest_size=DIGEST_NUM_BYTES).digest()
 
 
 def read_messages(
@@ -78,6 +85,12 @@ def read_messages(
     known = {index for index, _ in spoken[:num_known]}
     new = (m for i, m in enumerate(messages) if i not in known and (m.role != SYSTEM or feeds_system))
     return Reading(tuple(new), tuple(digests[num_known:]), wanted_system if feeds_system else system_digest)
+
+
+def num_known_messages(messages: Sequence[Message], ledger: Sequence[bytes]) -> int:
+    """How many of the messages that are not the system's a session with this ledger has read, if they continue it."""
+    digests = [message_digest(message) for message in messages if message.role != SYSTEM]
+    return _num_known(digests, ledger, History.MATCH) or 0
 
 
 def extend_ledger(ledger: Sequence[bytes], entries: Iterable[bytes]) -> tuple[bytes, ...]:

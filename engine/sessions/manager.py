@@ -5,13 +5,13 @@ and its history matched, and whatever happens inside, the lease is given back an
 """
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass
 
 from atlas_model.text import ChatFormat, Tokenizer
 from engine.engine import Engine
-from engine.errors import Draining, IngestOpen, SessionNotFound, VersionConflict
+from engine.errors import Draining, IngestOpen, SessionDiverged, SessionNotFound, VersionConflict
 from engine.sequence import Sequence, SequenceState
 from engine.sessions.committed import CommittedSessions
 from engine.sessions.host_copies import LoadedSession
@@ -20,8 +20,9 @@ from engine.sessions.leases import Leases
 from engine.sessions.ledger import Reading, read_messages
 from engine.sessions.observer import SessionObserver
 from engine.sessions.storage import Storage
-from engine.sessions.stored_turns import StoredTurn
-from engine.sessions.turn import Turn, TurnRequest, new_sequence_id, prompt_token_ids
+from engine.sessions.stored_turns import RequestIdentity, StoredTurn
+from engine.sessions.turn import CommittedSession, Turn, TurnRequest, new_sequence_id, prompt_token_ids
+from engine.sessions.versions import Versions
 from engine.snapshot import SessionRecord
 from engine.stores.base import Head, SessionKey
 
@@ -54,6 +55,7 @@ class SessionManager:
         self._chat_format = chat_format
         self._config = config
         self._committed = CommittedSessions(storage, config.max_host_num_bytes, observer)
+        self._versions = Versions(storage, self._committed, engine.config.max_state_norm)
         self._leases = Leases(storage, config.lease_seconds)
         self._is_draining = False
         self._num_open = 0
@@ -64,10 +66,19 @@ class SessionManager:
     def num_host_copies(self) -> int:
         return self._committed.num_host_copies
 
-    async def create(self, key: SessionKey, metadata: Mapping[str, str], ttl_seconds: int | None) -> Head:
-        """A session that has read nothing, at version 0. Raises SessionExists."""
+    @contextmanager
+    def versions(self) -> Iterator[Versions]:
+        """What may be done to versions without writing to a session that exists. Raises Draining."""
         with self._open():
-            return await self._storage.create(key, metadata, ttl_seconds)
+            yield self._versions
+
+    async def rewind(
+        self, key: SessionKey, version: int | str, if_match: int | None, identity: RequestIdentity
+    ) -> CommittedSession:
+        """See Versions.rewind. Raises SessionBusy and Draining too."""
+        with self._open():
+            async with self._leases.hold(key):
+                return await self._versions.rewind(key, version, if_match, identity)
 
     async def describe(self, key: SessionKey) -> tuple[Head, str]:
         """The head, and the tokens_digest in hex. Raises SessionNotFound."""
@@ -166,9 +177,20 @@ class SessionManager:
         record = None if base is None else base.record
         if request.writes and record is not None and record.open_ingest is not None:
             raise IngestOpen(f"a document is open in this session, at offset {record.open_ingest.offset}")
-        reading, token_ids = await asyncio.to_thread(self._read, request, record)
+        rewound_to = None
+        try:
+            reading, token_ids = await asyncio.to_thread(self._read, request, record)
+        except SessionDiverged:
+            if not request.may_rewind or request.session is None or base is None:
+                raise
+            found = await self._versions.last_common(request.session, base.head, request.messages)
+            if found is None:
+                raise
+            generation, base = found
+            rewound_to, record = generation.version, base.record
+            reading, token_ids = await asyncio.to_thread(self._read, request, record)
         sequence = Sequence(new_sequence_id(), token_ids, request.sampling, record.state if record else None)
-        return Turn(request, reading, sequence, base, self._engine, self._committed)
+        return Turn(request, reading, sequence, base, self._engine, self._committed, rewound_to)
 
     def _read(self, request: TurnRequest, record: SessionRecord | None) -> tuple[Reading, list[int]]:
         """What of the messages is new, and its tokens. Hashes and encodes all of them: not for the event loop."""
@@ -180,4 +202,4 @@ class SessionManager:
 def _find_repeated(request: TurnRequest, base: LoadedSession | None) -> StoredTurn | None:
     if base is None or base.stored is None:
         return None
-    return base.stored.find_turn(base.head.version, request.idempotency_key, request.digest, request.is_retry)
+    return base.stored.find_turn(base.head.version, request.identity)

@@ -6,15 +6,16 @@ no others. Loads and commits come whole or not at all; who may write, and when, 
 
 import asyncio
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
 from atlas_model.config import AtlasConfig
 from engine.errors import StateCorrupt, StateLost, StoreUnavailable
 from engine.sessions.stored_turns import StoredTurns
 from engine.snapshot import SessionRecord, decode_snapshot, encode_snapshot
-from engine.stores.base import Head, IngestMark, NewGeneration, SessionKey, Store, new_generation_id
+from engine.stores.base import Buffer, Head, IngestMark, NewGeneration, SessionKey, Store, new_generation_id
 
 NUM_THREADS = 8
 PART_NUM_BYTES = 4 * 2**20
@@ -22,6 +23,16 @@ PART_NUM_BYTES = 4 * 2**20
 COMMIT_RETRY_SECONDS = (0.2, 1.0)
 
 T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Beginning:
+    """What a session is made with, at version 0. No record is one that has read nothing."""
+
+    metadata: Mapping[str, str] = field(default_factory=dict)
+    ttl_seconds: int | None = None
+    record: SessionRecord | None = None
+    stored: StoredTurns = field(default_factory=StoredTurns)
 
 
 class Storage:
@@ -46,30 +57,41 @@ class Storage:
     async def read_head(self, key: SessionKey) -> Head | None:
         return await self._call(lambda store: store.read_head(key))
 
-    async def load(self, key: SessionKey) -> tuple[Head, SessionRecord | None]:
-        """The committed generation; no record when nothing was read. Raises what `decode_snapshot` does."""
-        return await self._call(lambda store: self._load(store, key))
+    async def load(self, key: SessionKey, version: int | None = None) -> tuple[Head, SessionRecord | None]:
+        """The committed generation, or the kept one with this version; no record when nothing was read.
 
-    async def load_stored(self, key: SessionKey) -> StoredTurns:
-        return await self._call(lambda store: StoredTurns.decode(store.load_extra(key)))
+        Raises VersionNotFound and what `decode_snapshot` does.
+        """
+        return await self._call(lambda store: self._load(store, key, version))
 
-    async def create(self, key: SessionKey, metadata: Mapping[str, str], ttl_seconds: int | None) -> Head:
-        now = time.time()
-        new = NewGeneration(
-            generation=new_generation_id(),
-            parts=(),
-            digest="",
-            position=0,
-            created=now,
-            updated=now,
-            metadata=metadata,
-            ttl_seconds=ttl_seconds,
-        )
-        return await self._call(lambda store: store.create(key, new))
+    async def load_stored(self, key: SessionKey, version: int | None = None) -> StoredTurns:
+        return await self._call(lambda store: StoredTurns.decode(store.load_extra(key, version)))
 
-    async def commit(self, key: SessionKey, base: Head | None, record: SessionRecord, stored: StoredTurns) -> Head:
-        """Raises CommitConflict when `base` is not the committed generation any more."""
+    async def load_snapshot(self, key: SessionKey, version: int | None = None) -> tuple[Head, list[Buffer]]:
+        """The bytes of a generation, after they were found to be whole and a state of this model.
+
+        Raises as `load`; no bytes when nothing was read.
+        """
+        return await self._call(lambda store: self._load_snapshot(store, key, version)[:2])
+
+    async def decode(self, parts: Sequence[Buffer]) -> SessionRecord:
+        """Bytes from elsewhere. Raises what `decode_snapshot` does."""
+        threads = asyncio.get_running_loop().run_in_executor
+        return await threads(self._threads, decode_snapshot, parts, self._config, self._fingerprint)
+
+    async def create(self, key: SessionKey, beginning: Beginning) -> Head:
+        """Raises SessionExists."""
+        return await self._call(lambda store: self._create(store, key, beginning))
+
+    async def commit(
+        self, key: SessionKey, base: Head | None, record: SessionRecord | None, stored: StoredTurns
+    ) -> Head:
+        """No record is a session that has read nothing. Raises CommitConflict when `base` is not the head any more."""
         return await self._call(lambda store: self._commit(store, key, base, record, stored))
+
+    async def name_version(self, key: SessionKey, version: int, name: str | None) -> Head:
+        """Raises SessionNotFound, and what `renamed_head` does."""
+        return await self._call(lambda store: store.name_version(key, version, name))
 
     async def delete(self, key: SessionKey) -> bool:
         return await self._call(lambda store: store.delete(key))
@@ -98,21 +120,30 @@ class Storage:
             raise StoreUnavailable("the session store is not connected")
         return self._store
 
-    def _load(self, store: Store, key: SessionKey) -> tuple[Head, SessionRecord | None]:
+    def _load(self, store: Store, key: SessionKey, version: int | None) -> tuple[Head, SessionRecord | None]:
+        head, _, record = self._load_snapshot(store, key, version)
+        return head, record
+
+    def _load_snapshot(
+        self, store: Store, key: SessionKey, version: int | None
+    ) -> tuple[Head, list[Buffer], SessionRecord | None]:
         try:
-            head, parts = store.load(key)
-            if head.num_bytes == 0:
-                return head, None
-            return head, decode_snapshot(parts, self._config, self._fingerprint, head.digest)
+            head, parts = store.load(key, version)
+            generation = head.find(version)
+            assert generation is not None
+            if generation.num_bytes == 0:
+                return head, [], None
+            return head, parts, decode_snapshot(parts, self._config, self._fingerprint, generation.digest)
         except StateCorrupt as error:
-            damaged = store.read_head(key)
-            if damaged is None:
+            found = store.read_head(key)
+            damaged = None if found is None else found.find(version)
+            if found is None or damaged is None:
                 raise
-            store.quarantine(key, damaged.committed)
-            raise StateCorrupt(error.message, self._last_whole_version(store, key, damaged)) from error
+            store.quarantine(key, damaged)
+            raise StateCorrupt(error.message, self._last_whole_version(store, key, found)) from error
 
     def _last_whole_version(self, store: Store, key: SessionKey, head: Head) -> int | None:
-        for generation in head.kept:
+        for generation in head.generations:
             try:
                 _, parts = store.load(key, generation.version)
                 decode_snapshot(parts, self._config, self._fingerprint, generation.digest)
@@ -121,26 +152,52 @@ class Storage:
             return generation.version
         return None
 
+    def _create(self, store: Store, key: SessionKey, beginning: Beginning) -> Head:
+        new = self._generation(
+            beginning.record, beginning.stored, time.time(), beginning.metadata, beginning.ttl_seconds
+        )
+        return _until_answered(lambda: store.create(key, new))
+
     def _commit(
-        self, store: Store, key: SessionKey, base: Head | None, record: SessionRecord, stored: StoredTurns
+        self, store: Store, key: SessionKey, base: Head | None, record: SessionRecord | None, stored: StoredTurns
     ) -> Head:
-        snapshot = encode_snapshot(record, self._fingerprint, PART_NUM_BYTES)
-        mark = record.open_ingest
-        new = NewGeneration(
+        if base is not None:
+            new = self._generation(record, stored, base.created, base.metadata, base.ttl_seconds)
+        else:
+            new = self._generation(record, stored, time.time(), {}, None)
+        return _until_answered(lambda: store.commit(key, base, new))
+
+    def _generation(
+        self,
+        record: SessionRecord | None,
+        stored: StoredTurns,
+        created: float,
+        metadata: Mapping[str, str],
+        ttl_seconds: int | None,
+    ) -> NewGeneration:
+        mark, snapshot = None, None
+        if record is not None:
+            mark = record.open_ingest
+            record = replace(record, created=created, metadata=dict(metadata))
+            snapshot = encode_snapshot(record, self._fingerprint, PART_NUM_BYTES)
+        return NewGeneration(
             generation=new_generation_id(),
-            parts=snapshot.parts,
-            digest=snapshot.digest,
-            position=record.state.position,
-            created=record.created,
+            parts=() if snapshot is None else snapshot.parts,
+            digest="" if snapshot is None else snapshot.digest,
+            position=0 if record is None else record.state.position,
+            created=created,
             updated=time.time(),
-            metadata=record.metadata,
+            metadata=metadata,
             open_ingest=None if mark is None else IngestMark(mark.document_id, mark.offset),
             extra=stored.encode(),
-            ttl_seconds=None if base is None else base.ttl_seconds,
+            ttl_seconds=ttl_seconds,
         )
-        for seconds in COMMIT_RETRY_SECONDS:
-            try:
-                return store.commit(key, base, new)
-            except StoreUnavailable:
-                time.sleep(seconds)
-        return store.commit(key, base, new)
+
+
+def _until_answered(commit: Callable[[], Head]) -> Head:
+    for seconds in COMMIT_RETRY_SECONDS:
+        try:
+            return commit()
+        except StoreUnavailable:
+            time.sleep(seconds)
+    return commit()

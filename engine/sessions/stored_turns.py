@@ -18,8 +18,23 @@ MAX_DOCUMENTS = 64
 
 
 @dataclass(frozen=True, slots=True)
+class RequestIdentity:
+    """How a repeat of a request is recognised.
+
+    digest: of everything that makes the request what it is.   is_retry: the client's library says that it retries.
+    """
+
+    digest: str = ""
+    idempotency_key: str | None = None
+    is_retry: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class StoredTurn:
-    """A committed turn. `response` is the whole answer as it was sent, `note` what the client wants recorded."""
+    """A committed turn, or another change of the session that must not be made twice: its beginning, a rewind.
+
+    `response` is the whole answer, `note` what the client wants recorded.
+    """
 
     version: int
     key: str | None
@@ -53,15 +68,18 @@ class StoredTurns:
     def with_document(self, document: StoredDocument) -> Self:
         return replace(self, documents=(*self.documents, document)[-MAX_DOCUMENTS:])
 
-    def find_turn(self, version: int, key: str | None, request_digest: str, is_retry: bool) -> StoredTurn | None:
-        """The turn that this request repeats. Raises IdempotencyMismatch when its key came with another request."""
+    def find_turn(self, version: int, identity: RequestIdentity) -> StoredTurn | None:
+        """The turn that this request repeats, `version` being the session's now.
+
+        Raises IdempotencyMismatch when its key came with another request.
+        """
         for turn in reversed(self.turns):
-            if key is not None and turn.key == key:
-                if turn.request_digest != request_digest:
+            if identity.idempotency_key is not None and turn.key == identity.idempotency_key:
+                if turn.request_digest != identity.digest:
                     raise IdempotencyMismatch("this Idempotency-Key was used for another request")
                 return turn
         last = self.turns[-1] if self.turns else None
-        if is_retry and last is not None and last.version == version and last.request_digest == request_digest:
+        if identity.is_retry and last and (last.version, last.request_digest) == (version, identity.digest):
             return last
         return None
 
@@ -71,6 +89,14 @@ class StoredTurns:
             if (key is not None and document.key == key) or document.document_id == document_id:
                 return document
         return None
+
+    def forked(self, session_id: str) -> Self:
+        """What a new session takes along from the one that it begins from: what was read, and no turn's answer."""
+        documents = []
+        for document in self.documents:
+            session = {**document.response["session"], "session_id": session_id, "version": 0}
+            documents.append(replace(document, response={**document.response, "session": session}))
+        return replace(self, turns=(), documents=tuple(documents))
 
     def encode(self) -> bytes:
         turns = [[t.version, t.key, t.request_digest, t.response, t.note] for t in self.turns]

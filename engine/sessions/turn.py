@@ -4,7 +4,6 @@ A turn works on values: until `commit` has returned, the session is as it was, w
 a commit is the roll-back. Without a session the same turn starts from nothing and leaves nothing behind.
 """
 
-import time
 import uuid
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
@@ -19,7 +18,7 @@ from engine.sessions.committed import CommittedSessions
 from engine.sessions.host_copies import LoadedSession
 from engine.sessions.ledger import ASSISTANT, History, Message, Reading, extend_ledger, message_digest
 from engine.sessions.shielding import finish_even_if_cancelled
-from engine.sessions.stored_turns import StoredTurn, StoredTurns
+from engine.sessions.stored_turns import RequestIdentity, StoredTurn, StoredTurns
 from engine.snapshot import SessionRecord
 from engine.stores.base import SessionKey
 
@@ -29,6 +28,7 @@ class TurnRequest:
     """What the wire asks for.
 
     session: None is a stateless turn.   if_match: the version that the client believes to be committed.
+    may_rewind: messages that depart from the ledger go back to the last kept version that they continue.
     digest: of everything that makes this request what it is.   is_retry: the client's library says that it retries.
     note: recorded with the stored turn.
     """
@@ -38,6 +38,7 @@ class TurnRequest:
     digest: str = ""
     session: SessionKey | None = None
     history: History = History.AUTO
+    may_rewind: bool = False
     read_only: bool = False
     if_match: int | None = None
     idempotency_key: str | None = None
@@ -48,16 +49,21 @@ class TurnRequest:
     def writes(self) -> bool:
         return self.session is not None and not self.read_only
 
+    @property
+    def identity(self) -> RequestIdentity:
+        return RequestIdentity(self.digest, self.idempotency_key, self.is_retry)
+
 
 @dataclass(frozen=True, slots=True)
 class CommittedSession:
-    """What a client is told about its session with an answer."""
+    """What a client is told about its session with an answer. `rewound_to`: the version that was gone back to."""
 
     session_id: str
     version: int
     committed: bool
     durability: str
     position: int
+    rewound_to: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,13 +87,17 @@ class Turn:
         base: LoadedSession | None,
         engine: Engine,
         committed: CommittedSessions,
+        rewound_to: int | None = None,
     ) -> None:
+        """base: what the turn starts from, under the head that it will replace; of another version when
+        `rewound_to` says which."""
         self._request = request
         self._reading = reading
         self._sequence = sequence
         self._base = base
         self._engine = engine
         self._committed = committed
+        self._rewound_to = rewound_to
         self._last: SequenceOutput | None = None
         self.text = ""
 
@@ -123,6 +133,7 @@ class Turn:
             committed=writes,
             durability=self._committed.durability,
             position=self._position if writes else self._base_position,
+            rewound_to=self._rewound_to,
         )
 
     async def commit(self, response: Mapping[str, Any]) -> None:
@@ -143,13 +154,12 @@ class Turn:
             ledger=extend_ledger(record.ledger if record else (), (*self._reading.entries, answer)),
             system_digest=self._reading.system_digest,
             open_ingest=None,
-            metadata=dict(base.head.metadata) if base else {},
-            created=base.head.created if base else time.time(),
         )
         turn = StoredTurn(self.base_version + 1, request.idempotency_key, request.digest, response, request.note)
         stored = (base.stored if base and base.stored else StoredTurns()).with_turn(turn)
         stored = replace(stored, tokens_digest=new.state.tokens_digest.hex())
-        await finish_even_if_cancelled(self._committed.commit(request.session, base, new, stored))
+        head = None if base is None else base.head
+        await finish_even_if_cancelled(self._committed.commit(request.session, head, new, stored))
 
     @property
     def _base_position(self) -> int:

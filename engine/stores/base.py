@@ -4,8 +4,8 @@ A *generation* is one committed snapshot, written under a fresh random id; the *
 one. A commit stages its parts first and then flips the head in one atomic step, which succeeds if and only if the head
 still is the one that the writer read, or the writer's own generation is among the head's `recent` ones (its reply was
 lost and this is the retry). A reader therefore always sees one whole generation, whatever fails in between.
-The generation before the committed one is kept until the next commit; what falls out is dropped when no reader can
-still be loading it.
+The last generations before the committed one are kept, and those with a name (`succession`); what falls out is dropped
+when no reader can still be loading it.
 
 All methods are synchronous and safe to call from several threads. Any of them may raise `StoreUnavailable`.
 """
@@ -61,14 +61,14 @@ class Store(Protocol):
     def read_head(self, key: SessionKey) -> Head | None: ...
 
     def load(self, key: SessionKey, version: int | None = None) -> tuple[Head, list[Buffer]]:
-        """The committed generation, or the kept one called `version`. The buffers are the caller's own.
+        """The committed generation, or the kept one with this version. The buffers are the caller's own.
 
         Raises `SessionNotFound`, `VersionNotFound`, and `StateLost` when the head names parts that are gone. How the
         bytes are cut into buffers need not be how they were committed; their concatenation is.
         """
 
-    def load_extra(self, key: SessionKey) -> bytes:
-        """The `extra` of the committed generation. Raises as `load`, and `StateCorrupt` when it was altered."""
+    def load_extra(self, key: SessionKey, version: int | None = None) -> bytes:
+        """The `extra` of that generation. Raises as `load`, and `StateCorrupt` when it was altered."""
 
     def create(self, key: SessionKey, new: NewGeneration) -> Head:
         """Commit as version 0. Raises `SessionExists`. `new.parts` may be empty: a session that has read nothing."""
@@ -79,6 +79,12 @@ class Store(Protocol):
         Raises `CommitConflict` when the head is not `base` any more, and `StoreFull`. After `StoreUnavailable` it may
         or may not have been applied: the same call with the same `new.generation` finds out, and is never applied
         twice.
+        """
+
+    def name_version(self, key: SessionKey, version: int, name: str | None) -> Head:
+        """Give a kept generation a name, or None for none, in one atomic step; the head after it.
+
+        Raises `SessionNotFound` and what `renamed_head` does.
         """
 
     def delete(self, key: SessionKey) -> bool:

@@ -14,6 +14,7 @@ from pathlib import Path
 from engine.errors import StateCorrupt, StoreMisconfigured
 from engine.stores.base import Head, SessionKey
 from engine.stores.blobs import sync_directory
+from engine.stores.head_json import decode_head, encode_head
 
 _SCHEMA_VERSION = 1
 
@@ -49,7 +50,7 @@ class Index:
                 )
             else:
                 connection.execute(
-                    "INSERT OR REPLACE INTO sessions VALUES (?, ?, ?)", (key.tenant, key.session_id, head.to_json())
+                    "INSERT OR REPLACE INTO sessions VALUES (?, ?, ?)", (key.tenant, key.session_id, encode_head(head))
                 )
 
     def page(self, tenant: str, limit: int, after: str) -> list[tuple[str, Head | None]]:
@@ -97,7 +98,7 @@ class Index:
 
 def _readable(raw: bytes) -> Head | None:
     try:
-        return Head.from_json(raw)
+        return decode_head(raw)
     except StateCorrupt:
         return None
 
@@ -113,4 +114,4 @@ def _read(connection: sqlite3.Connection, key: SessionKey) -> Head | None:
     row = connection.execute(
         "SELECT head FROM sessions WHERE tenant = ? AND session_id = ?", (key.tenant, key.session_id)
     ).fetchone()
-    return Head.from_json(row[0]) if row else None
+    return decode_head(row[0]) if row else None

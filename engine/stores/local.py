@@ -28,22 +28,23 @@ from engine.failpoints import failpoint
 from engine.stores.base import Buffer, Generation, Head, NewGeneration, SessionKey
 from engine.stores.blobs import BlobDirectory, make_directory
 from engine.stores.expiry import IdleTimes
-from engine.stores.head import generations_dropped, is_unchanged, next_head
 from engine.stores.index import Index
 from engine.stores.leases import ProcessLeases
 from engine.stores.local_errors import reading, writing
+from engine.stores.succession import DEFAULT_NUM_KEPT, generations_dropped, is_unchanged, next_head, renamed_head
 
 
 class LocalStore:
     durability = "disk"
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, num_kept: int = DEFAULT_NUM_KEPT) -> None:
         """Lock the directory, open the index, sweep what a killed server left behind.
 
         Raises `StoreMisconfigured` when another server has it open or its index is gone, `StoreUnavailable` when the
         directory cannot be used.
         """
         self.name = f"local://{directory}"
+        self._num_kept = num_kept
         self._idle_times = IdleTimes()
         self._leases = ProcessLeases()
         with reading(), ExitStack() as opened:
@@ -75,9 +76,9 @@ class LocalStore:
         self._idle_times.touch(key, head)
         return head, [data]
 
-    def load_extra(self, key: SessionKey) -> bytes:
-        _, committed, extra = self._read(key, None, lambda it: (it.num_bytes, it.extra_num_bytes))
-        if part_checksum(extra).hex() != committed.extra_digest:
+    def load_extra(self, key: SessionKey, version: int | None = None) -> bytes:
+        _, generation, extra = self._read(key, version, lambda it: (it.num_bytes, it.extra_num_bytes))
+        if part_checksum(extra).hex() != generation.extra_digest:
             raise StateCorrupt("the stored answers of a session were altered")
         return bytes(extra)
 
@@ -90,12 +91,29 @@ class LocalStore:
     def commit(self, key: SessionKey, base: Head | None, new: NewGeneration) -> Head:
         return self._commit(key, base, new, version=base.version + 1 if base else 1)
 
+    def name_version(self, key: SessionKey, version: int, name: str | None) -> Head:
+        head, _ = self._find(key, None)
+        dropped: list[Generation] = []
+
+        def decide(current: Head | None) -> Head:
+            nonlocal head
+            if current is None:
+                raise SessionNotFound("there is no session with this id")
+            head = renamed_head(current, version, name, self._num_kept)
+            dropped.extend(generations_dropped(current, head))
+            return head
+
+        with writing():
+            self._index.update(key, decide)
+            self._drop(dropped)
+        return head
+
     def delete(self, key: SessionKey) -> bool:
         removed: list[Generation] = []
 
         def forget(head: Head | None) -> None:
             if head is not None:
-                removed.extend((head.committed, *head.kept))
+                removed.extend(head.generations)
 
         with writing():
             self._index.update(key, forget)
@@ -153,7 +171,7 @@ class LocalStore:
         return head
 
     def _flip(self, key: SessionKey, base: Head | None, new: NewGeneration, version: int) -> Head:
-        head = next_head(base, new, version)
+        head = next_head(base, new, version, self._num_kept)
 
         def decide(current: Head | None) -> Head:
             if not is_unchanged(base, current):
@@ -182,7 +200,7 @@ class LocalStore:
         head = self.read_head(key)
         if head is None:
             raise SessionNotFound("there is no session with this id")
-        generation = head.committed if version is None else head.find(version)
+        generation = head.find(version)
         if generation is None:
             raise VersionNotFound(f"version {version} of the session is not kept")
         return head, generation
@@ -216,7 +234,7 @@ class LocalStore:
         def decide(head: Head | None) -> Head | None:
             if head is None or not self._idle_times.has_ended(key, head):
                 return head
-            removed.extend((head.committed, *head.kept))
+            removed.extend(head.generations)
             return None
 
         self._index.update(key, decide)
@@ -238,7 +256,7 @@ class LocalStore:
         heads = [head for _, head in self._index.all_heads()]
         if None in heads:
             return
-        named = {generation.generation for head in heads if head for generation in (head.committed, *head.kept)}
+        named = {generation.generation for head in heads if head for generation in head.generations}
         for name in self._blobs.names():
             if name not in named:
                 self._blobs.remove(name)

@@ -4,13 +4,14 @@ One lock, the same heads and the same rules as the other stores. Bytes are copie
 """
 
 import threading
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from engine.errors import CommitConflict, SessionExists, SessionNotFound, StateLost, VersionNotFound
 from engine.stores.base import Buffer, Generation, Head, NewGeneration, SessionKey
 from engine.stores.expiry import IdleTimes
-from engine.stores.head import generations_dropped, is_unchanged, next_head
 from engine.stores.leases import ProcessLeases
+from engine.stores.succession import DEFAULT_NUM_KEPT, generations_dropped, is_unchanged, next_head, renamed_head
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,7 +24,8 @@ class MemoryStore:
     durability = "none"
     name = "memory://"
 
-    def __init__(self) -> None:
+    def __init__(self, num_kept: int = DEFAULT_NUM_KEPT) -> None:
+        self._num_kept = num_kept
         self._lock = threading.Lock()
         self._heads: dict[SessionKey, Head] = {}
         self._blobs: dict[str, _Blob] = {}
@@ -41,17 +43,14 @@ class MemoryStore:
     def load(self, key: SessionKey, version: int | None = None) -> tuple[Head, list[Buffer]]:
         with self._lock:
             head = self._existing_head(key)
-            generation = head.committed if version is None else head.find(version)
-            if generation is None:
-                raise VersionNotFound(f"version {version} of the session is not kept")
-            blob = self._blob(head, generation)
+            blob = self._blob(head, _generation(head, version))
             self._idle_times.touch(key, head)
         return head, [bytearray(blob.data)]
 
-    def load_extra(self, key: SessionKey) -> bytes:
+    def load_extra(self, key: SessionKey, version: int | None = None) -> bytes:
         with self._lock:
             head = self._existing_head(key)
-            return self._blob(head, head.committed).extra
+            return self._blob(head, _generation(head, version)).extra
 
     def create(self, key: SessionKey, new: NewGeneration) -> Head:
         try:
@@ -61,6 +60,13 @@ class MemoryStore:
 
     def commit(self, key: SessionKey, base: Head | None, new: NewGeneration) -> Head:
         return self._flip(key, base, new, version=base.version + 1 if base else 1)
+
+    def name_version(self, key: SessionKey, version: int, name: str | None) -> Head:
+        with self._lock:
+            base = self._existing_head(key)
+            head = self._heads[key] = renamed_head(base, version, name, self._num_kept)
+            self._drop(generations_dropped(base, head))
+            return head
 
     def delete(self, key: SessionKey) -> bool:
         with self._lock:
@@ -103,12 +109,11 @@ class MemoryStore:
                 return current
             if not is_unchanged(base, current):
                 raise CommitConflict("another writer committed this session first")
-            head = next_head(base, new, version)
+            head = next_head(base, new, version, self._num_kept)
             self._blobs[new.generation] = blob
             self._heads[key] = head
             self._idle_times.touch(key, head)
-            for generation in generations_dropped(base, head) if base else []:
-                self._blobs.pop(generation.generation, None)
+            self._drop(generations_dropped(base, head) if base else ())
             return head
 
     def _live_head(self, key: SessionKey) -> Head | None:
@@ -134,5 +139,15 @@ class MemoryStore:
     def _remove(self, key: SessionKey) -> None:
         self._idle_times.forget(key)
         head = self._heads.pop(key, None)
-        for generation in (head.committed, *head.kept) if head else ():
+        self._drop(head.generations if head else ())
+
+    def _drop(self, generations: Iterable[Generation]) -> None:
+        for generation in generations:
             self._blobs.pop(generation.generation, None)
+
+
+def _generation(head: Head, version: int | None) -> Generation:
+    generation = head.find(version)
+    if generation is None:
+        raise VersionNotFound(f"version {version} of the session is not kept")
+    return generation

@@ -22,23 +22,25 @@ from engine.errors import (
 )
 from engine.failpoints import failpoint
 from engine.stores.base import Buffer, Generation, Head, NewGeneration, SessionKey
-from engine.stores.head import generations_dropped, is_unchanged, next_head
+from engine.stores.head_json import decode_head, encode_head
 from engine.stores.redis_client import RedisClient, RedisUrl, translated
 from engine.stores.redis_keys import RedisKeys
-from engine.stores.redis_scripts import ACQUIRE_LEASE, DELETE, FLIP, RELEASE_LEASE, RENEW
+from engine.stores.redis_scripts import ACQUIRE_LEASE, DELETE, FLIP, RELEASE_LEASE, RENEW, REPLACE_HEAD
+from engine.stores.succession import DEFAULT_NUM_KEPT, generations_dropped, is_unchanged, next_head, renamed_head
 
 STAGING_SECONDS = 600
 GRACE_SECONDS = 300
 QUARANTINE_SECONDS = 30 * 24 * 3600
-_DELETE_ATTEMPTS = 16
+_ATTEMPTS = 16
 
 
 class RedisStore:
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, num_kept: int = DEFAULT_NUM_KEPT) -> None:
         """Does not connect yet; `check` does."""
         self._url = RedisUrl.parse(url)
         self._client = RedisClient(self._url)
         self._keys = RedisKeys(self._url.prefix)
+        self._num_kept = num_kept
         self._durability = "unknown"
         self.name = self._url.without_secrets
 
@@ -61,7 +63,7 @@ class RedisStore:
 
     def read_head(self, key: SessionKey) -> Head | None:
         raw = self._client.control("HGET", self._keys.head(key), "head")
-        return None if raw is None else Head.from_json(raw)
+        return None if raw is None else decode_head(raw)
 
     def load(self, key: SessionKey, version: int | None = None) -> tuple[Head, list[Buffer]]:
         missing: Generation | None = None
@@ -75,10 +77,10 @@ class RedisStore:
                 return head, parts
             missing = generation
 
-    def load_extra(self, key: SessionKey) -> bytes:
+    def load_extra(self, key: SessionKey, version: int | None = None) -> bytes:
         missing: Generation | None = None
         while True:
-            head, generation = self._find(key, None)
+            head, generation = self._find(key, version)
             if generation == missing:
                 raise StateLost("the session's stored answers are gone", self._last_whole_version(key, head))
             values = self._get_all(self._keys.extras(key, generation))
@@ -98,13 +100,23 @@ class RedisStore:
     def commit(self, key: SessionKey, base: Head | None, new: NewGeneration) -> Head:
         return self._commit(key, base, new, version=base.version + 1 if base else 1)
 
+    def name_version(self, key: SessionKey, version: int, name: str | None) -> Head:
+        for _ in range(_ATTEMPTS):
+            base, _ = self._find(key, None)
+            head = renamed_head(base, version, name, self._num_kept)
+            dropped = self._keys.everything(key, generations_dropped(base, head))
+            arguments: list[bytes | int] = [_fence(base), _fence(head), encode_head(head), GRACE_SECONDS * 1000]
+            if self._client.run_script(REPLACE_HEAD, [self._keys.head(key), *dropped], arguments):
+                return head
+        raise SessionBusy("the session is being written to")
+
     def delete(self, key: SessionKey) -> bool:
-        for _ in range(_DELETE_ATTEMPTS):
+        for _ in range(_ATTEMPTS):
             head = self.read_head(key)
             if head is None:
                 self._unlist(key)
                 return False
-            keys = [self._keys.head(key), *self._keys.everything(key, (head.committed, *head.kept))]
+            keys = [self._keys.head(key), *self._keys.everything(key, head.generations)]
             if self._client.run_script(DELETE, keys, [_fence(head)]):
                 self._unlist(key)
                 return True
@@ -119,7 +131,7 @@ class RedisStore:
                     self._unlist(SessionKey(tenant, session_id))
                     continue
                 with suppress(StateCorrupt):
-                    page.append((session_id, Head.from_json(raw)))
+                    page.append((session_id, decode_head(raw)))
             if len(session_ids) < limit:
                 break
             after = session_ids[-1]
@@ -147,7 +159,7 @@ class RedisStore:
             return current
         if not is_unchanged(base, current):
             raise CommitConflict("another writer committed this session first")
-        head = next_head(base, new, version)
+        head = next_head(base, new, version, self._num_kept)
         try:
             with translated():
                 failpoint("commit.before_parts")
@@ -186,7 +198,7 @@ class RedisStore:
             _fence(head),
             head.generation.encode(),
             " ".join(head.recent).encode(),
-            head.to_json(),
+            encode_head(head),
             _ttl_milliseconds(head),
             GRACE_SECONDS * 1000,
             len(new),
@@ -198,12 +210,12 @@ class RedisStore:
             raise CommitConflict("another writer committed this session first")
         if status == b"missing":
             raise StoreUnavailable("parts that were just written are gone from Redis")
-        return Head.from_json(raw)
+        return decode_head(raw)
 
     def _renew(self, key: SessionKey, head: Head) -> None:
         """A session with a time-to-live was used. Its bytes are in our hands, so a failure here fails nothing."""
         if head.ttl_seconds is not None:
-            keys = [self._keys.head(key), *self._keys.everything(key, (head.committed, *head.kept))]
+            keys = [self._keys.head(key), *self._keys.everything(key, head.generations)]
             with suppress(StoreUnavailable):
                 self._client.run_script(RENEW, keys, [_fence(head), _ttl_milliseconds(head)])
 
@@ -211,7 +223,7 @@ class RedisStore:
         head = self.read_head(key)
         if head is None:
             raise SessionNotFound("there is no session with this id")
-        generation = head.committed if version is None else head.find(version)
+        generation = head.find(version)
         if generation is None:
             raise VersionNotFound(f"version {version} of the session is not kept")
         return head, generation
@@ -251,7 +263,10 @@ class RedisStore:
 
 def _fence(head: Head | None) -> bytes:
     """Empty for a session that must not exist."""
-    return f"{head.version}:{head.generation}".encode() if head else b""
+    if head is None:
+        return b""
+    fence = f"{head.version}:{head.generation}"
+    return (f"{fence}:{head.revision}" if head.revision else fence).encode()
 
 
 def _ttl_milliseconds(head: Head) -> int:

@@ -1,6 +1,7 @@
 """The atomic steps of the Redis store, in Lua. All keys are declared and share one hash tag, as Cluster demands.
 
-A head is a hash: `fence` (version:generation), `recent` (ids, separated by spaces) and `head` (JSON, opaque here).
+A head is a hash: `fence` (version:generation, and :revision when that is not 0), `recent` (ids, separated by spaces)
+and `head` (JSON, opaque here).
 A time-to-live of 0 milliseconds means none. Every script checks first and writes afterwards, HSET before all others: it
 is the only write that Redis refuses for lack of memory.
 """
@@ -33,6 +34,14 @@ for i = last_kept + 1, #KEYS do redis.call('PEXPIRE', KEYS[i], tonumber(ARGV[7])
 return {'flipped', ARGV[5]}
 """
 )
+
+# KEYS: head, the dropped generations' keys.   ARGV: the base's fence, the new one, head, grace.
+REPLACE_HEAD = """
+if redis.call('HGET', KEYS[1], 'fence') ~= ARGV[1] then return 0 end
+redis.call('HSET', KEYS[1], 'fence', ARGV[2], 'head', ARGV[3])
+for i = 2, #KEYS do redis.call('PEXPIRE', KEYS[i], tonumber(ARGV[4])) end
+return 1
+"""
 
 # KEYS: head, all keys of its generations.   ARGV: fence, ttl.
 RENEW = (

@@ -19,7 +19,7 @@ from starlette.responses import JSONResponse, Response
 
 from atlas_model.inspection import HeadReport, inspect_memory
 from engine.errors import AtlasError, UnsupportedParameter
-from engine.sessions import IngestProgress, IngestRequest, IngestResult
+from engine.sessions import IngestProgress, IngestRequest, IngestResult, RequestIdentity
 from engine.stores.base import Head, SessionKey
 from server.bodies import cut_in_pieces, media_type, read_json, read_pieces
 from server.chat_answer import session_object
@@ -49,7 +49,8 @@ async def create_session(request: Request) -> Response:
     wanted = validate(CreateSessionRequest, {name: value for name, value in body.items() if name != "from"})
     session_id = wanted.id if wanted.id is not None else f"s-{uuid.uuid4().hex}"
     key = SessionKey(RequestContext.of(request).tenant, session_id)
-    head = await runtime.serving().sessions.create(key, wanted.metadata or {}, wanted.ttl_seconds)
+    with runtime.serving().sessions.versions() as versions:
+        head = await versions.create(key, wanted.metadata or {}, wanted.ttl_seconds, RequestIdentity())
     return JSONResponse(_describe(key.session_id, head), headers=_headers(key, head.version))
 
 

@@ -9,6 +9,7 @@ import pytest
 from engine import failpoints
 from engine.stores import open_store
 from engine.stores.base import Store
+from tests.engine.store_cases import NUM_KEPT
 from tests.redis_server import RedisServer
 
 _numbers = itertools.count()
@@ -26,7 +27,7 @@ def store_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 
 @pytest.fixture
 def store(store_url: str) -> Iterator[Store]:
-    store = open_store(store_url)
+    store = open_store(store_url, NUM_KEPT)
     store.check()
     yield store
     store.close()

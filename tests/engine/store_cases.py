@@ -3,6 +3,7 @@
 from engine.stores.base import Head, NewGeneration, SessionKey, Store, new_generation_id
 
 KEY = SessionKey("tenant", "session:1")
+NUM_KEPT = 2
 NUM_PARTS = 3
 PART_NUM_BYTES = 5_003
 

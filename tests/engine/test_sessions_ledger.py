@@ -12,6 +12,7 @@ from engine.sessions.ledger import (
     Reading,
     extend_ledger,
     message_digest,
+    num_known_messages,
     read_messages,
 )
 
@@ -93,6 +94,43 @@ def test_an_empty_answer_is_an_entry_like_any_other() -> None:
 
 def test_white_space_around_a_resent_answer_does_not_matter() -> None:
     assert fed(read(conversation("a", "b", "c"), ledger_of("a", " b\n"))) == ["c"]
+
+
+def test_reasoning_that_a_client_drops_from_a_resent_answer_does_not_matter() -> None:
+    answer = "<think>\nb comes\nafter a\n</think>\n\nb"
+    for resent, answered in (("b", answer), (answer, "b"), (answer, answer)):
+        assert fed(read(conversation("a", resent, "c"), ledger_of("a", answered))) == ["c"]
+
+
+@pytest.mark.parametrize(
+    ("resent", "answered"),
+    [
+        ("a  b", "a b"),
+        ("B", "b"),
+        ("b", "b <think>more</think>"),
+        ("b", "<think>without an end b"),
+        ("<think>x</think>b", "<think>x</think><think>y</think>b"),
+    ],
+)
+def test_nothing_else_of_an_answer_is_left_out(resent: str, answered: str) -> None:
+    with pytest.raises(SessionDiverged):
+        read(conversation("a", resent, "c"), ledger_of("a", answered))
+
+
+def test_what_the_user_says_in_the_form_of_reasoning_counts() -> None:
+    with pytest.raises(SessionDiverged):
+        read(conversation("a", "b", "c"), ledger_of("<think>x</think>a", "b"))
+
+
+def test_a_ledger_says_how_many_messages_continue_it() -> None:
+    said = conversation("system:be kind", "a", "b", "c", "d", "e")
+    for ledger, expected in (
+        (ledger_of("a", "b", "c", "d"), 4),
+        (ledger_of("x", "y", "a", "b"), 2),
+        (ledger_of("a", "b", "x", "y"), 0),
+        ([], 0),
+    ):
+        assert num_known_messages(said, ledger) == expected
 
 
 @pytest.mark.parametrize(

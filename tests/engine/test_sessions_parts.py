@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from engine.errors import IdempotencyMismatch, InvalidUnicode, StateCorrupt
 from engine.sessions.document_reader import DocumentPosition, DocumentReader
 from engine.sessions.host_copies import HostCopies, LoadedSession
-from engine.sessions.stored_turns import MAX_TURNS, StoredDocument, StoredTurn, StoredTurns
+from engine.sessions.stored_turns import MAX_TURNS, RequestIdentity, StoredDocument, StoredTurn, StoredTurns
 from engine.stores.base import Generation, Head, SessionKey
 from tests.atlas_model.tokenizers import small_tokenizer
 
@@ -73,19 +73,19 @@ def turn(version: int, key: str | None = None, request_digest: str = "d") -> Sto
 
 def test_a_known_key_gives_the_stored_turn_and_another_request_under_it_is_refused() -> None:
     stored = StoredTurns().with_turn(turn(1, "k", "d1")).with_turn(turn(2, None, "d2"))
-    assert stored.find_turn(2, "k", "d1", is_retry=False) == turn(1, "k", "d1")
+    assert stored.find_turn(2, RequestIdentity("d1", "k")) == turn(1, "k", "d1")
     with pytest.raises(IdempotencyMismatch):
-        stored.find_turn(2, "k", "d2", is_retry=False)
-    assert stored.find_turn(2, "other", "d1", is_retry=False) is None
+        stored.find_turn(2, RequestIdentity("d2", "k"))
+    assert stored.find_turn(2, RequestIdentity("d1", "other")) is None
 
 
 def test_a_retry_without_a_key_is_the_last_commit_or_nothing() -> None:
     stored = StoredTurns().with_turn(turn(1, None, "d1")).with_turn(turn(2, None, "d2"))
-    assert stored.find_turn(2, None, "d2", is_retry=True) == turn(2, None, "d2")
-    assert stored.find_turn(2, None, "d2", is_retry=False) is None
-    assert stored.find_turn(2, None, "d1", is_retry=True) is None
+    assert stored.find_turn(2, RequestIdentity("d2", None, is_retry=True)) == turn(2, None, "d2")
+    assert stored.find_turn(2, RequestIdentity("d2", None)) is None
+    assert stored.find_turn(2, RequestIdentity("d1", None, is_retry=True)) is None
     # A document was committed since: this is a new turn.
-    assert stored.find_turn(3, None, "d2", is_retry=True) is None
+    assert stored.find_turn(3, RequestIdentity("d2", None, is_retry=True)) is None
 
 
 def test_only_the_last_turns_are_stored_and_bytes_bring_them_back() -> None:

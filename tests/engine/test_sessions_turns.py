@@ -24,6 +24,7 @@ from tests.engine.sessions_harness import (
     GREEDY,
     KEY,
     asked,
+    create,
     house,
     in_loop,
     replayed,
@@ -103,10 +104,10 @@ def test_another_server_continues_from_the_store_as_the_first_would_have_from_me
 def test_every_commit_adds_one_to_the_version_and_a_created_session_is_at_zero() -> None:
     async def test() -> None:
         async with house() as it:
-            head = await it.sessions.create(KEY, {"book": "Emma"}, None)
+            head = await create(it.sessions, {"book": "Emma"})
             assert (head.version, head.num_bytes) == (0, 0)
             with pytest.raises(SessionExists):
-                await it.sessions.create(KEY, {}, None)
+                await create(it.sessions, {})
             for version in (1, 2):
                 _, turn = await run(it.sessions, asked("Hi"))
                 assert turn.session() is not None
@@ -151,7 +152,7 @@ def test_readers_run_beside_a_writer_and_leave_no_trace() -> None:
             assert session is not None
             assert (session.version, session.committed) == (1, False)
             assert await it.sessions.describe(KEY) == before
-            assert (await it.storage.load_stored(KEY)).find_turn(1, "k", request.digest, is_retry=False) is None
+            assert (await it.storage.load_stored(KEY)).find_turn(1, request.identity) is None
 
     in_loop(test)
 

@@ -13,6 +13,7 @@ from engine import failpoints
 from engine.errors import StoreFull, StoreUnavailable
 from engine.stores import open_store
 from engine.stores.base import Store
+from engine.stores.succession import DEFAULT_NUM_KEPT
 from tests.engine.commit_loop import commit_until_killed
 from tests.engine.store_cases import KEY, NUM_PARTS, commit_number, generation_of, whole_number
 
@@ -90,7 +91,7 @@ def test_a_server_killed_at_any_step_of_a_local_commit_leaves_one_whole_generati
         check_after_crash(url, run_until_killed(url, f"{step}={crossing}:kill"))
         names = {path.name for path in _blob_directory(url).iterdir()}
         assert not [name for name in names if name.endswith(".tmp")]
-        assert len(names) <= 2
+        assert len(names) <= 1 + DEFAULT_NUM_KEPT
 
 
 @pytest.mark.redis

@@ -11,6 +11,7 @@ import pytest
 from engine.errors import StateCorrupt, StateLost, StoreMisconfigured, StoreUnavailable
 from engine.stores import open_store
 from engine.stores.local import LocalStore
+from engine.stores.succession import DEFAULT_NUM_KEPT
 from tests.engine.store_cases import KEY, PART_NUM_BYTES, commit_number, generation_of, whole_number
 
 
@@ -77,12 +78,12 @@ def test_temporary_files_and_orphans_are_swept_at_start_and_nothing_else(directo
     store.close()
 
 
-def test_a_session_takes_the_disk_of_two_generations_however_often_it_commits(directory: Path) -> None:
+def test_a_session_takes_the_disk_of_the_kept_generations_however_often_it_commits(directory: Path) -> None:
     store = LocalStore(directory)
     head = None
     for number in range(1, 20):
         head = commit_number(store, number, base=head)
-    assert len(blob_names(directory)) == 2
+    assert len(blob_names(directory)) == 1 + DEFAULT_NUM_KEPT
     store.delete(KEY)
     assert blob_names(directory) == set()
     store.close()

@@ -57,7 +57,7 @@ def server(own: Callable[..., RedisServer]) -> RedisServer:
 
 @pytest.fixture
 def store(server: RedisServer) -> Iterator[Store]:
-    store = open_store(server.url)
+    store = open_store(server.url, num_kept=1)
     store.check()
     yield store
     store.close()

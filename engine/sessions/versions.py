@@ -1,0 +1,181 @@
+"""Versions of a session: going back to one, beginning another session from one, naming one, and its bytes.
+
+Nothing here feeds a token. A rewind is a commit like any other, whose state is an older one's: it raises the version,
+and can itself be undone while what it left behind is kept.
+"""
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
+from typing import Any
+
+from engine.errors import (
+    IngestOpen,
+    InvalidState,
+    SessionExists,
+    SessionNotFound,
+    StateCorrupt,
+    StateLost,
+    VersionConflict,
+    VersionNotFound,
+)
+from engine.sessions.committed import CommittedSessions
+from engine.sessions.host_copies import LoadedSession
+from engine.sessions.ledger import Message, num_known_messages
+from engine.sessions.shielding import finish_even_if_cancelled
+from engine.sessions.storage import Beginning, Storage
+from engine.sessions.stored_turns import RequestIdentity, StoredTurn, StoredTurns
+from engine.sessions.turn import CommittedSession
+from engine.state_pool import diverged_tensor
+from engine.stores.base import Buffer, Generation, Head, SessionKey
+
+
+class Versions:
+    """Who may write, and when, is decided by the caller: `rewind` wants the session's lease."""
+
+    def __init__(self, storage: Storage, committed: CommittedSessions, max_state_norm: float) -> None:
+        self._storage = storage
+        self._committed = committed
+        self._max_state_norm = max_state_norm
+
+    async def create(
+        self, key: SessionKey, metadata: Mapping[str, str], ttl_seconds: int | None, identity: RequestIdentity
+    ) -> Head:
+        """A session that has read nothing, at version 0. Raises SessionExists."""
+        return await self._begin(key, Beginning(metadata, ttl_seconds), identity)
+
+    async def fork(
+        self,
+        source: SessionKey,
+        version: int | str | None,
+        key: SessionKey,
+        metadata: Mapping[str, str] | None,
+        ttl_seconds: int | None,
+        identity: RequestIdentity,
+    ) -> Head:
+        """A new session, at version 0, that has learned what `source` had at `version` (its number or name; None is
+        the committed one) and shares nothing with it. Metadata and time to live are the source's unless given.
+
+        Raises SessionNotFound, VersionNotFound, SessionExists.
+        """
+        head, generation = await self.find(source, version)
+        loaded = await self._committed.load_version(source, generation.version)
+        stored = StoredTurns() if loaded.stored is None else loaded.stored.forked(key.session_id)
+        beginning = Beginning(
+            metadata=head.metadata if metadata is None else metadata,
+            ttl_seconds=head.ttl_seconds if ttl_seconds is None else ttl_seconds,
+            record=loaded.record,
+            stored=stored,
+        )
+        return await self._begin(key, beginning, identity)
+
+    async def import_snapshot(
+        self, key: SessionKey, parts: Sequence[Buffer], ttl_seconds: int | None, identity: RequestIdentity
+    ) -> Head:
+        """A new session, at version 0, from exported bytes. Raises SessionExists, StateCorrupt, StateModelMismatch,
+        StateTooNew, and InvalidState also for numbers that no session may have."""
+        record = await self._storage.decode(parts)
+        layer = await asyncio.to_thread(diverged_tensor, record.state.tensors, self._max_state_norm)
+        if layer is not None:
+            raise InvalidState(f"{layer} of the snapshot is not finite or too large")
+        stored = StoredTurns(tokens_digest=record.state.tokens_digest.hex())
+        return await self._begin(key, Beginning(record.metadata, ttl_seconds, record, stored), identity)
+
+    async def export(self, key: SessionKey, version: int | str | None) -> tuple[Head, Generation, list[Buffer]]:
+        """The snapshot of a kept version, whole and checked. Raises SessionNotFound, VersionNotFound, and what loading
+        does; SessionNotFound also for a version that has read nothing, of which there is no snapshot."""
+        _, generation = await self.find(key, version)
+        head, parts = await self._storage.load_snapshot(key, generation.version)
+        if not parts:
+            raise VersionNotFound("this version has read nothing: there is nothing to export")
+        return head, generation, parts
+
+    async def name(self, key: SessionKey, version: int | str | None, name: str) -> Head:
+        """Keep a version, the committed one by default, until the name is taken away.
+
+        Raises SessionNotFound, VersionNotFound, InvalidRequest for the name, and IngestOpen for a version that is the
+        middle of a document.
+        """
+        head, generation = await self.find(key, version)
+        if head.open_ingest is not None and generation == head.committed:
+            raise IngestOpen("a document is open in this session: name a version before it, or finish it first")
+        return await self._storage.name_version(key, generation.version, name)
+
+    async def unname(self, key: SessionKey, name: str) -> Head:
+        """Take a name away. Raises SessionNotFound, VersionNotFound."""
+        _, generation = await self.find(key, name)
+        return await self._storage.name_version(key, generation.version, None)
+
+    async def rewind(
+        self, key: SessionKey, version: int | str, if_match: int | None, identity: RequestIdentity
+    ) -> CommittedSession:
+        """Make a kept version the committed one again, as a new version; also out of the middle of a document, and
+        away from a state that cannot be loaded. The answers stored with it are those of that time.
+
+        Raises SessionNotFound, VersionNotFound, VersionConflict.
+        """
+        head, generation = await self.find(key, version)
+        repeated = (await self._stored_now(key)).find_turn(head.version, identity)
+        if repeated is not None:
+            return CommittedSession(**repeated.response)
+        if if_match is not None and if_match != head.version:
+            raise VersionConflict(f"the session is at version {head.version}", current=head.version)
+        loaded = await self._committed.load_version(key, generation.version)
+        session = CommittedSession(
+            session_id=key.session_id,
+            version=loaded.head.version + 1,
+            committed=True,
+            durability=self._committed.durability,
+            position=generation.position,
+            rewound_to=generation.version,
+        )
+        assert loaded.stored is not None
+        stored = loaded.stored.with_turn(_stored_change(session.version, identity, asdict(session)))
+        await finish_even_if_cancelled(self._committed.commit(key, loaded.head, loaded.record, stored))
+        return session
+
+    async def last_common(
+        self, key: SessionKey, head: Head, messages: Sequence[Message]
+    ) -> tuple[Generation, LoadedSession] | None:
+        """The kept version whose ledger the most of these messages continue, the newest of those; None without one."""
+        found: tuple[int, Generation, LoadedSession] | None = None
+        for generation in head.kept:
+            loaded = await self._committed.load_version(key, generation.version)
+            ledger = () if loaded.record is None else loaded.record.ledger
+            num_known = num_known_messages(messages, ledger)
+            if num_known > (0 if found is None else found[0]):
+                found = num_known, generation, loaded
+        return None if found is None else found[1:]
+
+    async def find(self, key: SessionKey, version: int | str | None) -> tuple[Head, Generation]:
+        """Raises SessionNotFound, VersionNotFound."""
+        head = await self._storage.read_head(key)
+        if head is None:
+            raise SessionNotFound("there is no session with this id")
+        generation = head.find(version)
+        if generation is None:
+            raise VersionNotFound("this version of the session is not kept")
+        return head, generation
+
+    async def _begin(self, key: SessionKey, beginning: Beginning, identity: RequestIdentity) -> Head:
+        change = _stored_change(0, identity, {})
+        beginning = replace(beginning, stored=beginning.stored.with_turn(change))
+        try:
+            return await finish_even_if_cancelled(self._storage.create(key, beginning))
+        except SessionExists:
+            head, _ = await self.find(key, None)
+            repeated = (await self._stored_now(key)).find_turn(head.version, identity)
+            if repeated is None or repeated.version != 0:
+                raise
+            return head
+
+    async def _stored_now(self, key: SessionKey) -> StoredTurns:
+        """None where they are lost with the state that they belong to."""
+        try:
+            return await self._storage.load_stored(key)
+        except (StateLost, StateCorrupt):
+            return StoredTurns()
+
+
+def _stored_change(version: int, identity: RequestIdentity, response: Mapping[str, Any]) -> StoredTurn:
+    return StoredTurn(version, identity.idempotency_key, identity.digest, response, {})

@@ -1,0 +1,89 @@
+"""Which head may follow which: what a commit keeps, what a name keeps, and when a writer's base is out of date.
+
+Every store decides by these functions, inside its own atomic step.
+"""
+
+import re
+from collections.abc import Iterable
+from dataclasses import replace
+from itertools import count
+
+from engine.checksums import part_checksum
+from engine.errors import InvalidRequest, VersionNotFound
+from engine.stores.head import Generation, Head, NewGeneration, buffer_num_bytes
+
+MAX_RECENT = 16
+MAX_NUM_NAMED = 16
+DEFAULT_NUM_KEPT = 4
+
+_NAME = re.compile(r"[A-Za-z0-9._:-]{1,64}")
+
+
+def next_head(base: Head | None, new: NewGeneration, version: int, num_kept: int) -> Head:
+    """The head that a commit on top of `base` leaves behind: named generations stay, and `num_kept` of the others."""
+    committed = Generation(
+        version=version,
+        generation=new.generation,
+        num_parts=len(new.parts),
+        num_bytes=sum(buffer_num_bytes(part) for part in new.parts),
+        digest=new.digest,
+        position=new.position,
+        extra_num_bytes=buffer_num_bytes(new.extra),
+        extra_digest=part_checksum(new.extra).hex(),
+        created=new.updated,
+    )
+    recent = (*(base.recent if base else ()), new.generation)[-MAX_RECENT:]
+    kept: tuple[Generation, ...] = ()
+    if base is not None:
+        # The commits of one ingest count as one generation: what stood before it stays kept until it has finished.
+        kept = base.kept if base.open_ingest else _retained(base.generations, num_kept)
+    return Head(
+        committed=committed,
+        recent=recent,
+        created=new.created,
+        updated=new.updated,
+        metadata=dict(new.metadata),
+        open_ingest=new.open_ingest,
+        ttl_seconds=new.ttl_seconds,
+        kept=kept,
+    )
+
+
+def renamed_head(head: Head, version: int, name: str | None, num_kept: int) -> Head:
+    """The head after a generation was given a name, or None for none; `head` itself when nothing changes.
+
+    Raises VersionNotFound, and InvalidRequest for a name that cannot be given.
+    """
+    generation = head.find(version)
+    if generation is None:
+        raise VersionNotFound(f"version {version} of the session is not kept")
+    if generation.name == name:
+        return head
+    if name is not None:
+        if not _NAME.fullmatch(name) or name.isdecimal():
+            raise InvalidRequest("a name has 1 to 64 characters out of A-Z a-z 0-9 . _ : -, not all digits", "name")
+        if (holder := head.find(name)) is not None:
+            raise InvalidRequest(f"version {holder.version} has this name", "name")
+        if generation.name is None and sum(g.name is not None for g in head.generations) >= MAX_NUM_NAMED:
+            raise InvalidRequest(f"a session has at most {MAX_NUM_NAMED} named versions", "name")
+    committed, *kept = (replace(g, name=name) if g is generation else g for g in head.generations)
+    return replace(head, committed=committed, kept=_retained(kept, num_kept), revision=head.revision + 1)
+
+
+def is_unchanged(base: Head | None, current: Head | None) -> bool:
+    """Whether a commit on top of `base` may replace `current`."""
+    if base is None or current is None:
+        return base is current
+    return base.fence == current.fence
+
+
+def generations_dropped(base: Head, head: Head) -> list[Generation]:
+    """What `base` still held and its successor `head` does not keep."""
+    held = {generation.generation for generation in head.generations}
+    return [generation for generation in base.generations if generation.generation not in held]
+
+
+def _retained(generations: Iterable[Generation], num_kept: int) -> tuple[Generation, ...]:
+    """The named ones, and the first `num_kept` of the others."""
+    unnamed = count()
+    return tuple(g for g in generations if g.name is not None or next(unnamed) < num_kept)
