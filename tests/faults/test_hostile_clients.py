@@ -3,7 +3,6 @@
 import itertools
 import json
 import re
-import socket
 import statistics
 import time
 from collections.abc import Callable, Iterator
@@ -14,7 +13,7 @@ import pytest
 
 from tests.faults.figures import tell
 from tests.server.forked import ForkedServer, Forker
-from tests.server.harness import ThreadedServer, ask, assert_refused, serving, user
+from tests.server.harness import ThreadedServer, ask, assert_refused, raw_answer, serving, user
 
 NUM_TIMINGS = 150
 INJECTED = "x\r\nX-Injected: yes\r\n\r\n2026-01-01 INFO server.requests {}"
@@ -27,15 +26,6 @@ def talkative(forker: Forker, model: Path, tmp_path: Path) -> Iterator[ForkedSer
     """A process whose log tells every request."""
     with ForkedServer(forker, tmp_path, model=str(model), store="memory://", log_level="info") as server:
         yield server
-
-
-def raw_answer(port: int, request: bytes) -> bytes:
-    with socket.create_connection(("127.0.0.1", port), timeout=10) as connection:
-        connection.sendall(request)
-        answer = b""
-        while piece := connection.recv(4096):
-            answer += piece
-    return answer
 
 
 def test_nothing_that_a_client_sends_becomes_a_header_or_a_line_of_the_log(talkative: ForkedServer) -> None:

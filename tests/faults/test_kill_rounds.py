@@ -29,7 +29,7 @@ MAX_PASSES_OTHERWISE = 3
 def killable_store(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     if request.param == "local":
         return f"local://{tmp_path / 'sessions'}"
-    redis: RedisServer = request.getfixturevalue("always_redis")
+    redis: RedisServer = request.getfixturevalue("own_redis")
     return redis.url
 
 
@@ -140,9 +140,9 @@ def test_100_kills_of_the_server_lose_nothing_tear_nothing_and_teach_nothing_twi
 
 @pytest.mark.redis
 def test_50_kills_of_a_redis_that_syncs_always_lose_nothing_and_tear_nothing(
-    killable: Callable[[str], ForkedServer], always_redis: RedisServer
+    killable: Callable[[str], ForkedServer], own_redis: RedisServer
 ) -> None:
-    kill_redis(killable(always_redis.url), always_redis, 50)
+    kill_redis(killable(own_redis.url), own_redis, 50)
 
 
 @pytest.mark.parametrize("failpoint", ["commit.part", "commit.before_flip", "commit.after_flip"])

@@ -148,7 +148,7 @@ def test_a_retry_that_comes_while_the_first_try_still_runs_waits_for_it_and_lear
 @pytest.mark.redis
 @pytest.mark.parametrize("times", [1, 2])
 def test_a_commits_reply_that_redis_sent_and_nobody_got_is_recognised_as_mine(
-    model: Path, always_redis: RedisServer, times: int
+    model: Path, own_redis: RedisServer, times: int
 ) -> None:
     """Once: the library that speaks to Redis asks once more. Twice: the commit is tried anew and finds itself done."""
     lost = itertools.count()
@@ -159,7 +159,7 @@ def test_a_commits_reply_that_redis_sent_and_nobody_got_is_recognised_as_mine(
         return 0 if is_flip and next(lost) < times else None
 
     with (
-        Proxy(always_redis.port) as proxy,
+        Proxy(own_redis.port) as proxy,
         serving(model, store=f"redis://127.0.0.1:{proxy.port}/0") as server,
         httpx.Client(base_url=server.base_url, timeout=60) as client,
     ):
@@ -182,10 +182,10 @@ def _cut_inside(command: bytes, times: int) -> Callable[[bytes], int | None]:
 
 @pytest.mark.redis
 def test_a_redis_that_dies_in_the_middle_of_a_load_is_a_503_and_leaves_nothing_half_loaded(
-    model: Path, always_redis: RedisServer
+    model: Path, own_redis: RedisServer
 ) -> None:
     with (
-        Proxy(always_redis.port) as proxy,
+        Proxy(own_redis.port) as proxy,
         serving(model, store=f"redis://127.0.0.1:{proxy.port}/0", host_cache_bytes="0") as server,
         httpx.Client(base_url=server.base_url, timeout=60) as client,
     ):
@@ -203,9 +203,9 @@ def test_a_redis_that_dies_in_the_middle_of_a_load_is_a_503_and_leaves_nothing_h
 
 
 @pytest.mark.redis
-def test_a_slow_redis_whose_words_come_in_crumbs_is_understood(model: Path, always_redis: RedisServer) -> None:
+def test_a_slow_redis_whose_words_come_in_crumbs_is_understood(model: Path, own_redis: RedisServer) -> None:
     with (
-        Proxy(always_redis.port, delay_seconds=0.0001, piece_num_bytes=97) as proxy,
+        Proxy(own_redis.port, delay_seconds=0.0001, piece_num_bytes=97) as proxy,
         serving(model, store=f"redis://127.0.0.1:{proxy.port}/0", host_cache_bytes="0") as server,
         httpx.Client(base_url=server.base_url, timeout=60) as client,
     ):

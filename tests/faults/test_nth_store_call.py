@@ -9,9 +9,9 @@ from dataclasses import dataclass
 
 import pytest
 
-from engine.errors import SessionExists, SessionNotFound, StoreUnavailable
+from engine.errors import SessionNotFound, StoreUnavailable
 from engine.sampling_params import SamplingParams
-from engine.sessions import SessionConfig, Turn
+from engine.sessions import RequestIdentity, SessionConfig, Turn
 from engine.sessions.stored_turns import StoredTurns
 from engine.stores.base import Head, NewGeneration, SessionKey, Store
 from tests.engine.sessions_harness import House, asked, house, in_loop, in_pieces, ingest, run, text_of
@@ -20,9 +20,15 @@ from tests.faults.wrapped_store import FailingStore, WrappedStore
 DOCUMENT = text_of(6)
 SHORT = SamplingParams(temperature=0, max_tokens=2)
 CONFIG = SessionConfig(lease_seconds=0.1, commit_num_tokens=64)
+IDENTITY = RequestIdentity("what is asked for", "k")
 
-# Version, position and tokens_digest of a generation; None for no session.
-Seen = tuple[int, int, str] | None
+# Version, position, tokens_digest and the names of its generations; None for no session.
+Seen = tuple[int, int, str, tuple[str, ...]] | None
+
+
+def seen(head: Head, tokens_digest: str) -> Seen:
+    names = (generation.name for generation in head.generations)
+    return head.version, head.position, tokens_digest, tuple(name for name in names if name is not None)
 
 
 class RecordingStore(WrappedStore):
@@ -34,7 +40,7 @@ class RecordingStore(WrappedStore):
 
     def commit(self, key: SessionKey, base: Head | None, new: NewGeneration) -> Head:
         head = super().commit(key, base, new)
-        self.committed.add((head.version, head.position, StoredTurns.decode(bytes(new.extra)).tokens_digest))
+        self.committed.add(seen(head, StoredTurns.decode(bytes(new.extra)).tokens_digest))
         return head
 
 
@@ -60,8 +66,29 @@ async def read_document(it: House, key: SessionKey) -> None:
 
 
 async def create(it: House, key: SessionKey) -> None:
-    with suppress(SessionExists):
-        await it.sessions.create(key, {"name": "value"}, None)
+    with it.sessions.versions() as versions:
+        await versions.create(key, {"name": "value"}, None, IDENTITY)
+
+
+async def fork(it: House, key: SessionKey) -> None:
+    with it.sessions.versions() as versions:
+        await versions.fork(key, None, copy_of(key), None, None, IDENTITY)
+
+
+async def carry(it: House, key: SessionKey) -> None:
+    """Export and import."""
+    with it.sessions.versions() as versions:
+        _, _, parts = await versions.export(key, None)
+        await versions.import_snapshot(copy_of(key), parts, None, IDENTITY)
+
+
+async def rewind(it: House, key: SessionKey) -> None:
+    await it.sessions.rewind(key, 1, None, IDENTITY)
+
+
+async def name(it: House, key: SessionKey) -> None:
+    with it.sessions.versions() as versions:
+        await versions.name(key, 1, "beginning")
 
 
 async def delete(it: House, key: SessionKey) -> None:
@@ -69,27 +96,35 @@ async def delete(it: House, key: SessionKey) -> None:
         await it.sessions.delete(key)
 
 
+def copy_of(key: SessionKey) -> SessionKey:
+    return SessionKey(key.tenant, f"{key.session_id}-copy")
+
+
 @dataclass(frozen=True)
 class Case:
-    """num_calls: that the operation makes at least; a renewal of its lease is one more."""
+    """num_calls: that the operation makes at least; a renewal of its lease is one more.   num_turns: before it."""
 
     operation: Callable[[House, SessionKey], Awaitable[None]]
     num_calls: int
-    begins_with_a_turn: bool = True
+    num_turns: int = 1
 
-    async def begin(self, calm: House, name: str) -> SessionKey:
-        key = SessionKey("tenant", name)
-        if self.begins_with_a_turn:
-            await run(calm.sessions, asked("one", session=key, sampling=SHORT))
+    async def begin(self, calm: House, session_id: str) -> SessionKey:
+        key = SessionKey("tenant", session_id)
+        for number in range(self.num_turns):
+            await run(calm.sessions, asked(f"turn {number}", session=key, sampling=SHORT))
         return key
 
 
 CASES = {
-    "create": Case(create, 1, begins_with_a_turn=False),
-    "first turn": Case(take_turn, 4, begins_with_a_turn=False),
+    "create": Case(create, 1, num_turns=0),
+    "first turn": Case(take_turn, 4, num_turns=0),
     "turn": Case(take_turn, 6),
     "read-only turn": Case(ask_read_only, 2),
     "document": Case(read_document, 8),
+    "fork": Case(fork, 4),
+    "export and import": Case(carry, 3),
+    "rewind": Case(rewind, 6, num_turns=2),
+    "name": Case(name, 2, num_turns=2),
     "delete": Case(delete, 3),
 }
 
@@ -102,40 +137,44 @@ async def look(it: House, key: SessionKey) -> Seen:
     stored = await it.storage.load_stored(key)
     if record is not None:
         assert (record.state.position, record.state.tokens_digest.hex()) == (head.position, stored.tokens_digest)
-    return head.version, head.position, stored.tokens_digest
+    return seen(head, stored.tokens_digest)
+
+
+async def look_at_both(it: House, key: SessionKey) -> tuple[Seen, Seen]:
+    """The session, and what was made from it."""
+    return await look(it, key), await look(it, copy_of(key))
 
 
 @pytest.mark.parametrize("is_applied", [False, True], ids=["before it is applied", "after it is applied"])
 @pytest.mark.parametrize("is_lasting", [False, True], ids=["once", "from then on"])
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 def test_whichever_call_to_the_store_fails_one_whole_generation_is_seen_and_a_retry_ends_as_in_peace(
-    store: Store, name: str, is_lasting: bool, is_applied: bool, monkeypatch: pytest.MonkeyPatch
+    store: Store, case: Case, is_lasting: bool, is_applied: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("engine.sessions.storage.COMMIT_RETRY_SECONDS", (0.0, 0.0))
-    case = CASES[name]
 
     async def test() -> None:
         recording, failing = RecordingStore(store), FailingStore(store)
         async with house(recording, CONFIG) as calm, house(failing, CONFIG) as it:
             key = await case.begin(calm, "in-peace")
-            before = await look(calm, key)
+            before = await look_at_both(calm, key)
             await case.operation(calm, key)
-            expected = await look(calm, key)
-            possible = {before, expected, *recording.committed}
+            expected = await look_at_both(calm, key)
+            possible = {before, expected, *((committed, None) for committed in recording.committed)}
             for n in itertools.count(1):
                 key = await case.begin(calm, f"s-{n}")
                 failing.fail(n, is_lasting=is_lasting, is_applied=is_applied)
                 try:
                     await case.operation(it, key)
                 except StoreUnavailable:
-                    assert await look(calm, key) in possible, n
+                    assert await look_at_both(calm, key) in possible, n
                 else:
-                    assert await look(calm, key) == expected, n
+                    assert await look_at_both(calm, key) == expected, n
                 was_untouched = failing.num_failed == 0
                 failing.heal()
                 for _ in range(2):
                     await case.operation(it, key)
-                    assert await look(calm, key) == expected, n
+                    assert await look_at_both(calm, key) == expected, n
                 if was_untouched:
                     break
             assert n > case.num_calls

@@ -28,9 +28,9 @@ DAY_SECONDS = 86400.0
 @pytest.mark.redis
 @pytest.mark.parametrize("stream", [False, True])
 def test_a_writer_that_sleeps_longer_than_its_lease_and_wakes_after_another_committed_is_refused_by_the_version(
-    forker: Forker, model: Path, tmp_path: Path, always_redis: RedisServer, stream: bool
+    forker: Forker, model: Path, tmp_path: Path, own_redis: RedisServer, stream: bool
 ) -> None:
-    settings = {"model": str(model), "store": always_redis.url, "lease_seconds": str(LEASE_SECONDS)}
+    settings = {"model": str(model), "store": own_redis.url, "lease_seconds": str(LEASE_SECONDS)}
     with (
         ForkedServer(forker, tmp_path, **settings) as sleeper,
         ForkedServer(forker, tmp_path, **settings) as other,
@@ -38,7 +38,7 @@ def test_a_writer_that_sleeps_longer_than_its_lease_and_wakes_after_another_comm
     ):
         for server in (sleeper, peaceful):
             ask(server.client, "one", session_id="s")
-        fields = {"session_id": "s", "stream": stream, "max_tokens": 100, "ignore_eos": True}
+        fields = {"session_id": "s", "stream": stream, "max_tokens": 300, "ignore_eos": True}
         with open_stream(sleeper.port, "a turn that is slept through", fields) as turn:
             until(lambda: "atlas_num_requests_running 1.0" in sleeper.client.get("/metrics").text)
             sleeper.signal(signal.SIGSTOP)
@@ -90,11 +90,11 @@ def others_writing(client: httpx.Client, num_sessions: int) -> Iterator[list[flo
 
 @pytest.mark.redis
 def test_a_slow_redis_is_felt_by_those_who_wait_for_it_and_not_between_the_tokens_of_others(
-    forker: Forker, model: Path, tmp_path: Path, always_redis: RedisServer
+    forker: Forker, model: Path, tmp_path: Path, own_redis: RedisServer
 ) -> None:
     """The gaps between a stream's tokens: alone, and beside three sessions whose every turn waits for Redis."""
     with (
-        Proxy(always_redis.port) as proxy,
+        Proxy(own_redis.port) as proxy,
         ForkedServer(forker, tmp_path, model=str(model), store=f"redis://127.0.0.1:{proxy.port}/0") as server,
     ):
         alone = statistics.median(gaps_between_tokens(server.client, "s"))
@@ -130,7 +130,7 @@ def test_a_clock_that_jumps_a_day_ends_no_session_no_lease_and_no_document(
     urls: dict[str, Callable[[], str]] = {
         "memory": lambda: "memory://",
         "local": lambda: f"local://{tmp_path / 'sessions'}",
-        "redis": lambda: request.getfixturevalue("always_redis").url,
+        "redis": lambda: request.getfixturevalue("own_redis").url,
     }
     with (
         serving(model, store=urls[kind](), lease_seconds="30") as server,

@@ -141,17 +141,17 @@ def race_and_judge(forker: Forker, model: Path, folder: Path, url: str, num_turn
 
 @pytest.mark.redis
 def test_two_servers_racing_for_600_turns_lose_none_and_merge_none(
-    forker: Forker, model: Path, tmp_path: Path, always_redis: RedisServer
+    forker: Forker, model: Path, tmp_path: Path, own_redis: RedisServer
 ) -> None:
-    race_and_judge(forker, model, tmp_path, always_redis.url, 600)
+    race_and_judge(forker, model, tmp_path, own_redis.url, 600)
 
 
 @pytest.mark.redis
 @pytest.mark.slow
 def test_two_servers_racing_for_5000_turns_lose_none_and_merge_none(
-    forker: Forker, model: Path, tmp_path: Path, always_redis: RedisServer
+    forker: Forker, model: Path, tmp_path: Path, own_redis: RedisServer
 ) -> None:
-    race_and_judge(forker, model, tmp_path, always_redis.url, 5000)
+    race_and_judge(forker, model, tmp_path, own_redis.url, 5000)
 
 
 def test_ten_clients_of_the_stock_library_on_one_session_end_as_some_serial_run(model: Path) -> None:

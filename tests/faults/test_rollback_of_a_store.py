@@ -12,26 +12,26 @@ from tests.server.harness import ask, assert_refused, serving, session_of, until
 
 @pytest.mark.redis
 def test_a_redis_that_comes_back_with_an_older_head_is_noticed_by_the_version_that_the_client_knows(
-    model: Path, tmp_path: Path, always_redis: RedisServer
+    model: Path, tmp_path: Path, own_redis: RedisServer
 ) -> None:
     disk, backup = tmp_path / "redis" / "appendonlydir", tmp_path / "backup"
     with (
-        serving(model, store=always_redis.url) as server,
+        serving(model, store=own_redis.url) as server,
         httpx.Client(base_url=server.base_url, timeout=60) as client,
     ):
         ask(client, "one", session_id="s")
         older = session_of(client, "s")
-        always_redis.stop()
+        own_redis.stop()
         shutil.copytree(disk, backup)
-        always_redis.start()
+        own_redis.start()
         until(lambda: client.get("/ready").status_code == 200)
         assert ask(client, "two", session_id="s").json()["session"]["version"] == 2
         newer = session_of(client, "s")
 
-        always_redis.stop()
+        own_redis.stop()
         shutil.rmtree(disk)
         shutil.copytree(backup, disk)
-        always_redis.start()
+        own_redis.start()
         until(lambda: client.get("/ready").status_code == 200)
         assert session_of(client, "s") == older
         refused = ask(client, "three", {"If-Match": '"2"'}, session_id="s")

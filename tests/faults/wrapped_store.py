@@ -36,14 +36,17 @@ class WrappedStore:
     def load(self, key: SessionKey, version: int | None = None) -> tuple[Head, list[Buffer]]:
         return self._call(lambda: self._store.load(key, version))
 
-    def load_extra(self, key: SessionKey) -> bytes:
-        return self._call(lambda: self._store.load_extra(key))
+    def load_extra(self, key: SessionKey, version: int | None = None) -> bytes:
+        return self._call(lambda: self._store.load_extra(key, version))
 
     def create(self, key: SessionKey, new: NewGeneration) -> Head:
         return self._call(lambda: self._store.create(key, new))
 
     def commit(self, key: SessionKey, base: Head | None, new: NewGeneration) -> Head:
         return self._call(lambda: self._store.commit(key, base, new))
+
+    def name_version(self, key: SessionKey, version: int, name: str | None) -> Head:
+        return self._call(lambda: self._store.name_version(key, version, name))
 
     def delete(self, key: SessionKey) -> bool:
         return self._call(lambda: self._store.delete(key))
