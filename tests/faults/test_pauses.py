@@ -20,8 +20,8 @@ from tests.server.forked import ForkedServer, Forker
 from tests.server.harness import ask, open_stream, read_until, serving, session_of, until
 
 LEASE_SECONDS = 0.3
-SLOW_SECONDS = 0.3
-NUM_TOKENS = 150
+SLOW_SECONDS = 0.15
+NUM_TOKENS = 100
 DAY_SECONDS = 86400.0
 
 
@@ -92,21 +92,23 @@ def others_writing(client: httpx.Client, num_sessions: int) -> Iterator[list[flo
 def test_a_slow_redis_is_felt_by_those_who_wait_for_it_and_not_between_the_tokens_of_others(
     forker: Forker, model: Path, tmp_path: Path, own_redis: RedisServer
 ) -> None:
-    """The gaps between a stream's tokens: alone, and beside three sessions whose every turn waits for Redis."""
+    """The gaps between a stream's tokens, beside three sessions that write: before, while and after Redis is slow."""
     with (
         Proxy(own_redis.port) as proxy,
         ForkedServer(forker, tmp_path, model=str(model), store=f"redis://127.0.0.1:{proxy.port}/0") as server,
     ):
-        alone = statistics.median(gaps_between_tokens(server.client, "s"))
-        proxy.delay_seconds = SLOW_SECONDS
-        with others_writing(server.client, 3) as seconds:
-            gaps = gaps_between_tokens(server.client, "s")
-        assert min(seconds) > 3 * SLOW_SECONDS
-        # Were tokens to wait for Redis, all of them would: two may be the machine's.
-        assert sorted(gaps)[-3] < SLOW_SECONDS / 2
-        beside = statistics.median(gaps)
-        tell(f"median gap between tokens: alone {alone * 1000:.1f} ms, beside {beside * 1000:.1f} ms")
-        assert beside < 3 * alone
+        medians = []
+        for delay_seconds in (0.0, SLOW_SECONDS, 0.0):
+            proxy.delay_seconds = delay_seconds
+            with others_writing(server.client, 3) as seconds:
+                gaps = gaps_between_tokens(server.client, "s")
+            assert min(seconds) > 3 * delay_seconds
+            # Were tokens to wait for Redis, most of them would; single ones may wait for the machine.
+            assert statistics.quantiles(gaps, n=10)[-1] < SLOW_SECONDS
+            medians.append(statistics.median(gaps))
+        before, meanwhile, after = medians
+        tell(f"median gap between tokens: Redis quick {before * 1000:.1f} ms, slow {meanwhile * 1000:.1f} ms")
+        assert meanwhile < 3 * max(before, after)
 
 
 @pytest.fixture
