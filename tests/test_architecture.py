@@ -25,12 +25,17 @@ BENCHES_THAT_LOOK_INSIDE = {
     "bench/capacity.py",
     "bench/chain.py",
     "bench/cost.py",
+    "bench/cost_resume.py",
     "bench/cost_store.py",
     "bench/gpu_check.py",
     "bench/kernels.py",
     "bench/memory_workload.py",
     "bench/omega_window.py",
     "bench/products.py",
+    "bench/store.py",
+    "bench/store_memory.py",
+    "bench/store_transfer.py",
+    "bench/stored_session.py",
 }
 KNOWN_TO_ALL_BENCHES = ("atlas_model.text", "atlas_model.training")
 

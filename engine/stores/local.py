@@ -10,6 +10,7 @@ import os
 import sqlite3
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
+from itertools import chain
 from pathlib import Path
 
 from engine.checksums import part_checksum
@@ -75,6 +76,11 @@ class LocalStore:
         head, _, data = self._read(key, version, lambda generation: (0, generation.num_bytes))
         self._idle_times.touch(key, head)
         return head, [data]
+
+    def touch(self, key: SessionKey, head: Head) -> None:
+        with suppress(StoreUnavailable):
+            if self.read_head(key) is not None:
+                self._idle_times.touch(key, head)
 
     def load_extra(self, key: SessionKey, version: int | None = None) -> bytes:
         _, generation, extra = self._read(key, version, lambda it: (it.num_bytes, it.extra_num_bytes))
@@ -160,7 +166,7 @@ class LocalStore:
             raise CommitConflict("another writer committed this session first")
         with writing():
             failpoint("commit.before_parts")
-            self._blobs.write(new.generation, [*new.parts, new.extra])
+            self._blobs.write(new.generation, chain(new.parts, (new.extra,)))
             head = self._flip(key, base, new, version)
             failpoint("commit.after_flip")
         self._idle_times.touch(key, head)

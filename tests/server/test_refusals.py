@@ -13,8 +13,6 @@ JSON = {"Content-Type": "application/json"}
 SECRET = "xyzzy-secret"
 
 UNSUPPORTED: list[tuple[str, Any]] = [
-    ("n", 2),
-    ("n", True),
     ("logprobs", True),
     ("top_logprobs", 3),
     ("logit_bias", {"1": 5}),
@@ -36,7 +34,6 @@ UNSUPPORTED: list[tuple[str, Any]] = [
     ("stop_token_ids", [1]),
     ("echo", True),
     ("suffix", "x"),
-    ("on_divergence", "rewind"),
 ]
 NEUTRAL: dict[str, Any] = {
     "n": 1,
@@ -116,6 +113,10 @@ def test_what_looks_like_a_misspelt_extension_is_not_dropped(client: httpx.Clien
         ({"max_tokens": 10**9}, "max_tokens"),
         ({"max_completion_tokens": 10**9, "max_tokens": None}, "max_completion_tokens"),
         ({"max_tokens": 3, "max_completion_tokens": 4}, "max_completion_tokens"),
+        ({"n": 0}, "n"),
+        ({"n": 17}, "n"),
+        ({"n": True}, "n"),
+        ({"n": 1.5}, "n"),
         ({"min_tokens": 5, "max_tokens": 4}, "min_tokens"),
         ({"seed": 2**70}, "seed"),
         ({"seed": "1"}, "seed"),
@@ -129,6 +130,8 @@ def test_what_looks_like_a_misspelt_extension_is_not_dropped(client: httpx.Clien
         ({"user": ["x"]}, "user"),
         ({"read_only": True}, "read_only"),
         ({"history": "match"}, "history"),
+        ({"on_divergence": "rewind"}, "on_divergence"),
+        ({"on_divergence": "forget"}, "on_divergence"),
         ({"session_id": ""}, "session_id"),
         ({"session_id": "a b"}, "session_id"),
         ({"session_id": "a\n"}, "session_id"),
@@ -156,7 +159,7 @@ def test_an_empty_prompt_is_refused_and_the_session_unharmed(
 def test_a_refused_turn_of_a_session_leaves_it_as_it_was(client: httpx.Client, session_id: str, stream: bool) -> None:
     ask(client, "a", session_id=session_id)
     before = session_of(client, session_id)
-    for fields in ({"n": 2}, {"temperature": -1}, {"sesion_id": "x"}, {"history": "match"}):
+    for fields in ({"best_of": 2}, {"n": 17}, {"temperature": -1}, {"sesion_id": "x"}, {"history": "match"}):
         response = ask(client, "b", session_id=session_id, stream=stream, **fields)
         assert response.status_code in (400, 409)
         assert response.headers["content-type"] == "application/json"
@@ -249,6 +252,14 @@ def test_an_unknown_path_is_a_404_of_the_same_shape(client: httpx.Client, path: 
     assert_refused(client.get(path), 404, "not_found")
 
 
+def test_an_encoded_slash_is_no_slash(client: httpx.Client, session_id: str) -> None:
+    ask(client, "a", session_id=session_id)
+    client.post(f"/v1/sessions/{session_id}/versions", json={"name": "n"})
+    assert_refused(client.get(f"/v1%2Fsessions%2F{session_id}"), 404, "not_found")
+    assert_refused(client.delete(f"/v1/sessions/{session_id}/versions%2Fn"), 404, "not_found")
+    assert_refused(client.get(f"/v1/sessions/{session_id}%2Fversions"), 400, "invalid_request", "session_id")
+
+
 def test_another_method_is_a_405_that_names_the_right_ones(client: httpx.Client) -> None:
     response = client.get("/v1/chat/completions")
     assert_refused(response, 405, "method_not_allowed")
@@ -282,6 +293,10 @@ def test_a_session_id_is_a_full_match_of_the_decoded_value(client: httpx.Client,
         client.get(f"/v1/sessions/{encoded}"),
         client.delete(f"/v1/sessions/{encoded}"),
         client.post(f"/v1/sessions/{encoded}/ingest", content=b"text"),
+        client.get(f"/v1/sessions/{encoded}/versions"),
+        client.get(f"/v1/sessions/{encoded}/export"),
+        client.post(f"/v1/sessions/{encoded}/rewind", json={"version": 0}),
+        client.post(f"/v1/sessions/{encoded}/fork", json={}),
     ):
         if encoded == "a%2Fb":
             assert response.status_code in (400, 404, 405)
