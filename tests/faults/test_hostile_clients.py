@@ -67,6 +67,9 @@ Probe = Callable[[httpx.Client, str], httpx.Response]
 PROBES: dict[str, Probe] = {
     "told": lambda client, name: client.get(f"/v1/sessions/{name}"),
     "memory": lambda client, name: client.get(f"/v1/sessions/{name}/memory"),
+    "exported": lambda client, name: client.get(f"/v1/sessions/{name}/export"),
+    "versions": lambda client, name: client.get(f"/v1/sessions/{name}/versions"),
+    "rewound": lambda client, name: client.post(f"/v1/sessions/{name}/rewind", json={"version": 1}),
     "deleted": lambda client, name: client.delete(f"/v1/sessions/{name}"),
     "asked": lambda client, name: ask(client, "?", session_id=name, read_only=True),
     "continued": lambda client, name: client.post(f"/v1/sessions/{name}/ingest", params={"offset": 7}, content=b"text"),

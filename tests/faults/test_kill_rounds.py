@@ -52,8 +52,9 @@ def killable(forker: Forker, model: Path, tmp_path: Path) -> Iterator[Callable[[
 
 def failpoints_of(store: str) -> list[str]:
     """The names that the code of a store passes through."""
-    files = ("local.py", "blobs.py") if store.startswith("local") else ("redis.py", "redis_client.py")
-    texts = [(ROOT / "engine" / "stores" / name).read_text(encoding="utf-8") for name in files]
+    patterns = ("local*.py", "blobs.py") if store.startswith("local") else ("redis*.py",)
+    files = [path for pattern in patterns for path in (ROOT / "engine" / "stores").glob(pattern)]
+    texts = [path.read_text(encoding="utf-8") for path in files]
     return sorted({name for text in texts for name in re.findall(r'failpoint\("([a-z_.]+)"\)', text)})
 
 

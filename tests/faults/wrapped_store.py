@@ -11,7 +11,7 @@ T = TypeVar("T")
 
 
 class WrappedStore:
-    """Every call goes through `_call`, which here does what was asked."""
+    """Every call that may fail goes through `_call`, which here does what was asked."""
 
     def __init__(self, store: Store) -> None:
         self._store = store
@@ -35,6 +35,10 @@ class WrappedStore:
 
     def load(self, key: SessionKey, version: int | None = None) -> tuple[Head, list[Buffer]]:
         return self._call(lambda: self._store.load(key, version))
+
+    def touch(self, key: SessionKey, head: Head) -> None:
+        # It promises to fail nothing.
+        self._store.touch(key, head)
 
     def load_extra(self, key: SessionKey, version: int | None = None) -> bytes:
         return self._call(lambda: self._store.load_extra(key, version))
