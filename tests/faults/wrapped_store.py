@@ -5,7 +5,7 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from engine.errors import CommitConflict, StoreUnavailable
-from engine.stores.base import Buffer, Generation, Head, NewGeneration, SessionKey, Store
+from engine.stores.base import Buffer, Generation, Head, NewGeneration, SessionKey, Store, TenantUsage
 
 T = TypeVar("T")
 
@@ -18,6 +18,10 @@ class WrappedStore:
 
     def _call(self, work: Callable[[], T]) -> T:
         return work()
+
+    @property
+    def num_kept(self) -> int:
+        return self._store.num_kept
 
     @property
     def durability(self) -> str:
@@ -54,6 +58,12 @@ class WrappedStore:
 
     def delete(self, key: SessionKey) -> bool:
         return self._call(lambda: self._store.delete(key))
+
+    def usage(self, tenant: str) -> TenantUsage:
+        return self._call(lambda: self._store.usage(tenant))
+
+    def recount(self, tenant: str) -> TenantUsage:
+        return self._call(lambda: self._store.recount(tenant))
 
     def list_sessions(self, tenant: str, limit: int, after: str | None = None) -> list[tuple[str, Head]]:
         return self._call(lambda: self._store.list_sessions(tenant, limit, after))
