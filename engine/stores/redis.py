@@ -16,16 +16,27 @@ from engine.errors import (
     StateCorrupt,
     StateLost,
     StoreFull,
-    StoreMisconfigured,
     StoreUnavailable,
     VersionNotFound,
 )
 from engine.failpoints import failpoint
 from engine.stores.base import Buffer, Generation, Head, NewGeneration, SessionKey
 from engine.stores.head_json import decode_head, encode_head
-from engine.stores.redis_client import RedisClient, RedisUrl, translated
+from engine.stores.redis_check import RedisCheck
+from engine.stores.redis_client import RedisClient
+from engine.stores.redis_errors import translated
 from engine.stores.redis_keys import RedisKeys
-from engine.stores.redis_scripts import ACQUIRE_LEASE, DELETE, FLIP, RELEASE_LEASE, RENEW, REPLACE_HEAD
+from engine.stores.redis_scripts import (
+    ACQUIRE_LEASE,
+    DELETE,
+    FLIP,
+    RELEASE_LEASE,
+    RENEW,
+    REPLACE_HEAD,
+    TOUCH,
+    TOUCH_ABSENT,
+)
+from engine.stores.redis_url import RedisUrl
 from engine.stores.succession import DEFAULT_NUM_KEPT, generations_dropped, is_unchanged, next_head, renamed_head
 
 STAGING_SECONDS = 600
@@ -41,25 +52,18 @@ class RedisStore:
         self._client = RedisClient(self._url)
         self._keys = RedisKeys(self._url.prefix)
         self._num_kept = num_kept
+        self._check = RedisCheck(self._url, self._client)
         self._durability = "unknown"
         self.name = self._url.without_secrets
 
     @property
     def durability(self) -> str:
-        """`none` without an append-only file, else its appendfsync; `unknown` when Redis does not tell."""
+        """`replicated:N` or `always` where the URL waits for that; else `none` without an append-only file, or its
+        appendfsync; `unknown` when Redis does not tell."""
         return self._durability
 
     def check(self) -> None:
-        self._client.control("PING")
-        policy = self._client.read_settings("INFO", "memory").get("maxmemory_policy", "unknown")
-        if policy != "noeviction" and not self._url.allows_eviction:
-            raise StoreMisconfigured(
-                f"Redis' maxmemory-policy is {policy}: it would drop pieces of sessions. Set it to noeviction"
-                " (deploy/redis.conf), or add ?allow_eviction=1 to the URL to lose sessions knowingly"
-            )
-        settings = self._client.read_settings("CONFIG GET", "append*")
-        if settings:
-            self._durability = str(settings["appendfsync"]) if settings["appendonly"] == "yes" else "none"
+        self._durability = self._check.run()
 
     def read_head(self, key: SessionKey) -> Head | None:
         raw = self._client.control("HGET", self._keys.head(key), "head")
@@ -100,13 +104,16 @@ class RedisStore:
     def commit(self, key: SessionKey, base: Head | None, new: NewGeneration) -> Head:
         return self._commit(key, base, new, version=base.version + 1 if base else 1)
 
+    def confirm(self, key: SessionKey, head: Head) -> None:
+        self._confirm(key, head.generation)
+
     def name_version(self, key: SessionKey, version: int, name: str | None) -> Head:
         for _ in range(_ATTEMPTS):
             base, _ = self._find(key, None)
             head = renamed_head(base, version, name, self._num_kept)
             dropped = self._keys.everything(key, generations_dropped(base, head))
             arguments: list[bytes | int] = [_fence(base), _fence(head), encode_head(head), GRACE_SECONDS * 1000]
-            if self._client.run_script(REPLACE_HEAD, [self._keys.head(key), *dropped], arguments):
+            if self._client.run_script_durably(REPLACE_HEAD, [self._keys.head(key), *dropped], arguments):
                 return head
         raise SessionBusy("the session is being written to")
 
@@ -114,10 +121,13 @@ class RedisStore:
         for _ in range(_ATTEMPTS):
             head = self.read_head(key)
             if head is None:
+                if self._url.wait is not None:
+                    # A deletion that too few acknowledged is asked for again: it must not come back either.
+                    self._client.run_script_durably(TOUCH_ABSENT, [self._keys.absent(key)], [])
                 self._unlist(key)
                 return False
             keys = [self._keys.head(key), *self._keys.everything(key, head.generations)]
-            if self._client.run_script(DELETE, keys, [_fence(head)]):
+            if self._client.run_script_durably(DELETE, keys, [_fence(head)]):
                 self._unlist(key)
                 return True
         raise SessionBusy("the session is being written to")
@@ -156,6 +166,7 @@ class RedisStore:
     def _commit(self, key: SessionKey, base: Head | None, new: NewGeneration, version: int) -> Head:
         current = self.read_head(key)
         if current is not None and new.generation in current.recent:
+            self._confirm(key, new.generation)
             return current
         if not is_unchanged(base, current):
             raise CommitConflict("another writer committed this session first")
@@ -205,12 +216,20 @@ class RedisStore:
             len(kept),
         ]
         keys = [self._keys.head(key), *new, *kept, *dropped]
-        status, raw = self._client.run_script(FLIP, keys, arguments)
+        status, raw = self._client.run_script_durably(FLIP, keys, arguments, lambda reply: reply[0] == b"flipped")
         if status == b"conflict":
             raise CommitConflict("another writer committed this session first")
         if status == b"missing":
             raise StoreUnavailable("parts that were just written are gone from Redis")
+        if status == b"mine":
+            self._confirm(key, head.generation)
         return decode_head(raw)
+
+    def _confirm(self, key: SessionKey, generation: str) -> None:
+        if self._url.wait is None:
+            return
+        if not self._client.run_script_durably(TOUCH, [self._keys.head(key)], [generation.encode()]):
+            raise StoreUnavailable("what was committed is not in Redis any more: a failover has lost it")
 
     def _renew(self, key: SessionKey, head: Head) -> None:
         """A session with a time-to-live was used. Its bytes are in our hands, so a failure here fails nothing."""

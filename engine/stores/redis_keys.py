@@ -4,6 +4,7 @@
 {prefix}:{<tenant>/<session>}:p:<generation>:<i>   one part
 {prefix}:{<tenant>/<session>}:x:<generation>       the extra, if there is one
 {prefix}:{<tenant>/<session>}:lease
+{prefix}:{<tenant>/<session>}:absent               a second long, where a deletion waits for replicas
 {prefix}:index:<tenant>                            sorted set of session ids, for listing; never trusted
 """
 
@@ -22,6 +23,9 @@ class RedisKeys:
 
     def lease(self, key: SessionKey) -> bytes:
         return self._name(key, "lease")
+
+    def absent(self, key: SessionKey) -> bytes:
+        return self._name(key, "absent")
 
     def parts(self, key: SessionKey, generation: Generation) -> list[bytes]:
         return [self._name(key, f"p:{generation.generation}:{index}") for index in range(generation.num_parts)]
