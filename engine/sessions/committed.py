@@ -76,6 +76,10 @@ class CommittedSessions:
         self._copies.put(key, committed)
         return committed
 
+    async def confirm(self, key: SessionKey, head: Head) -> None:
+        """Before a repeated request is told what `head` has: its commit may have been short of replicas."""
+        await self._storage.confirm(key, head)
+
     async def load_version(self, key: SessionKey, version: int) -> LoadedSession:
         """A kept generation with its stored answers, under the session's head as it is now; never kept as a copy.
 
