@@ -4,7 +4,7 @@ store. Counts what it does; who may write is decided elsewhere."""
 import time
 from dataclasses import replace
 
-from engine.errors import AtlasError, SessionError, SessionNotFound
+from engine.errors import AtlasError, SessionError, SessionNotFound, VersionConflict
 from engine.sessions.host_copies import HostCopies, LoadedSession
 from engine.sessions.observer import SessionObserver
 from engine.sessions.storage import Storage
@@ -28,12 +28,17 @@ class CommittedSessions:
         return len(self._copies)
 
     async def find(self, key: SessionKey) -> LoadedSession | None:
-        """The session as it is committed now; None when there is none. Its stored answers may not be loaded."""
+        """The session as it is committed now; None when there is none. Its stored answers may not be loaded.
+
+        Raises VersionConflict, once, when the store has lost a version that was acknowledged here.
+        """
         started = time.monotonic()
+        known = self._copies.peek(key)
         head = await self._storage.read_head(key)
         if head is None:
             self._copies.drop(key)
             return None
+        self._refuse_a_head_that_went_back(key, known, head)
         copy = self._copies.get(key, head)
         if copy is not None:
             self._observer.resumed("host", time.monotonic() - started)
@@ -97,3 +102,17 @@ class CommittedSessions:
     async def delete(self, key: SessionKey) -> bool:
         self._copies.drop(key)
         return await self._storage.delete(key)
+
+    def _refuse_a_head_that_went_back(self, key: SessionKey, known: LoadedSession | None, head: Head) -> None:
+        """`known` was here before `head` was read: an older head of the same history is what a failover left.
+
+        Told once, so that whoever goes on from there knows.
+        """
+        if known is None or head.version >= known.head.version or head.generation not in known.head.recent:
+            return
+        self._copies.drop(key)
+        raise VersionConflict(
+            f"the store has lost version {known.head.version} of the session, probably in a failover:"
+            f" it is at version {head.version}",
+            current=head.version,
+        )

@@ -1,18 +1,26 @@
-"""What a client is told when commits wait for replicas.
+"""What a client is told when commits wait for replicas, when a failover has lost some, and when Redis hangs.
 
 The stores are real Redis servers.
 """
 
+import asyncio
+import time
 from collections.abc import Callable
+from contextlib import aclosing
+from itertools import pairwise
+from statistics import median
 
 import pytest
-from engine.errors import StoreUnavailable
+
+from engine.errors import StoreUnavailable, VersionConflict
+from engine.sessions import SessionManager, Turn
 from engine.sessions.stored_turns import RequestIdentity
 from engine.stores import open_store
-from engine.stores.base import Store
-from tests.engine.sessions_harness import KEY, asked, house, in_loop, in_pieces, ingest, replayed, run
+from engine.stores.base import SessionKey, Store
+from engine.stores.redis_connections import CONTROL_SECONDS
+from tests.engine.sessions_harness import ENDLESS, KEY, asked, house, in_loop, in_pieces, ingest, replayed, run
 from tests.redis_server import RedisServer, redis_is_installed
-from tests.redis_topologies import wait_for_acknowledgement, wait_for_replica
+from tests.redis_topologies import ask, wait_for_acknowledgement, wait_for_replica, wait_until
 
 pytestmark = [
     pytest.mark.redis,
@@ -118,5 +126,73 @@ def test_a_rewind_that_too_few_replicas_have_is_made_once_and_acknowledged_when_
             session = await it.sessions.rewind(KEY, 1, None, identity)
             assert (session.version, session.rewound_to, session.durability) == (3, 1, "replicated:1")
             assert await it.head_version() == 3
+
+    in_loop(test)
+
+
+def test_a_failover_that_lost_an_acknowledged_version_is_told_and_never_silently_continued(own: Own) -> None:
+    """The replica was cut off when the second turn was committed, and then made the master."""
+
+    async def test() -> None:
+        server = own()
+        replica = replica_of(own, server, "--appendonly", "yes", "--appendfsync", "always")
+        async with house(open_store(server.url)) as it:
+            await run(it.sessions, asked("one"))
+            wait_until(lambda: ask(replica, "DBSIZE") == ask(server, "DBSIZE"), "the replica to have it")
+            before = await it.state()
+            ask(replica, "REPLICAOF", "NO", "ONE")
+            await run(it.sessions, asked("two"))
+            assert await it.head_version() == 2
+            server.kill()
+            replica.kill()
+            replica.port = server.port
+            replica.start()
+            ask(replica, "REPLICAOF", "NO", "ONE")
+
+            with pytest.raises(VersionConflict, match="lost version 2") as told:
+                await run(it.sessions, asked("three"))
+            assert told.value.current == 1
+            with pytest.raises(VersionConflict, match="at version 1"):
+                await run(it.sessions, asked("three", if_match=2))
+            _, turn = await run(it.sessions, asked("three", if_match=1))
+            assert turn.base_version == 1
+            assert (await it.state()).position > before.position
+            assert await it.head_version() == 2
+
+    in_loop(test)
+
+
+async def gaps(sessions: SessionManager, seconds: float) -> list[float]:
+    """Seconds between the tokens of a turn that needs no store."""
+    times: list[float] = []
+    async with sessions.turn(asked("tell", session=None, sampling=ENDLESS)) as turn:
+        assert isinstance(turn, Turn)
+        async with aclosing(turn.outputs()) as outputs:
+            async for _ in outputs:
+                times.append(time.monotonic())
+                if times[-1] - times[0] > seconds:
+                    break
+    return [after - before for before, after in pairwise(times)]
+
+
+def test_a_redis_that_hangs_fails_its_own_turns_and_moves_no_other_ones_tokens(own: Own) -> None:
+    async def test() -> None:
+        server = own()
+        async with house(open_store(server.url)) as it:
+            await run(it.sessions, asked("one"))
+            before = await gaps(it.sessions, 1.0)
+            server.pause()
+            turns = [run(it.sessions, asked("two", session=SessionKey("default", f"s{n}"))) for n in range(12)]
+            hanging = asyncio.gather(*turns, return_exceptions=True)
+            during = await gaps(it.sessions, 2.0)
+            outcomes = await hanging
+            server.resume()
+            assert all(isinstance(outcome, StoreUnavailable) for outcome in outcomes)
+            after = await gaps(it.sessions, 1.0)
+            assert len(during) > 50
+            assert max(during) < CONTROL_SECONDS / 2
+            assert median(during) < 2 * max(median(before), median(after))
+            assert await it.head_version() == 1
+            await run(it.sessions, asked("two"))
 
     in_loop(test)
