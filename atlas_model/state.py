@@ -82,7 +82,7 @@ class LayerState:
         return cls(memory, tensors.get("convolution"), attention, tensors.get("context_convolution"))
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, weakref_slot=True)
 class State:
     """position: int64 [B], tokens fed since the session began. layers: one LayerState per block."""
 

@@ -1,7 +1,8 @@
 """The engine without its thread: `step()` is schedule, run, sample, stop, outputs, and can be called in a test.
 
-Promises: the end is decided before the token that would pass it is fed; whatever ends a sequence, its slot is zeroed
-and free when the call returns; one sequence's failure ends that sequence alone; nothing is dropped without an output.
+Promises: the end is decided before the token that would pass it is fed; a slot whose sequence ends without a state is
+zeroed and free when the call returns, and one whose sequence leaves a state stays resident for that state, and for
+nobody else; one sequence's failure ends that sequence alone; nothing is dropped without an output.
 Leaves policy to the scheduler, tensors to the runner and the pool, what a stop string is to `stopping`, and threads to
 `engine`.
 """
@@ -22,7 +23,7 @@ from engine.model_runner import ModelRunner
 from engine.progress import Progress
 from engine.sampler import Draw, Sampler
 from engine.scheduler import Batch, Scheduler
-from engine.sequence import FinishReason, Sequence, SequenceOutput, SequenceState
+from engine.sequence import FinishReason, Resume, Sequence, SequenceOutput, SequenceState, Tier
 from engine.state_pool import StatePool, diverged_tensor
 from engine.stopping import Stopping
 from engine.telemetry import Counters, EngineStats
@@ -86,6 +87,11 @@ class EngineCore:
             with torch.inference_mode():
                 self._remove(progress, FinishReason.ABORT)
 
+    def forget(self, state: SequenceState) -> None:
+        """Zeroes the slot that is resident for a state from which nobody will start; harmless when none is."""
+        with torch.inference_mode():
+            self._pool.forget(state.tensors)
+
     def cut_short(self) -> None:
         """Ends everything now: what is writing with `length`, the rest with `abort` and Draining as its error. One that
         has met a stop string is left to end by itself."""
@@ -115,7 +121,8 @@ class EngineCore:
             num_running=self._scheduler.num_running,
             num_waiting=self._scheduler.num_waiting,
             num_slots=self._pool.num_slots,
-            num_slots_in_use=self._pool.num_slots - self._pool.num_free,
+            num_slots_in_use=self._pool.num_owned,
+            num_resident_states=self._pool.num_resident,
             prompt_tokens_total=self._counters.prompt_tokens_total,
             generation_tokens_total=self._counters.generation_tokens_total,
             iteration_tokens=self._counters.iteration_tokens,
@@ -123,28 +130,35 @@ class EngineCore:
         )
 
     def check_integrity(self) -> None:
-        """Asserts that every slot is owned by one running sequence or zeroed and free. Reads every free slot."""
-        used = [sequence.slot for sequence in self._scheduler.running if sequence.slot is not None]
-        assert len(used) == len(set(used)), "two sequences share a slot"
-        assert self._pool.free_slots.isdisjoint(used), "a free slot is in use"
-        assert len(used) + self._pool.num_free == self._pool.num_slots, "a slot is lost"
-        assert all(self._pool.is_zeroed(slot) for slot in self._pool.free_slots), "a free slot is not zeroed"
+        """Asserts that every slot is owned by one running sequence, resident for a state whose bits it has, or zeroed
+        and free; and that no sequence is lost."""
+        self._pool.check_integrity([each.slot for each in self._scheduler.running if each.slot is not None])
         assert all(sequence.slot is None for sequence in self._scheduler.waiting), "a slot is held while waiting"
         known = {sequence.sequence_id for sequence in (*self._scheduler.running, *self._scheduler.waiting)}
         assert known == self._progress.keys(), "a sequence is neither waiting nor running"
         assert all(progress.num_copies <= 2 for progress in self._progress.values()), "copies of a state pile up"
 
     def _admit(self) -> None:
+        self._pool.release_unreachable()
         for sequence in self._scheduler.admit():
             progress = self._progress[sequence.sequence_id]
             progress.mark_admitted(time.monotonic())
-            sequence.slot = self._pool.acquire()
-            state = self._initial_state if sequence.state is None else sequence.state.tensors
             try:
-                self._pool.load(sequence.slot, state)
+                progress.resume = self._fill_slot(sequence)
             except Exception as error:
                 # Boundary: a state that does not fit must end its own sequence only.
                 self._fail(progress, error)
+
+    def _fill_slot(self, sequence: Sequence) -> Resume | None:
+        """Gives the sequence a slot with the state that it starts from."""
+        began = time.monotonic()
+        state = self._initial_state if sequence.state is None else sequence.state.tensors
+        sequence.slot = self._pool.resume(state, is_shared=sequence.shares_state)
+        tier = Tier.HOST if sequence.slot is None else Tier.DEVICE
+        if sequence.slot is None:
+            sequence.slot = self._pool.acquire()
+            self._pool.load(sequence.slot, state)
+        return None if sequence.state is None else Resume(tier, time.monotonic() - began)
 
     def _run(self, batch: Batch) -> list[tuple[Progress, Tensor]]:
         """Feeds the batch; ends those that only feed; returns those that go on with their logits [V]."""
@@ -256,6 +270,8 @@ class EngineCore:
             return
         text += progress.detokenizer.finish()
         state = SequenceState(tensors, sequence.tokens_digest, pending, sequence.memory_samples)
+        slot, sequence.slot = sequence.slot, None
+        self._pool.keep(slot, tensors)
         self._drop(progress)
         self._outputs.append(progress.output(time.monotonic(), text, token_ids, reason, state))
 

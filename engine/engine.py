@@ -2,27 +2,32 @@
 
 The thread owns the core and the device. The loop never touches a tensor: commands cross to the thread in one queue, and
 after each step one call brings that step's outputs back. What a caller sees is `generate`, an async iterator with at
-most one message per step, and `feed`. Leaving the iterator early aborts the sequence; a dead thread ends every
-open one with EngineDead. Sessions, texts and tokens are somebody else's.
+most one message per step, `generate_choices`, several of them as one, and `feed`. Leaving an iterator early aborts its
+sequences; a dead thread ends every open one with EngineDead. Sessions, texts and tokens are somebody else's.
 """
 
 import asyncio
 import logging
 import threading
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Iterator
+from contextlib import aclosing, contextmanager
 from functools import partial
 from queue import Empty, SimpleQueue
 
 import torch
 
 from atlas_model.checkpoint import Checkpoint
+from engine.choices import as_if_alone, choices_from, shared_part
 from engine.config import EngineConfig
 from engine.core import EngineCore
 from engine.errors import Draining, EngineDead, InvalidRequest, QueueFull
-from engine.sequence import FinishReason, Sequence, SequenceOutput
+from engine.sequence import FinishReason, Sequence, SequenceOutput, SequenceState
 from engine.telemetry import EngineStats
 
 _logger = logging.getLogger(__name__)
+
+# A thread without work looks so often for slots to zero.
+IDLE_SECONDS = 1.0
 
 
 class Engine:
@@ -35,11 +40,14 @@ class Engine:
         self._inbox: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self._loop: asyncio.AbstractEventLoop | None = None
-        # Sequences whose last output has not been delivered yet.
+        # Where the outputs of a sequence go, until its last one has been delivered.
         self._streams: dict[str, asyncio.Queue[SequenceOutput]] = {}
+        # Sequences that open iterators have, or may still add.
+        self._num_places_taken = 0
         self._idle = asyncio.Event()
         self._idle.set()
         self._is_draining = False
+        self._is_cut_short = False
         self._has_ended = False
 
     def start(self) -> None:
@@ -66,19 +74,36 @@ class Engine:
         sequence is not taken. Afterwards raises what ended the sequence, or EngineDead. Close the iterator
         (`contextlib.aclosing`) or cancel its task to abort: the slot is free within a step.
         """
-        stream = self._open(sequence)
-        try:
-            while True:
-                output = await stream.get()
-                if output.error is not None:
-                    raise output.error
-                yield output
-                if output.finish_reason is not None:
-                    return
-        finally:
-            if self._streams.get(sequence.sequence_id) is stream:
-                self._forget(sequence.sequence_id)
-                self._inbox.put(partial(self._core.abort, sequence.sequence_id))
+        with self._places(1):
+            async with aclosing(self._run_all([sequence])) as outputs:
+                async for output in outputs:
+                    yield output
+
+    async def generate_choices(
+        self, prompt: Sequence, num_choices: int
+    ) -> AsyncGenerator[tuple[int, SequenceOutput], None]:
+        """As `generate`, for several answers to one prompt, which is fed once: each output with its choice's number.
+
+        The first choice is what `generate` would give; what fails one of them ends them all. More choices than slots
+        take turns; more than there are places for are a QueueFull at once.
+        """
+        if num_choices == 1:
+            async with aclosing(self.generate(prompt)) as outputs:
+                async for output in outputs:
+                    yield 0, output
+            return
+        with self._places(num_choices):
+            async with aclosing(self._run_all([shared_part(prompt)])) as outputs:
+                shared = [output async for output in outputs][-1]
+            assert shared.state is not None
+            choices = choices_from(prompt, shared.state, num_choices)
+            numbers = {choice.sequence_id: number for number, choice in enumerate(choices)}
+            try:
+                async with aclosing(self._run_all(choices)) as outputs:
+                    async for output in outputs:
+                        yield numbers[output.sequence_id], as_if_alone(output, shared)
+            finally:
+                self.forget(shared.state)
 
     async def feed(self, sequence: Sequence) -> SequenceOutput:
         """Feeds a sequence that has no sampling parameters; returns its last output, which holds the state."""
@@ -89,6 +114,10 @@ class Engine:
         assert last is not None
         return last
 
+    def forget(self, state: SequenceState) -> None:
+        """Nobody will start from this state: a slot that still has it is zeroed now, and not when it is needed."""
+        self._inbox.put(partial(self._core.forget, state))
+
     async def drain(self, timeout_seconds: float) -> None:
         """Takes no more sequences and waits for the open ones. When the time is up, those that are writing end with
         `length` (and a state to commit) and the others with Draining."""
@@ -97,6 +126,7 @@ class Engine:
             async with asyncio.timeout(timeout_seconds):
                 await self._idle.wait()
         except TimeoutError:
+            self._is_cut_short = True
             self._inbox.put(self._core.cut_short)
             await self._idle.wait()
 
@@ -107,27 +137,58 @@ class Engine:
             self._inbox.put(None)
             await asyncio.to_thread(self._thread.join)
 
-    def _open(self, sequence: Sequence) -> asyncio.Queue[SequenceOutput]:
-        if self._has_ended or not self._thread.is_alive():
-            raise EngineDead("the engine is not running")
+    @contextmanager
+    def _places(self, num_places: int) -> Iterator[None]:
+        """Room for so many sequences at once."""
+        self._check_running()
         if self._is_draining:
             raise Draining("the server is shutting down")
-        if sequence.sequence_id in self._streams:
-            raise InvalidRequest(f"sequence {sequence.sequence_id} is already running")
-        # One sequence per stream, so the core's own bound is never reached from here.
-        if len(self._streams) >= self._config.max_num_sequences + self._config.max_num_waiting:
+        # No more sequences than places, so the core's own bound is never reached from here.
+        if self._num_places_taken + num_places > self._config.max_num_sequences + self._config.max_num_waiting:
             raise QueueFull("too many requests are waiting")
-        self._core.check(sequence)
-        stream: asyncio.Queue[SequenceOutput] = asyncio.Queue()
-        self._streams[sequence.sequence_id] = stream
+        self._num_places_taken += num_places
         self._idle.clear()
-        self._inbox.put(partial(self._core.add, sequence))
+        try:
+            yield
+        finally:
+            self._num_places_taken -= num_places
+            if self._num_places_taken == 0:
+                self._idle.set()
+
+    async def _run_all(self, sequences: list[Sequence]) -> AsyncGenerator[SequenceOutput, None]:
+        """What the sequences have to say, as it comes, until all have ended. For callers who have places for them."""
+        stream = self._open(sequences)
+        num_open = len(sequences)
+        try:
+            while num_open:
+                output = await stream.get()
+                if output.error is not None:
+                    raise output.error
+                num_open -= output.finish_reason is not None
+                yield output
+        finally:
+            for sequence in sequences:
+                if self._streams.get(sequence.sequence_id) is stream:
+                    del self._streams[sequence.sequence_id]
+                    self._inbox.put(partial(self._core.abort, sequence.sequence_id))
+
+    def _open(self, sequences: list[Sequence]) -> asyncio.Queue[SequenceOutput]:
+        self._check_running()
+        if self._is_cut_short:
+            raise Draining("the server is shutting down")
+        for sequence in sequences:
+            if sequence.sequence_id in self._streams:
+                raise InvalidRequest(f"sequence {sequence.sequence_id} is already running")
+            self._core.check(sequence)
+        stream: asyncio.Queue[SequenceOutput] = asyncio.Queue()
+        for sequence in sequences:
+            self._streams[sequence.sequence_id] = stream
+            self._inbox.put(partial(self._core.add, sequence))
         return stream
 
-    def _forget(self, sequence_id: str) -> None:
-        del self._streams[sequence_id]
-        if not self._streams:
-            self._idle.set()
+    def _check_running(self) -> None:
+        if self._has_ended or not self._thread.is_alive():
+            raise EngineDead("the engine is not running")
 
     def _deliver(self, outputs: list[SequenceOutput]) -> None:
         for output in outputs:
@@ -136,7 +197,7 @@ class Engine:
                 continue
             stream.put_nowait(output)
             if output.finish_reason is not None:
-                self._forget(output.sequence_id)
+                del self._streams[output.sequence_id]
 
     def _end(self) -> None:
         self._has_ended = True
@@ -163,7 +224,7 @@ class Engine:
         while True:
             while True:
                 try:
-                    command = self._inbox.get(block=not self._core.has_work)
+                    command = self._inbox.get(block=not self._core.has_work, timeout=IDLE_SECONDS)
                 except Empty:
                     break
                 if command is None:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from atlas_model.state import State
 from engine.detokenizer import Detokenizer
-from engine.sequence import FinishReason, Sequence, SequenceOutput, SequenceState, Timings
+from engine.sequence import FinishReason, Resume, Sequence, SequenceOutput, SequenceState, Timings
 from engine.state_pool import StatePool
 from engine.stopping import Cut, Stopping
 
@@ -34,6 +34,7 @@ class Progress:
         self.detokenizer = Detokenizer()
         # When not None, the sequence ends with `stop` as soon as all is fed, and leaves these pending.
         self.pending_after_feed: tuple[int, ...] | None = () if stopping is None else None
+        self.resume: Resume | None = None
         self._copies: list[StateCopy] = []
         self._added_at = now
         self._admitted_at: float | None = None
@@ -105,4 +106,5 @@ class Progress:
             num_prompt_tokens=len(self.sequence.prompt_token_ids),
             num_generated_tokens=len(self.sequence.generated_token_ids),
             timings=self.timings(now),
+            resume=self.resume,
         )

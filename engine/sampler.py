@@ -32,6 +32,12 @@ def uniform(seed: int, position: int) -> float:
     return (splitmix64(splitmix64(seed & _MASK) ^ position) >> 11) * 2.0**-53
 
 
+def choice_seed(seed: int, choice: int) -> int:
+    """The seed of one of several answers to a prompt: the first has the given one, the others hash it with their
+    number."""
+    return seed if choice == 0 else splitmix64(splitmix64(seed & _MASK) ^ choice)
+
+
 @dataclass(frozen=True, slots=True)
 class Draw:
     """What one row of the batch asks for. `position`: tokens fed before the one that is drawn."""

@@ -30,7 +30,7 @@ class FinishReason(StrEnum):
 class SequenceState:
     """All that a session is when it rests. A value: nobody writes to its tensors.
 
-    tensors: a State of one row on the CPU.
+    tensors: a State of one row on the CPU. Its identity tells the engine whether a slot still has the same bits.
     tokens_digest: hash chain over the ids that were fed.
     pending_token_ids: part of the conversation but not fed yet; fed first when the session goes on.
     memory_samples: what the memory was like on its way. The one thing here that the future does not depend on.
@@ -56,6 +56,29 @@ class Timings:
     prefill_seconds: float = 0.0
     decode_seconds: float = 0.0
 
+    def __add__(self, other: "Timings") -> "Timings":
+        return Timings(
+            self.queue_seconds + other.queue_seconds,
+            self.prefill_seconds + other.prefill_seconds,
+            self.decode_seconds + other.decode_seconds,
+        )
+
+
+class Tier(StrEnum):
+    """Where a committed session's state was found when it went on, the nearest first."""
+
+    DEVICE = "device"
+    HOST = "host"
+    STORE = "store"
+
+
+@dataclass(frozen=True, slots=True)
+class Resume:
+    """How a sequence's state came into its slot: from another row on the `device`, or from the `host`."""
+
+    tier: Tier
+    seconds: float
+
 
 @dataclass(frozen=True, slots=True)
 class SequenceOutput:
@@ -68,6 +91,7 @@ class SequenceOutput:
     error: with `error` always; with `abort` when the engine, not the caller, ended it.
     num_prompt_tokens: fed before the first sampled token, the state's pending ones included.
     num_generated_tokens: sampled so far, without `<end>`.
+    resume: None before there was a slot, and for a sequence that starts from nothing.
     """
 
     sequence_id: str
@@ -79,6 +103,7 @@ class SequenceOutput:
     num_prompt_tokens: int = 0
     num_generated_tokens: int = 0
     timings: Timings = Timings()
+    resume: Resume | None = None
 
 
 class Sequence:
@@ -87,6 +112,7 @@ class Sequence:
     token_ids: the new ids; `state.pending_token_ids` are put before them here.
     params: None only feeds (an ingest): it ends with `stop` and nothing pending when all is fed.
     state: None is a session that was fed nothing.
+    shares_state: others may start from this very state too, so that its row on the device is worth keeping.
     Raises EmptyPrompt when there is nothing to feed.
     """
 
@@ -96,10 +122,13 @@ class Sequence:
         token_ids: Iterable[int],
         params: SamplingParams | None = None,
         state: SequenceState | None = None,
+        *,
+        shares_state: bool = False,
     ) -> None:
         self.sequence_id = sequence_id
         self.params = params
         self.state = state
+        self.shares_state = shares_state
         pending = state.pending_token_ids if state is not None else ()
         self.prompt_token_ids = [*pending, *token_ids]
         if not self.prompt_token_ids:

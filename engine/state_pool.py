@@ -1,12 +1,17 @@
-"""The slots: one preallocated State with a row for every running sequence.
+"""The slots: one preallocated State with a row for every running sequence, and what the ended ones have left there.
 
-A row is made by `load`, from a state on the host, and by nothing else but the model's own steps; a session that goes on
-is therefore rebuilt by the same function whether its state comes from this process or from a store. A row that nobody
-owns is all zeros. Who owns which, and when, is decided elsewhere.
+A slot is owned by one running sequence, resident for one exported State, or free and all zeros. A resident row and its
+State are the same bits, so whoever starts from that State may start from the row. A State is known by its identity and
+by nothing that could be copied along: one that a store has loaded is another object, however equal, and goes through
+`load`. A row is therefore as valid as the State, and which State a session goes on from is confirmed where sessions
+are. A slot that is needed is taken from the State that was used least recently; one whose State nobody holds any more
+is zeroed. Who owns which slot, and when, is decided elsewhere.
 """
 
 import heapq
-from collections.abc import Mapping, Sequence
+import weakref
+from collections import OrderedDict
+from collections.abc import Collection, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -29,22 +34,68 @@ class StatePool:
         self.num_slots = num_slots
         # A heap: the lowest slots are used first, so that running ones tend to be neighbours.
         self._free = list(range(num_slots))
+        # The least recently used first. Weak, so that a slot keeps no session in the host's memory.
+        self._residents: OrderedDict[int, weakref.ref[State]] = OrderedDict()
 
     @property
     def num_free(self) -> int:
         return len(self._free)
 
     @property
-    def free_slots(self) -> frozenset[int]:
-        return frozenset(self._free)
+    def num_owned(self) -> int:
+        return self.num_slots - len(self._free) - len(self._residents)
+
+    @property
+    def num_resident(self) -> int:
+        """Slots that somebody could still start from."""
+        return sum(state() is not None for state in self._residents.values())
 
     def acquire(self) -> int:
-        """A zeroed slot. There must be one."""
+        """A zeroed slot: a free one, else that of the least recently used State. There must be one."""
+        if not self._free:
+            slot, _ = self._residents.popitem(last=False)
+            self.release(slot)
         return heapq.heappop(self._free)
+
+    def resume(self, state: State, *, is_shared: bool) -> int | None:
+        """A slot whose row is `state`; None when none is resident for it.
+
+        It is the resident slot itself; or a copy of it when others may start from the same State (`is_shared`) and
+        there is another slot.
+        """
+        slot = self._resident_slot(state)
+        if slot is None:
+            return None
+        self._residents.move_to_end(slot)
+        if not is_shared or not (self._free or len(self._residents) > 1):
+            del self._residents[slot]
+            return slot
+        copy = self.acquire()
+        for tensor in self._tensors.values():
+            tensor[copy].copy_(tensor[slot])
+        return copy
+
+    def keep(self, slot: int, exported: State) -> None:
+        """Gives the slot back, resident for the State that was exported from it and is still the same bits."""
+        self._residents[slot] = weakref.ref(exported)
+
+    def forget(self, state: State) -> None:
+        """Zeroes the slot that is resident for this State, if one is."""
+        slot = self._resident_slot(state)
+        if slot is not None:
+            del self._residents[slot]
+            self.release(slot)
+
+    def release_unreachable(self) -> None:
+        """Zeroes the slots whose State is gone: nobody can start from them."""
+        for slot in [slot for slot, state in self._residents.items() if state() is None]:
+            del self._residents[slot]
+            self.release(slot)
 
     def release(self, slot: int) -> None:
         """Zeroes the slot and gives it back."""
         assert slot not in self._free
+        assert slot not in self._residents
         for tensor in self._tensors.values():
             tensor[slot].zero_()
         heapq.heappush(self._free, slot)
@@ -78,6 +129,24 @@ class StatePool:
     def is_zeroed(self, slot: int) -> bool:
         return not any(bool(tensor[slot].any()) for tensor in self._tensors.values())
 
+    def check_integrity(self, owned: Collection[int]) -> None:
+        """Asserts that every slot is one of the `owned` ones, resident for a State whose bits it has, or free and
+        zeroed. Reads every slot that is not owned."""
+        assert len(owned) == len(set(owned)), "two sequences share a slot"
+        slots = [*owned, *self._free, *self._residents]
+        assert sorted(slots) == list(range(self.num_slots)), "a slot is lost, or is two things at once"
+        assert all(self.is_zeroed(slot) for slot in self._free), "a free slot is not zeroed"
+        for slot, resident in self._residents.items():
+            state = resident()
+            assert state is None or self._is_equal(slot, state), "a resident slot is not the state it was kept for"
+
+    def _resident_slot(self, state: State) -> int | None:
+        return next((slot for slot, resident in self._residents.items() if resident() is state), None)
+
+    def _is_equal(self, slot: int, state: State) -> bool:
+        row = self.export(slot).named_tensors()
+        return all(_raw_bytes(row[name]).equal(_raw_bytes(tensor)) for name, tensor in state.named_tensors().items())
+
     def _write(self, slots: Sequence[int], tensors: Mapping[str, Tensor]) -> None:
         # Before the first write, because a copy would broadcast or convert what does not fit.
         for name, tensor in tensors.items():
@@ -92,6 +161,10 @@ class StatePool:
                 target[slots[0] : slots[-1] + 1].copy_(source)
             else:
                 target.index_copy_(0, rows, source)
+
+
+def _raw_bytes(tensor: Tensor) -> Tensor:
+    return tensor.reshape(-1).view(torch.uint8)
 
 
 def _are_neighbours(slots: Sequence[int]) -> bool:

@@ -43,6 +43,7 @@ class EngineStats:
     """`..._total` grow for ever, and so do histograms; the rest is now.
 
     prompt_tokens_total: fed by prefill. generation_tokens_total: sampled, `<end>` excluded.
+    num_resident_states: of ended sequences, in slots that are free for others.
     iteration_tokens: steps by the tokens that they fed.
     memory: samples of all sequences' memories, kept or not, by the LayerSample's field and the layer.
     """
@@ -51,6 +52,7 @@ class EngineStats:
     num_waiting: int
     num_slots: int
     num_slots_in_use: int
+    num_resident_states: int
     prompt_tokens_total: int
     generation_tokens_total: int
     iteration_tokens: HistogramCounts

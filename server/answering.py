@@ -20,6 +20,14 @@ class Opened:
 
 
 @dataclass(frozen=True, slots=True)
+class Said:
+    """More text of one choice."""
+
+    choice: int
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
 class Completed:
     """The whole answer, committed if the turn writes. `is_replay` when it was committed by an earlier request."""
 
@@ -27,13 +35,13 @@ class Completed:
     is_replay: bool
 
 
-AnswerEvent = Opened | str | Completed
+AnswerEvent = Opened | Said | Completed
 
 
 async def answer(
     sessions: SessionManager, request: TurnRequest, frame: ChatAnswer, metrics: Metrics, arrived: float
 ) -> AsyncGenerator[AnswerEvent, None]:
-    """Opened, then texts, then Completed. Closing it early takes the turn back, unless its commit has begun.
+    """Opened, then Said, then Completed. Closing it early takes the turn back, unless its commit has begun.
 
     arrived: monotonic seconds.
     """
@@ -47,16 +55,14 @@ async def answer(
                 yield Completed(turn.response, is_replay=True)
                 return
             yield Opened(turn.base_version)
-            output = SequenceOutput("")
             async with aclosing(turn.outputs()) as outputs:
-                async for output in outputs:
-                    watch.saw(output)
+                async for choice, output in outputs:
+                    watch.saw(choice, output)
                     if output.text:
-                        yield output.text
-            assert output.finish_reason is not None
-            completion = frame.completion(turn.text, output.finish_reason.value, turn.usage, turn.session())
+                        yield Said(choice, output.text)
+            completion = frame.completion(turn.answers, turn.usage, turn.session())
             await turn.commit(completion)
-            outcome = output.finish_reason
+            outcome = turn.answers[0].finish_reason
         yield Completed(completion, is_replay=False)
     except Exception:
         outcome = FinishReason.ERROR
@@ -66,22 +72,24 @@ async def answer(
 
 
 class _Stopwatch:
-    """Turns the outputs of one answer into the latencies that clients see."""
+    """Turns the outputs of a turn into the latencies that clients see. A request has one first token, and one time in
+    the queue, in prefill and in decode: its first choice's; every choice has gaps of its own."""
 
     def __init__(self, metrics: Metrics, arrived: float) -> None:
         self._metrics = metrics
         self._arrived = arrived
-        self._previous: float | None = None
+        # Of each choice, when its latest token came.
+        self._previous: dict[int, float] = {}
 
-    def saw(self, output: SequenceOutput) -> None:
+    def saw(self, choice: int, output: SequenceOutput) -> None:
         now = time.monotonic()
         if output.token_ids:
-            if self._previous is None:
+            if not self._previous:
                 self._metrics.first_token_seconds.observe(now - self._arrived)
-            else:
-                self._metrics.inter_token_seconds.observe(now - self._previous)
-            self._previous = now
-        if output.finish_reason is not None:
+            if choice in self._previous:
+                self._metrics.inter_token_seconds.observe(now - self._previous[choice])
+            self._previous[choice] = now
+        if output.finish_reason is not None and choice == 0:
             self._metrics.queue_seconds.observe(output.timings.queue_seconds)
             self._metrics.prefill_seconds.observe(output.timings.prefill_seconds)
             self._metrics.decode_seconds.observe(output.timings.decode_seconds)

@@ -2,11 +2,11 @@
 
 import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from engine.sessions import CommittedSession, Usage
+from engine.sessions import Answer, CommittedSession, Usage
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,23 +22,20 @@ class ChatAnswer:
         """The frame of a stored answer."""
         return cls(completion["model"], completion["id"], completion["created"])
 
-    def completion(
-        self, text: str, finish_reason: str, usage: Usage, session: CommittedSession | None
-    ) -> dict[str, Any]:
-        message = {"role": "assistant", "content": text, "refusal": None}
-        choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": finish_reason}
-        body = {**self._frame("chat.completion"), "choices": [choice], "usage": _usage(usage)}
+    def completion(self, answers: Sequence[Answer], usage: Usage, session: CommittedSession | None) -> dict[str, Any]:
+        choices = [_choice(index, answer) for index, answer in enumerate(answers)]
+        body = {**self._frame("chat.completion"), "choices": choices, "usage": _usage(usage)}
         return body if session is None else {**body, "session": session_object(session)}
 
-    def text_chunk(self, text: str, *, is_first: bool) -> dict[str, Any]:
+    def text_chunk(self, choice: int, text: str, *, is_first: bool) -> dict[str, Any]:
         delta = {"role": "assistant", "content": text} if is_first else {"content": text}
-        return self._chunk([_chunk_choice(delta, None)])
+        return self._chunk([_chunk_choice(choice, delta, None)])
 
-    def finish_chunk(self, completion: Mapping[str, Any], *, is_first: bool) -> dict[str, Any]:
-        """The chunk that says why the answer ended, and what became of the session."""
+    def finish_chunk(self, completion: Mapping[str, Any], choice: int, *, is_first: bool) -> dict[str, Any]:
+        """The chunk that says why a choice ended; the first choice's also what became of the session."""
         delta = {"role": "assistant", "content": ""} if is_first else {}
-        chunk = self._chunk([_chunk_choice(delta, completion["choices"][0]["finish_reason"])])
-        return {**chunk, "session": completion["session"]} if "session" in completion else chunk
+        chunk = self._chunk([_chunk_choice(choice, delta, completion["choices"][choice]["finish_reason"])])
+        return {**chunk, "session": completion["session"]} if choice == 0 and "session" in completion else chunk
 
     def usage_chunk(self, completion: Mapping[str, Any]) -> dict[str, Any]:
         return {**self._chunk([]), "usage": completion["usage"]}
@@ -60,8 +57,13 @@ def session_object(session: CommittedSession) -> dict[str, Any]:
     }
 
 
-def _chunk_choice(delta: dict[str, str], finish_reason: str | None) -> dict[str, Any]:
-    return {"index": 0, "delta": delta, "logprobs": None, "finish_reason": finish_reason}
+def _choice(index: int, answer: Answer) -> dict[str, Any]:
+    message = {"role": "assistant", "content": answer.text, "refusal": None}
+    return {"index": index, "message": message, "logprobs": None, "finish_reason": answer.finish_reason.value}
+
+
+def _chunk_choice(index: int, delta: dict[str, str], finish_reason: str | None) -> dict[str, Any]:
+    return {"index": index, "delta": delta, "logprobs": None, "finish_reason": finish_reason}
 
 
 def _usage(usage: Usage) -> dict[str, Any]:

@@ -27,6 +27,7 @@ _REQUEST_SECONDS = (
     *(120.0, 240.0, 480.0, 960.0, 1920.0, 7680.0),
 )
 _STORE_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
+_RESUME_SECONDS = (0.00005, 0.0001, 0.00025, 0.0005, *_STORE_SECONDS)
 # Of a sample of a layer's memory: the metric and what it says.
 _MEMORY = {
     "norm": ("memory_norm", "Norm of a head's memory"),
@@ -66,7 +67,7 @@ class Metrics:
         self._success = self._counter("request_success", "Answers that ended.", ("finished_reason",))
         self._rejected = self._counter("requests_rejected", "Requests that were refused or failed.", ("reason",))
         self._resume_seconds = self._histogram(
-            "session_resume_seconds", "Making a committed session ready to go on.", _STORE_SECONDS, ("tier",)
+            "session_resume_seconds", "Making a committed session ready to go on.", _RESUME_SECONDS, ("tier",)
         )
         self._commit_seconds = self._histogram(
             "session_commit_seconds", "Encoding and committing a generation.", _STORE_SECONDS
@@ -83,6 +84,7 @@ class Metrics:
         self._registry.register(_EngineCollector(stats))
         sessions = self._gauge("sessions", "Sessions that are ready to go on, by where they are kept.", ("tier",))
         sessions.labels("host").set_function(num_host_copies)
+        sessions.labels("device").set_function(lambda: stats().num_resident_states)
 
     def finished(self, reason: str) -> None:
         self._success.labels(reason).inc()

@@ -19,6 +19,7 @@ SERVED = frozenset(
         "stream_options",
         "max_tokens",
         "max_completion_tokens",
+        "n",
         "temperature",
         "top_p",
         "top_k",
@@ -64,7 +65,6 @@ UNSUPPORTED: Mapping[str, Callable[[Any], bool]] = {
     "logit_bias": _EMPTY,
     "logprobs": _OFF,
     "modalities": _one_of(["text"]),
-    "n": _number(1),
     # Whether tools run in parallel says nothing when there are none.
     "parallel_tool_calls": _ANY_SWITCH,
     "prediction": _NEVER,

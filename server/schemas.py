@@ -15,6 +15,7 @@ from server.strict_json import canonical
 
 DEFAULT_MAX_TOKENS = 512
 MAX_NUM_METADATA = 16
+MAX_NUM_CHOICES = 16
 
 MetadataKey = Annotated[str, StringConstraints(min_length=1, max_length=64)]
 MetadataValue = Annotated[str, StringConstraints(max_length=512)]
@@ -61,6 +62,7 @@ class ChatRequest(_Body):
     stream_options: StreamOptions | None = None
     max_tokens: int | None = None
     max_completion_tokens: int | None = None
+    n: Annotated[int, Field(ge=1, le=MAX_NUM_CHOICES)] | None = None
     temperature: float | None = None
     top_p: float | None = None
     top_k: int | None = None

@@ -25,6 +25,7 @@ BENCHES_THAT_LOOK_INSIDE = {
     "bench/capacity.py",
     "bench/chain.py",
     "bench/cost.py",
+    "bench/cost_resume.py",
     "bench/cost_store.py",
     "bench/gpu_check.py",
     "bench/kernels.py",

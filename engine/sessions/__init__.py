@@ -6,10 +6,11 @@ from engine.sessions.manager import SessionConfig, SessionManager
 from engine.sessions.observer import SessionObserver
 from engine.sessions.storage import Storage
 from engine.sessions.stored_turns import RequestIdentity, StoredTurn
-from engine.sessions.turn import CommittedSession, Turn, TurnRequest, Usage
+from engine.sessions.turn import Answer, CommittedSession, Turn, TurnRequest, Usage
 from engine.sessions.versions import Versions
 
 __all__ = [
+    "Answer",
     "CommittedSession",
     "History",
     "IngestProgress",

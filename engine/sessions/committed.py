@@ -1,10 +1,13 @@
 """The committed generations of sessions, by the nearest road: this process' copy when the head still names it, else the
-store. Counts what it does; who may write is decided elsewhere."""
+store, which is asked once for all who want the same. A copy's state may have a row on the device too: that is found by
+the state's identity, so it is as confirmed as the copy. Counts what it does; who may write is decided elsewhere."""
 
+import asyncio
 import time
 from dataclasses import replace
 
 from engine.errors import AtlasError, SessionError, SessionNotFound, VersionConflict
+from engine.sequence import Resume, Tier
 from engine.sessions.host_copies import HostCopies, LoadedSession
 from engine.sessions.observer import SessionObserver
 from engine.sessions.storage import Storage
@@ -18,6 +21,8 @@ class CommittedSessions:
         self._storage = storage
         self._copies = HostCopies(max_host_num_bytes)
         self._observer = observer
+        # By the generation that is wanted.
+        self._loads: dict[tuple[SessionKey, str], asyncio.Task[LoadedSession | None]] = {}
 
     @property
     def durability(self) -> str:
@@ -41,20 +46,10 @@ class CommittedSessions:
         self._refuse_a_head_that_went_back(key, known, head)
         copy = self._copies.get(key, head)
         if copy is not None:
-            self._observer.resumed("host", time.monotonic() - started)
-            return copy
-        try:
-            head, record = await self._storage.load(key)
-        except SessionNotFound:
-            return None
-        except AtlasError as error:
-            self._observer.restore_failed(error.code)
-            raise
-        loaded = LoadedSession(head, record, None)
-        self._copies.put(key, loaded)
-        if record is not None:
-            self._observer.resumed("store", time.monotonic() - started)
-        return loaded
+            await self._storage.touch(key, head)
+            return replace(copy, tier=Tier.HOST, seconds=time.monotonic() - started)
+        loaded = await self._load_once(key, head.generation)
+        return None if loaded is None else replace(loaded, tier=Tier.STORE, seconds=time.monotonic() - started)
 
     async def find_with_answers(self, key: SessionKey) -> LoadedSession | None:
         """As `find`, with the stored answers. For writers: nobody else may commit in between."""
@@ -62,8 +57,15 @@ class CommittedSessions:
         if loaded is None or loaded.stored is not None:
             return loaded
         loaded = replace(loaded, stored=await self._storage.load_stored(key))
-        self._copies.put(key, loaded)
+        self._keep(key, loaded)
         return loaded
+
+    def resumed(self, base: LoadedSession | None, resume: Resume | None) -> None:
+        """Counts that a sequence went on from what `find` returned, in the tier that its state really came from."""
+        if base is None or base.tier is None or resume is None:
+            return
+        tier = Tier.DEVICE if resume.tier is Tier.DEVICE else base.tier
+        self._observer.resumed(tier, base.seconds + resume.seconds)
 
     async def commit(
         self, key: SessionKey, base: Head | None, record: SessionRecord | None, stored: StoredTurns
@@ -78,7 +80,7 @@ class CommittedSessions:
         num_tokens = max(0, head.position - (0 if base is None else base.position))
         self._observer.committed(time.monotonic() - started, head.num_bytes, num_tokens)
         committed = LoadedSession(head, record, stored)
-        self._copies.put(key, committed)
+        self._keep(key, committed)
         return committed
 
     async def confirm(self, key: SessionKey, head: Head) -> None:
@@ -90,9 +92,11 @@ class CommittedSessions:
 
         Raises SessionNotFound, VersionNotFound, and what loading does.
         """
+        started = time.monotonic()
         try:
             head, record = await self._storage.load(key, version)
-            return LoadedSession(head, record, await self._storage.load_stored(key, version))
+            stored = await self._storage.load_stored(key, version)
+            return LoadedSession(head, record, stored, Tier.STORE, time.monotonic() - started)
         except SessionError:
             raise
         except AtlasError as error:
@@ -102,6 +106,31 @@ class CommittedSessions:
     async def delete(self, key: SessionKey) -> bool:
         self._copies.drop(key)
         return await self._storage.delete(key)
+
+    async def _load_once(self, key: SessionKey, generation: str) -> LoadedSession | None:
+        """Whoever leaves early takes nobody else's load along."""
+        load = self._loads.get((key, generation))
+        if load is None:
+            load = self._loads[key, generation] = asyncio.create_task(self._load(key))
+            load.add_done_callback(lambda _: self._loads.pop((key, generation)))
+        return await asyncio.shield(load)
+
+    async def _load(self, key: SessionKey) -> LoadedSession | None:
+        try:
+            head, record = await self._storage.load(key)
+        except SessionNotFound:
+            return None
+        except AtlasError as error:
+            self._observer.restore_failed(error.code)
+            raise
+        loaded = LoadedSession(head, record, None)
+        self._keep(key, loaded)
+        return loaded
+
+    def _keep(self, key: SessionKey, loaded: LoadedSession) -> None:
+        # Of a session that has read nothing, the head says it all.
+        if loaded.record is not None:
+            self._copies.put(key, loaded)
 
     def _refuse_a_head_that_went_back(self, key: SessionKey, known: LoadedSession | None, head: Head) -> None:
         """`known` was here before `head` was read: an older head of the same history is what a failover left.

@@ -7,6 +7,7 @@ another server may have committed meanwhile. Used from the event loop alone.
 from collections import OrderedDict
 from dataclasses import dataclass, replace
 
+from engine.sequence import Tier
 from engine.sessions.stored_turns import StoredTurns
 from engine.snapshot import SessionRecord
 from engine.stores.base import Head, SessionKey
@@ -15,11 +16,16 @@ from engine.stores.base import Head, SessionKey
 @dataclass(frozen=True, slots=True)
 class LoadedSession:
     """One committed generation: `record` is None for a session that was created and has read nothing, `stored` when the
-    answers have not been loaded."""
+    answers have not been loaded.
+
+    tier, seconds: where it was found and how long that took; None for one that was committed just now.
+    """
 
     head: Head
     record: SessionRecord | None
     stored: StoredTurns | None
+    tier: Tier | None = None
+    seconds: float = 0.0
 
     @property
     def num_bytes(self) -> int:

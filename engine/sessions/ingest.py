@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, replace
 
 from atlas_model.text import ChatFormat, Tokenizer
 from engine.engine import Engine
-from engine.errors import EmptyPrompt, IdempotencyMismatch, IngestOffset, IngestOpen, VersionConflict
+from engine.errors import AtlasError, EmptyPrompt, IdempotencyMismatch, IngestOffset, IngestOpen, VersionConflict
 from engine.sequence import Sequence
 from engine.sessions.committed import CommittedSessions
 from engine.sessions.document_reader import DocumentPosition, DocumentReader
@@ -177,7 +177,11 @@ class Ingest:
 
     async def _keep(self, base: LoadedSession | None, record: SessionRecord, stored: StoredTurns) -> LoadedSession:
         head = None if base is None else base.head
-        return await finish_even_if_cancelled(self._committed.commit(self._request.session, head, record, stored))
+        try:
+            return await finish_even_if_cancelled(self._committed.commit(self._request.session, head, record, stored))
+        except AtlasError:
+            self._engine.forget(record.state)
+            raise
 
     async def _feed(self, base: LoadedSession | None, token_ids: list[int]) -> SessionRecord:
         """The session's record after `token_ids`, no document open."""
@@ -185,6 +189,7 @@ class Ingest:
         sequence = Sequence(new_sequence_id(), token_ids, state=None if record is None else record.state)
         output = await self._engine.feed(sequence)
         assert output.state is not None
+        self._committed.resumed(base, output.resume)
         self._num_tokens += len(token_ids)
         if record is not None:
             return replace(record, state=output.state, open_ingest=None)

@@ -133,7 +133,9 @@ class SessionManager:
                     base = await self._committed.find(request.session)
                     if base is None:
                         raise SessionNotFound("there is no session with this id")
-                yield await self._prepare(request, base)
+                turn = await self._prepare(request, base)
+                stack.callback(turn.close)
+                yield turn
 
     @asynccontextmanager
     async def ingest(
@@ -190,7 +192,8 @@ class SessionManager:
             generation, base = found
             rewound_to, record = generation.version, base.record
             reading, token_ids = await asyncio.to_thread(self._read, request, record)
-        sequence = Sequence(new_sequence_id(), token_ids, request.sampling, record.state if record else None)
+        state = record.state if record else None
+        sequence = Sequence(new_sequence_id(), token_ids, request.sampling, state, shares_state=not request.writes)
         return Turn(request, reading, sequence, base, self._engine, self._committed, rewound_to)
 
     def _read(self, request: TurnRequest, record: SessionRecord | None) -> tuple[Reading, list[int]]:

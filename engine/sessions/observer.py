@@ -7,7 +7,7 @@ class SessionObserver(Protocol):
     """Called on the event loop."""
 
     def resumed(self, tier: str, seconds: float) -> None:
-        """A committed session was made ready to go on; `tier` is `host` or `store`."""
+        """A committed session went on, and was ready for it after `seconds`; `tier` is `device`, `host` or `store`."""
 
     def restore_failed(self, reason: str) -> None:
         """A session could not be loaded; `reason` is an error code."""

@@ -64,6 +64,11 @@ class Storage:
         """
         return await self._call(lambda store: self._load(store, key, version))
 
+    async def touch(self, key: SessionKey, head: Head) -> None:
+        """The session was used without a load."""
+        if head.ttl_seconds is not None:
+            await self._call(lambda store: store.touch(key, head))
+
     async def load_stored(self, key: SessionKey, version: int | None = None) -> StoredTurns:
         return await self._call(lambda store: StoredTurns.decode(store.load_extra(key, version)))
 

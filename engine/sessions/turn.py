@@ -1,7 +1,8 @@
 """One turn of a conversation: what is fed, what comes out, and the commit (SESSIONS.md, 1).
 
 A turn works on values: until `commit` has returned, the session is as it was, whatever happens. Leaving a turn without
-a commit is the roll-back. Without a session the same turn starts from nothing and leaves nothing behind.
+a commit is the roll-back. Without a session the same turn starts from nothing and leaves nothing behind. Of several
+answers the first is the one that the session remembers.
 """
 
 import uuid
@@ -13,7 +14,7 @@ from typing import Any
 from atlas_model.text import ChatFormat, Tokenizer
 from engine.engine import Engine
 from engine.sampling_params import SamplingParams
-from engine.sequence import Sequence, SequenceOutput
+from engine.sequence import FinishReason, Sequence, SequenceOutput, SequenceState
 from engine.sessions.committed import CommittedSessions
 from engine.sessions.host_copies import LoadedSession
 from engine.sessions.ledger import ASSISTANT, History, Message, Reading, extend_ledger, message_digest
@@ -30,7 +31,7 @@ class TurnRequest:
     session: None is a stateless turn.   if_match: the version that the client believes to be committed.
     may_rewind: messages that depart from the ledger go back to the last kept version that they continue.
     digest: of everything that makes this request what it is.   is_retry: the client's library says that it retries.
-    note: recorded with the stored turn.
+    note: recorded with the stored turn.   num_choices: answers to the same prompt, which is read once.
     """
 
     messages: tuple[Message, ...]
@@ -44,6 +45,7 @@ class TurnRequest:
     idempotency_key: str | None = None
     is_retry: bool = False
     note: Mapping[str, Any] = field(default_factory=dict)
+    num_choices: int = 1
 
     @property
     def writes(self) -> bool:
@@ -67,8 +69,17 @@ class CommittedSession:
 
 
 @dataclass(frozen=True, slots=True)
+class Answer:
+    """One choice, as it ended."""
+
+    text: str
+    finish_reason: FinishReason
+
+
+@dataclass(frozen=True, slots=True)
 class Usage:
-    """Tokens: the logical context, what was sampled, what was in the memory already, what this call has learned."""
+    """Tokens: the logical context, what was sampled for all choices, what was in the memory already, what this call has
+    learned."""
 
     num_prompt_tokens: int
     num_completion_tokens: int
@@ -77,7 +88,7 @@ class Usage:
 
 
 class Turn:
-    """Made by the session manager, inside the session's lease. `text` is what has been printed so far."""
+    """Made by the session manager, inside the session's lease."""
 
     def __init__(
         self,
@@ -98,28 +109,48 @@ class Turn:
         self._engine = engine
         self._committed = committed
         self._rewound_to = rewound_to
-        self._last: SequenceOutput | None = None
-        self.text = ""
+        self._texts = [""] * request.num_choices
+        # Of each choice, the latest.
+        self._outputs: dict[int, SequenceOutput] = {}
+        self._is_committed = False
 
     @property
     def base_version(self) -> int:
         return 0 if self._base is None else self._base.head.version
 
     @property
+    def text(self) -> str:
+        """What the first choice has said so far."""
+        return self._texts[0]
+
+    @property
+    def answers(self) -> tuple[Answer, ...]:
+        """Every choice, once `outputs` has ended."""
+        answers = []
+        for choice, text in enumerate(self._texts):
+            reason = self._outputs[choice].finish_reason
+            assert reason is not None
+            answers.append(Answer(text, reason))
+        return tuple(answers)
+
+    @property
     def usage(self) -> Usage:
         """Whole once `outputs` has ended."""
-        assert self._last is not None
         cached = self._base_position
-        written = self._position - cached if self._request.writes else 0
-        return Usage(cached + len(self._sequence.prompt_token_ids), self._last.num_generated_tokens, cached, written)
+        written = self._state.position - cached if self._request.writes else 0
+        num_generated = sum(output.num_generated_tokens for output in self._outputs.values())
+        return Usage(cached + len(self._sequence.prompt_token_ids), num_generated, cached, written)
 
-    async def outputs(self) -> AsyncGenerator[SequenceOutput, None]:
-        """Runs the turn. Raises what ended it, if that was not `stop` or `length`; closing it early aborts."""
-        async with aclosing(self._engine.generate(self._sequence)) as outputs:
-            async for output in outputs:
-                self.text += output.text
-                self._last = output
-                yield output
+    async def outputs(self) -> AsyncGenerator[tuple[int, SequenceOutput], None]:
+        """Runs the turn: what each step has produced, with the number of its choice. Raises what ended any of them, if
+        that was not `stop` or `length`; closing it early aborts all."""
+        async with aclosing(self._engine.generate_choices(self._sequence, len(self._texts))) as outputs:
+            async for choice, output in outputs:
+                if not self._outputs:
+                    self._committed.resumed(self._base, output.resume)
+                self._texts[choice] += output.text
+                self._outputs[choice] = output
+                yield choice, output
 
     def session(self) -> CommittedSession | None:
         """What the client is told; for a turn that writes this holds only once `commit` has returned."""
@@ -132,7 +163,7 @@ class Turn:
             version=self.base_version + (1 if writes else 0),
             committed=writes,
             durability=self._committed.durability,
-            position=self._position if writes else self._base_position,
+            position=self._state.position if writes else self._base_position,
             rewound_to=self._rewound_to,
         )
 
@@ -145,12 +176,10 @@ class Turn:
         request = self._request
         if request.session is None or not request.writes:
             return
-        assert self._last is not None
-        assert self._last.state is not None
         base, record = self._base, None if self._base is None else self._base.record
         answer = message_digest(Message(ASSISTANT, self.text))
         new = SessionRecord(
-            state=self._last.state,
+            state=self._state,
             ledger=extend_ledger(record.ledger if record else (), (*self._reading.entries, answer)),
             system_digest=self._reading.system_digest,
             open_ingest=None,
@@ -160,16 +189,24 @@ class Turn:
         stored = replace(stored, tokens_digest=new.state.tokens_digest.hex())
         head = None if base is None else base.head
         await finish_even_if_cancelled(self._committed.commit(request.session, head, new, stored))
+        self._is_committed = True
+
+    def close(self) -> None:
+        """To be called when the turn is over: no session goes on from what it has not committed."""
+        for choice, output in self._outputs.items():
+            if output.state is not None and not (choice == 0 and self._is_committed):
+                self._engine.forget(output.state)
 
     @property
     def _base_position(self) -> int:
         return 0 if self._base is None or self._base.record is None else self._base.record.state.position
 
     @property
-    def _position(self) -> int:
-        assert self._last is not None
-        assert self._last.state is not None
-        return self._last.state.position
+    def _state(self) -> SequenceState:
+        """What the first choice leaves."""
+        state = self._outputs[0].state
+        assert state is not None
+        return state
 
 
 def prompt_token_ids(tokenizer: Tokenizer, chat_format: ChatFormat, reading: Reading, is_first: bool) -> list[int]:

@@ -69,6 +69,12 @@ class Store(Protocol):
         bytes are cut into buffers need not be how they were committed; their concatenation is.
         """
 
+    def touch(self, key: SessionKey, head: Head) -> None:
+        """Count the session's time to live, if it has one, anew from now: `head`'s generation was used, in a copy.
+
+        A session that has ended stays ended. Fails nothing: the caller has the bytes.
+        """
+
     def load_extra(self, key: SessionKey, version: int | None = None) -> bytes:
         """The `extra` of that generation. Raises as `load`, and `StateCorrupt` when it was altered."""
 

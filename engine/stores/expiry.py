@@ -20,7 +20,7 @@ class IdleTimes:
         self._next_sweep = self._started + SWEEP_SECONDS
 
     def touch(self, key: SessionKey, head: Head) -> None:
-        """The session was committed or loaded just now."""
+        """The session was committed or used just now."""
         if head.ttl_seconds is not None:
             with self._lock:
                 self._last_used[key] = time.monotonic()

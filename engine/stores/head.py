@@ -109,7 +109,7 @@ class NewGeneration:
 
     `extra` is opaque to the store and lives and dies with the generation (the stored answers of the last turns).
     `created` and `updated` are seconds since the epoch, for display only: nothing is decided by them.
-    `ttl_seconds` counts from the last commit or load, by the store's own clock; None keeps the session for ever.
+    `ttl_seconds` counts from the last commit, load or touch, by the store's own clock; None keeps the session for ever.
     """
 
     generation: str

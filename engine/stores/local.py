@@ -76,6 +76,11 @@ class LocalStore:
         self._idle_times.touch(key, head)
         return head, [data]
 
+    def touch(self, key: SessionKey, head: Head) -> None:
+        with suppress(StoreUnavailable):
+            if self.read_head(key) is not None:
+                self._idle_times.touch(key, head)
+
     def load_extra(self, key: SessionKey, version: int | None = None) -> bytes:
         _, generation, extra = self._read(key, version, lambda it: (it.num_bytes, it.extra_num_bytes))
         if part_checksum(extra).hex() != generation.extra_digest:

@@ -47,6 +47,11 @@ class MemoryStore:
             self._idle_times.touch(key, head)
         return head, [bytearray(blob.data)]
 
+    def touch(self, key: SessionKey, head: Head) -> None:
+        with self._lock:
+            if self._live_head(key) is not None:
+                self._idle_times.touch(key, head)
+
     def load_extra(self, key: SessionKey, version: int | None = None) -> bytes:
         with self._lock:
             head = self._existing_head(key)

@@ -77,9 +77,15 @@ class RedisStore:
                 raise StateLost("the session's state is gone", self._last_whole_version(key, head))
             parts = self._get_all(self._keys.parts(key, generation))
             if parts is not None:
-                self._renew(key, head)
+                self.touch(key, head)
                 return head, parts
             missing = generation
+
+    def touch(self, key: SessionKey, head: Head) -> None:
+        if head.ttl_seconds is not None:
+            keys = [self._keys.head(key), *self._keys.everything(key, head.generations)]
+            with suppress(StoreUnavailable):
+                self._client.run_script(RENEW, keys, [_fence(head), _ttl_milliseconds(head)])
 
     def load_extra(self, key: SessionKey, version: int | None = None) -> bytes:
         missing: Generation | None = None
@@ -230,13 +236,6 @@ class RedisStore:
             return
         if not self._client.run_script_durably(TOUCH, [self._keys.head(key)], [generation.encode()]):
             raise StoreUnavailable("what was committed is not in Redis any more: a failover has lost it")
-
-    def _renew(self, key: SessionKey, head: Head) -> None:
-        """A session with a time-to-live was used. Its bytes are in our hands, so a failure here fails nothing."""
-        if head.ttl_seconds is not None:
-            keys = [self._keys.head(key), *self._keys.everything(key, head.generations)]
-            with suppress(StoreUnavailable):
-                self._client.run_script(RENEW, keys, [_fence(head), _ttl_milliseconds(head)])
 
     def _find(self, key: SessionKey, version: int | None) -> tuple[Head, Generation]:
         head = self.read_head(key)

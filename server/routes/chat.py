@@ -11,7 +11,7 @@ from starlette.responses import JSONResponse, Response
 
 from engine.errors import AtlasError, InvalidRequest, ModelNotFound, UnsupportedParameter
 from engine.sessions import History, TurnRequest
-from server.answering import AnswerEvent, Completed, answer
+from server.answering import AnswerEvent, Completed, Said, answer
 from server.bodies import off_loop_if_large, read_json_body
 from server.chat_answer import ChatAnswer
 from server.dependencies import idempotency_key, if_match, is_library_retry, named_session, runtime_of
@@ -90,17 +90,19 @@ class _Reply:
 
     async def _chunks(self, includes_usage: bool) -> AsyncGenerator[bytes, None]:
         """Raises what comes before the first chunk, and tells in a chunk what comes after it."""
-        frame, is_first = self._frame, True
+        frame = self._frame
+        # Choices that have said something.
+        begun: set[int] = set()
         async with aclosing(self._events):
             try:
                 while not isinstance(item := await anext(self._events), Completed):
-                    if isinstance(item, str):
-                        yield event(frame.text_chunk(item, is_first=is_first))
-                        is_first = False
+                    if isinstance(item, Said):
+                        yield event(frame.text_chunk(item.choice, item.text, is_first=item.choice not in begun))
+                        begun.add(item.choice)
                     elif "X-Session-Id" in self._headers:
                         self._headers["X-Session-Version"] = str(item.base_version)
             except Exception as error:
-                if is_first:
+                if not begun:
                     raise
                 # Boundary: the status has been sent, so whatever failed is told inside the stream.
                 if not isinstance(error, AtlasError):
@@ -110,11 +112,15 @@ class _Reply:
                 return
             self._note(item)
             completion = item.completion
+            choices = completion["choices"]
             if item.is_replay:
                 frame = ChatAnswer.of_completion(completion)
-                yield event(frame.text_chunk(completion["choices"][0]["message"]["content"], is_first=True))
-                is_first = False
-            yield event(frame.finish_chunk(completion, is_first=is_first))
+                for choice in choices:
+                    yield event(frame.text_chunk(choice["index"], choice["message"]["content"], is_first=True))
+                    begun.add(choice["index"])
+            for choice in choices:
+                index = choice["index"]
+                yield event(frame.finish_chunk(completion, index, is_first=index not in begun))
             if includes_usage:
                 yield event(frame.usage_chunk(completion))
             yield DONE
@@ -135,6 +141,9 @@ def _understand(request: Request, runtime: Runtime, raw: bytes) -> tuple[ChatReq
 def _turn_request(request: Request, runtime: Runtime, chat: ChatRequest) -> TurnRequest:
     if chat.on_divergence == "rewind":
         raise UnsupportedParameter("on_divergence: rewind is not supported", param="on_divergence")
+    num_choices = chat.n or 1
+    if num_choices > runtime.config.max_num_sequences + runtime.config.max_num_waiting:
+        raise InvalidRequest("n is more than this server runs and queues", param="n")
     session = named_session(request, chat.session_id)
     version = if_match(request)
     if session is None:
@@ -156,4 +165,5 @@ def _turn_request(request: Request, runtime: Runtime, chat: ChatRequest) -> Turn
         idempotency_key=idempotency_key(request),
         is_retry=is_library_retry(request),
         note={name: value for name in ("user", "metadata") if (value := getattr(chat, name)) is not None},
+        num_choices=num_choices,
     )

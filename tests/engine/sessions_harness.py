@@ -105,9 +105,11 @@ def asked(*texts: str, **fields: Any) -> TurnRequest:
     return TurnRequest(**{"messages": messages, "sampling": GREEDY, "session": KEY, "digest": repr(texts), **fields})
 
 
-async def create(sessions: SessionManager, metadata: Mapping[str, str], key: SessionKey = KEY) -> Head:
+async def create(
+    sessions: SessionManager, metadata: Mapping[str, str], key: SessionKey = KEY, ttl_seconds: int | None = None
+) -> Head:
     with sessions.versions() as versions:
-        return await versions.create(key, metadata, None, RequestIdentity())
+        return await versions.create(key, metadata, ttl_seconds, RequestIdentity())
 
 
 async def run(sessions: SessionManager, request: TurnRequest) -> tuple[str, Turn]:
@@ -116,7 +118,7 @@ async def run(sessions: SessionManager, request: TurnRequest) -> tuple[str, Turn
         assert isinstance(turn, Turn), "this turn was run before"
         reason = None
         async with aclosing(turn.outputs()) as outputs:
-            async for output in outputs:
+            async for _, output in outputs:
                 reason = output.finish_reason
         assert reason in (FinishReason.STOP, FinishReason.LENGTH)
         await turn.commit({"text": turn.text})

@@ -2,39 +2,21 @@
 
 import asyncio
 import dataclasses
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import aclosing, asynccontextmanager
+from contextlib import aclosing
 
 import pytest
 
-from atlas_model.checkpoint import Checkpoint
 from engine.config import EngineConfig
 from engine.engine import Engine
 from engine.errors import AtlasError, Draining, EngineDead, InvalidRequest, QueueFull
 from engine.sampling_params import SamplingParams
 from engine.sequence import FinishReason, Sequence, SequenceOutput
+from tests.engine.engines import running, until
 from tests.engine.harness import SMALL, answer, assert_same_session, checkpoint_that_raises_at, new_core, prompt, tiny
+from tests.engine.sessions_harness import in_loop
 
 PARAMS = SamplingParams(temperature=0, max_tokens=8, ignore_eos=True)
 ENDLESS = dataclasses.replace(PARAMS, max_tokens=100_000)
-
-
-@asynccontextmanager
-async def running(config: EngineConfig = SMALL, checkpoint: Checkpoint | None = None) -> AsyncIterator[Engine]:
-    engine = Engine(checkpoint or tiny(), config)
-    engine.start()
-    try:
-        yield engine
-    finally:
-        await engine.stop()
-
-
-def in_loop(test: Callable[[], Awaitable[None]]) -> None:
-    async def with_deadline() -> None:
-        async with asyncio.timeout(60):
-            await test()
-
-    asyncio.run(with_deadline())
 
 
 def asked(name: str, params: SamplingParams | None = PARAMS) -> Sequence:
@@ -43,12 +25,6 @@ def asked(name: str, params: SamplingParams | None = PARAMS) -> Sequence:
 
 async def outputs_of(engine: Engine, sequence: Sequence) -> list[SequenceOutput]:
     return [output async for output in engine.generate(sequence)]
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    # The thread's numbers cannot be awaited.
-    while not condition():  # noqa: ASYNC110
-        await asyncio.sleep(0.002)
 
 
 def test_what_comes_over_the_bridge_is_what_the_core_says_one_message_per_step() -> None:

@@ -39,7 +39,7 @@ def test_a_turn_that_is_left_takes_nothing_along(phase: str) -> None:
                 async with it.sessions.turn(asked("two", sampling=ENDLESS)) as turn:
                     assert isinstance(turn, Turn)
                     async with aclosing(turn.outputs()) as outputs:
-                        async for output in outputs:
+                        async for _, output in outputs:
                             if phase == "decode" and output.token_ids:
                                 raise ConnectionError
                             if phase == "prefill":

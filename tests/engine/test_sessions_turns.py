@@ -47,7 +47,7 @@ def test_two_turns_equal_one_run_over_the_concatenated_tokens() -> None:
             # The same tokens at once, up to where the second answer began.
             async with it.sessions.turn(asked("What is it?", session=None)) as turn:
                 assert isinstance(turn, Turn)
-                outputs = [output async for output in turn.outputs()]
+                outputs = [output async for _, output in turn.outputs()]
             sampled = [token_id for output in outputs for token_id in output.token_ids]
             ids = [*chat.session_start(tokenizer), *chat.message(tokenizer, "user", "What is it?")]
             ids += [*chat.generation_prompt(tokenizer), *sampled, tokenizer.special.end]
@@ -92,7 +92,7 @@ def test_another_server_continues_from_the_store_as_the_first_would_have_from_me
         async with house(twin) as it:
             await run(it.sessions, asked("one"))
             uninterrupted, _ = await run(it.sessions, asked("two"))
-            assert it.observed.tiers == ["host"]
+            assert it.observed.tiers == ["device"]
             state = await it.state()
         assert resumed == uninterrupted
         for name, tensor in state.tensors.named_tensors().items():
@@ -291,7 +291,7 @@ def test_copies_in_memory_are_not_used_when_another_server_has_committed() -> No
         async with house(store) as here, house(store) as there:
             for number, it in enumerate((here, there, here, here)):
                 await run(it.sessions, asked(f"turn {number}"))
-            assert here.observed.tiers == ["store", "host"]
+            assert here.observed.tiers == ["store", "device"]
             assert there.observed.tiers == ["store"]
             assert await here.head_version() == 4
             _, digest = await here.sessions.describe(KEY)

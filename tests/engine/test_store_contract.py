@@ -284,6 +284,22 @@ def test_a_session_ends_when_it_was_not_used_for_its_time_to_live(store: Store) 
     assert commit_number(store, 3, base=None).version == 1
 
 
+def test_a_touch_is_a_use_and_keeps_nothing_alive_that_has_no_time_to_live_or_is_gone(store: Store) -> None:
+    lasting = SessionKey("tenant", "lasting")
+    other = store.commit(lasting, None, generation_of(5))
+    first = store.commit(KEY, None, generation_of(1, ttl_seconds=1))
+    head = store.commit(KEY, first, generation_of(2, ttl_seconds=1))
+    for _ in range(2):
+        time.sleep(0.6)
+        store.touch(KEY, head)
+        store.touch(lasting, other)
+    assert (whole_number(store), whole_number(store, version=1)) == (2, 1)
+    time.sleep(1.1)
+    store.touch(KEY, head)
+    assert store.read_head(KEY) is None
+    assert whole_number(store, lasting) == 5
+
+
 def test_a_quarantined_generation_can_still_be_loaded_and_left_behind(store: Store) -> None:
     head = commit_number(store, 1, base=None)
     store.quarantine(KEY, head.committed)

@@ -13,8 +13,6 @@ JSON = {"Content-Type": "application/json"}
 SECRET = "xyzzy-secret"
 
 UNSUPPORTED: list[tuple[str, Any]] = [
-    ("n", 2),
-    ("n", True),
     ("logprobs", True),
     ("top_logprobs", 3),
     ("logit_bias", {"1": 5}),
@@ -116,6 +114,10 @@ def test_what_looks_like_a_misspelt_extension_is_not_dropped(client: httpx.Clien
         ({"max_tokens": 10**9}, "max_tokens"),
         ({"max_completion_tokens": 10**9, "max_tokens": None}, "max_completion_tokens"),
         ({"max_tokens": 3, "max_completion_tokens": 4}, "max_completion_tokens"),
+        ({"n": 0}, "n"),
+        ({"n": 17}, "n"),
+        ({"n": True}, "n"),
+        ({"n": 1.5}, "n"),
         ({"min_tokens": 5, "max_tokens": 4}, "min_tokens"),
         ({"seed": 2**70}, "seed"),
         ({"seed": "1"}, "seed"),
@@ -156,7 +158,7 @@ def test_an_empty_prompt_is_refused_and_the_session_unharmed(
 def test_a_refused_turn_of_a_session_leaves_it_as_it_was(client: httpx.Client, session_id: str, stream: bool) -> None:
     ask(client, "a", session_id=session_id)
     before = session_of(client, session_id)
-    for fields in ({"n": 2}, {"temperature": -1}, {"sesion_id": "x"}, {"history": "match"}):
+    for fields in ({"best_of": 2}, {"n": 17}, {"temperature": -1}, {"sesion_id": "x"}, {"history": "match"}):
         response = ask(client, "b", session_id=session_id, stream=stream, **fields)
         assert response.status_code in (400, 409)
         assert response.headers["content-type"] == "application/json"
