@@ -1,7 +1,7 @@
 """A circuit breaker: when a server has not answered several times in a row, calls fail at once for a moment.
 
-It keeps the threads of a store free for sessions that can be served, and tells clients when to come back. A refusal is
-an answer: only outages count.
+It keeps the threads of a store free for sessions that can be served, and tells clients when to come back. Only outages
+that are waited for count: a refusal is an answer, and a connection that is refused at once holds up nobody.
 """
 
 import threading
@@ -12,11 +12,15 @@ from contextlib import contextmanager
 from engine.errors import StoreUnavailable
 
 MAX_NUM_OUTAGES = 5
+SLOW_SECONDS = 0.5
 OPEN_SECONDS = 1.0
 
 
 class CircuitBreaker:
-    """outage: the exception that counts.   clock: seconds that never go back. Safe to call from several threads."""
+    """outage: the exception that counts, when it took SLOW_SECONDS.   clock: seconds that never go back.
+
+    Safe to call from several threads.
+    """
 
     def __init__(self, outage: type[Exception], clock: Callable[[], float] = time.monotonic) -> None:
         self._outage = outage
@@ -31,15 +35,18 @@ class CircuitBreaker:
         """One call. Raises `StoreUnavailable` while the circuit is open; when it has been open for OPEN_SECONDS, one
         call at a time is let through, and the first that is answered closes it."""
         is_probe = self._admit()
+        began = self._clock()
+        is_outage = False
         try:
             yield
         except self._outage:
-            self._failed(is_probe)
+            is_outage = self._clock() - began >= SLOW_SECONDS
             raise
-        except BaseException:
-            self._answered(is_probe)
-            raise
-        self._answered(is_probe)
+        finally:
+            if is_outage:
+                self._failed(is_probe)
+            else:
+                self._answered(is_probe)
 
     def _admit(self) -> bool:
         with self._lock:

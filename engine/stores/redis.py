@@ -28,13 +28,13 @@ from engine.stores.redis_errors import translated
 from engine.stores.redis_keys import RedisKeys
 from engine.stores.redis_scripts import (
     ACQUIRE_LEASE,
+    CONFIRM,
+    CONFIRM_ABSENCE,
     DELETE,
     FLIP,
     RELEASE_LEASE,
     RENEW,
     REPLACE_HEAD,
-    TOUCH,
-    TOUCH_ABSENT,
 )
 from engine.stores.redis_url import RedisUrl
 from engine.stores.succession import DEFAULT_NUM_KEPT, generations_dropped, is_unchanged, next_head, renamed_head
@@ -129,7 +129,7 @@ class RedisStore:
             if head is None:
                 if self._url.wait is not None:
                     # A deletion that too few acknowledged is asked for again: it must not come back either.
-                    self._client.run_script_durably(TOUCH_ABSENT, [self._keys.absent(key)], [])
+                    self._client.run_script_durably(CONFIRM_ABSENCE, [self._keys.absent(key)], [])
                 self._unlist(key)
                 return False
             keys = [self._keys.head(key), *self._keys.everything(key, head.generations)]
@@ -234,7 +234,7 @@ class RedisStore:
     def _confirm(self, key: SessionKey, generation: str) -> None:
         if self._url.wait is None:
             return
-        if not self._client.run_script_durably(TOUCH, [self._keys.head(key)], [generation.encode()]):
+        if not self._client.run_script_durably(CONFIRM, [self._keys.head(key)], [generation.encode()]):
             raise StoreUnavailable("what was committed is not in Redis any more: a failover has lost it")
 
     def _find(self, key: SessionKey, version: int | None) -> tuple[Head, Generation]:

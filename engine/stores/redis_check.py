@@ -44,6 +44,7 @@ class RedisCheck:
             self._check_limits(servers)
             self._check_wait(servers, durability)
             self._is_first = False
+        self._client.close_breakers()
         return durability if self._url.wait is None else self._url.wait.durability
 
     def _check_role(self, server: dict[str, Any]) -> None:

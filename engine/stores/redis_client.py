@@ -119,6 +119,10 @@ class RedisClient:
         with translated(), _looking_again(self._control):
             return [ask(server) for server in self._control.primaries()]
 
+    def close_breakers(self) -> None:
+        """The servers have just answered."""
+        self._breakers.clear()
+
     def close(self) -> None:
         for connections in (self._control, self._bulk, self._durable):
             connections.close()

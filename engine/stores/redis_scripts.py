@@ -62,7 +62,7 @@ return 1
 
 # A write that even a full Redis takes, for WAIT to count, if the head knows the generation.
 # KEYS: head.   ARGV: generation.
-TOUCH = """
+CONFIRM = """
 local recent = redis.call('HGET', KEYS[1], 'recent')
 if not recent or not string.find(' ' .. recent .. ' ', ' ' .. ARGV[1] .. ' ', 1, true) then return 0 end
 local ttl = redis.call('PTTL', KEYS[1])
@@ -72,7 +72,7 @@ return 1
 """
 
 # A write for WAIT to count where there is no head.   KEYS: a name of its own.
-TOUCH_ABSENT = """
+CONFIRM_ABSENCE = """
 redis.call('SET', KEYS[1], '', 'PX', 1000)
 return 1
 """

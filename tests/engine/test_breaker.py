@@ -3,7 +3,7 @@
 import pytest
 
 from engine.errors import CommitConflict, StoreUnavailable
-from engine.stores.breaker import MAX_NUM_OUTAGES, OPEN_SECONDS, CircuitBreaker
+from engine.stores.breaker import MAX_NUM_OUTAGES, OPEN_SECONDS, SLOW_SECONDS, CircuitBreaker
 
 
 class OutageError(Exception):
@@ -17,12 +17,14 @@ class Server:
         self.now = 100.0
         self.num_calls = 0
         self.failure: Exception | None = None
+        self.seconds = SLOW_SECONDS
         self.breaker = CircuitBreaker(OutageError, lambda: self.now)
 
     def call(self) -> None:
         with self.breaker.call():
             self.num_calls += 1
             if self.failure is not None:
+                self.now += self.seconds
                 raise self.failure
 
     def fail(self, num_times: int, failure: Exception | None = None) -> None:
@@ -64,6 +66,13 @@ def test_a_refusal_is_an_answer(answer: Exception) -> None:
     server.fail(MAX_NUM_OUTAGES - 1)
     server.fail(1, answer)
     server.fail(MAX_NUM_OUTAGES - 1)
+    server.call()
+
+
+def test_an_outage_that_is_not_waited_for_never_opens_it() -> None:
+    server = Server()
+    server.seconds = SLOW_SECONDS * 0.99
+    server.fail(5 * MAX_NUM_OUTAGES)
     server.call()
 
 

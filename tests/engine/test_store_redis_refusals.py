@@ -7,6 +7,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -94,21 +95,48 @@ def test_a_server_that_loads_its_data_says_so_and_has_the_session_afterwards(own
     store.close()
 
 
-def test_after_outages_in_a_row_calls_fail_at_once_until_a_probe_is_answered(own: Own) -> None:
+def test_a_server_that_hangs_is_not_waited_for_again_until_it_answers_a_probe(own: Own) -> None:
+    server = own()
+    store = open_store(server.url)
+    commit_number(store, 1, base=None)
+    server.pause()
+    with ThreadPoolExecutor(MAX_NUM_OUTAGES) as threads:
+        reasons = list(threads.map(lambda _: refused(lambda: store.read_head(KEY)).message, range(MAX_NUM_OUTAGES)))
+    assert reasons == ["Redis did not answer in time"] * MAX_NUM_OUTAGES
+    begin = time.monotonic()
+    error = refused(lambda: store.read_head(KEY))
+    assert time.monotonic() - begin < 0.1
+    assert isinstance(error, StoreUnavailable)
+    assert 0 < error.retry_after <= OPEN_SECONDS
+    server.resume()
+    assert "for a while" in refused(lambda: store.read_head(KEY)).message
+    time.sleep(error.retry_after)
+    assert whole_number(store) == 1
+    store.close()
+
+
+def test_a_check_that_is_answered_lets_everybody_through_at_once(own: Own) -> None:
+    server = own()
+    store = open_store(server.url)
+    commit_number(store, 1, base=None)
+    server.pause()
+    with ThreadPoolExecutor(MAX_NUM_OUTAGES) as threads:
+        list(threads.map(lambda _: refused(lambda: store.read_head(KEY)), range(MAX_NUM_OUTAGES)))
+    assert "for a while" in refused(lambda: store.read_head(KEY)).message
+    server.resume()
+    store.check()
+    assert whole_number(store) == 1
+    store.close()
+
+
+def test_a_server_that_is_gone_refuses_at_once_and_opens_no_breaker(own: Own) -> None:
     server = own("--appendonly", "yes", "--appendfsync", "always")
     store = open_store(server.url)
     commit_number(store, 1, base=None)
     server.kill()
-    for _ in range(MAX_NUM_OUTAGES):
+    for _ in range(3 * MAX_NUM_OUTAGES):
         assert refused(lambda: store.read_head(KEY)).message == "Redis cannot be reached"
-    begin = time.monotonic()
-    error = refused(lambda: store.read_head(KEY))
-    assert time.monotonic() - begin < 0.01
-    assert isinstance(error, StoreUnavailable)
-    assert 0 < error.retry_after <= OPEN_SECONDS
     server.start()
-    assert "for a while" in refused(lambda: store.read_head(KEY)).message
-    time.sleep(error.retry_after)
     assert whole_number(store) == 1
     store.close()
 
