@@ -17,6 +17,7 @@ from clients.messages import (
     Usage,
 )
 from clients.protocol import ChatOptions
+from clients.versions import CreateOptions, ExportedSession, ForkOptions, RewindOptions, SessionVersion
 
 __all__ = [
     "ApiError",
@@ -27,14 +28,19 @@ __all__ = [
     "Client",
     "ClientError",
     "ConnectionFailedError",
+    "CreateOptions",
+    "ExportedSession",
+    "ForkOptions",
     "IngestProgress",
     "IngestResult",
     "MemorySample",
     "OpenIngest",
     "ProtocolError",
+    "RewindOptions",
     "SessionCommit",
     "SessionInfo",
     "SessionMemory",
     "SessionPage",
+    "SessionVersion",
     "Usage",
 ]

@@ -1,15 +1,19 @@
-"""How the `atlas` command shows quantities, and the progress of a document: on standard error, only on a terminal."""
+"""How the `atlas` command shows quantities, versions, and the progress of a document (on standard error, only on a
+terminal)."""
 
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from types import TracebackType
 from typing import Self
 
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
 
 from clients.messages import IngestProgress, IngestResult
+from clients.versions import SessionVersion
 
 
 class IngestDisplay:
@@ -53,6 +57,16 @@ def describe_ingest(name: str, result: IngestResult) -> str:
         f"{name}: {result.num_bytes:,} bytes, {result.num_tokens:,} tokens in {result.seconds:.1f} s; session "
         f"{session.session_id} is at version {session.version}, token {session.position:,} ({session.durability})"
     )
+
+
+def versions_table(versions: Sequence[SessionVersion]) -> Table:
+    table = Table("version", "name", "tokens read", "size", "made", "", box=None)
+    for each in versions:
+        made = "" if each.created is None else age(each.created)
+        committed = "committed" if each.is_committed else ""
+        size = describe_bytes(each.num_bytes)
+        table.add_row(str(each.version), each.name or "", f"{each.position:,}", size, made, committed)
+    return table
 
 
 def describe_bytes(num_bytes: int) -> str:

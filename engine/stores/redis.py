@@ -6,6 +6,7 @@ gets one long enough for any reader that is still loading it. Expiry follows Red
 
 from collections.abc import Sequence
 from contextlib import suppress
+from itertools import chain
 
 from engine.checksums import part_checksum
 from engine.errors import (
@@ -23,9 +24,10 @@ from engine.failpoints import failpoint
 from engine.stores.base import Buffer, Generation, Head, NewGeneration, SessionKey
 from engine.stores.head_json import decode_head, encode_head
 from engine.stores.redis_check import RedisCheck
-from engine.stores.redis_client import RedisClient
+from engine.stores.redis_client import SMALL_NUM_BYTES, Command, RedisClient
 from engine.stores.redis_errors import translated
 from engine.stores.redis_keys import RedisKeys
+from engine.stores.redis_parts import fetch, stage, unlink
 from engine.stores.redis_scripts import (
     ACQUIRE_LEASE,
     CONFIRM,
@@ -75,10 +77,10 @@ class RedisStore:
             head, generation = self._find(key, version)
             if generation == missing:
                 raise StateLost("the session's state is gone", self._last_whole_version(key, head))
-            parts = self._get_all(self._keys.parts(key, generation))
-            if parts is not None:
+            data = fetch(self._client, self._keys.parts(key, generation), generation.num_bytes)
+            if data is not None:
                 self.touch(key, head)
-                return head, parts
+                return head, [data]
             missing = generation
 
     def touch(self, key: SessionKey, head: Head) -> None:
@@ -170,41 +172,32 @@ class RedisStore:
         self._client.close()
 
     def _commit(self, key: SessionKey, base: Head | None, new: NewGeneration, version: int) -> Head:
-        current = self.read_head(key)
-        if current is not None and new.generation in current.recent:
-            self._confirm(key, new.generation)
-            return current
-        if not is_unchanged(base, current):
-            raise CommitConflict("another writer committed this session first")
+        """The flip alone decides. Before a large transfer the head is read too: a race that is lost costs none."""
         head = next_head(base, new, version, self._num_kept)
-        try:
-            with translated():
-                failpoint("commit.before_parts")
-                self._stage(key, head.committed, new)
-                self._enlist(key)
+        if head.num_bytes > SMALL_NUM_BYTES:
+            current = self.read_head(key)
+            if current is not None and new.generation in current.recent:
+                self._confirm(key, new.generation)
+                return current
+            if not is_unchanged(base, current):
+                raise CommitConflict("another writer committed this session first")
+        with translated():
+            failpoint("commit.before_parts")
+            names = [*self._keys.parts(key, head.committed), *self._keys.extras(key, head.committed)]
+            values = zip(names, chain(new.parts, (new.extra,)), strict=False)
+            staged = stage(self._client, values, STAGING_SECONDS, self._entry(key))
+            try:
                 failpoint("commit.before_flip")
                 head = self._flip(key, base, head)
                 failpoint("commit.after_flip")
-        except (CommitConflict, StoreFull):
-            with suppress(StoreUnavailable):
-                for name in self._keys.everything(key, [head.committed]):
-                    self._client.control("UNLINK", name)
-            raise
+            except (CommitConflict, StoreFull):
+                unlink(self._client, staged)
+                raise
         if base is None:
             # A listing may have taken the id for a ghost between the first entry and the flip.
             with suppress(StoreUnavailable):
-                self._enlist(key)
+                self._client.control(*self._entry(key))
         return head
-
-    def _stage(self, key: SessionKey, generation: Generation, new: NewGeneration) -> None:
-        """Write parts and extra under fresh names.
-
-        NX: should the first try have been applied after all, this one must not put a time-to-live on living parts.
-        """
-        keys = [*self._keys.parts(key, generation), *self._keys.extras(key, generation)]
-        for name, value in zip(keys, [*new.parts, new.extra], strict=False):
-            self._client.bulk("SET", name, memoryview(value), "EX", STAGING_SECONDS, "NX")
-            failpoint("commit.part")
 
     def _flip(self, key: SessionKey, base: Head | None, head: Head) -> Head:
         new = self._keys.everything(key, [head.committed])
@@ -229,7 +222,7 @@ class RedisStore:
             raise StoreUnavailable("parts that were just written are gone from Redis")
         if status == b"mine":
             self._confirm(key, head.generation)
-        return decode_head(raw)
+        return head if status == b"flipped" else decode_head(raw)
 
     def _confirm(self, key: SessionKey, generation: str) -> None:
         if self._url.wait is None:
@@ -272,8 +265,9 @@ class RedisStore:
         names = self._client.control("ZRANGEBYLEX", self._keys.index(tenant), low, "+", "LIMIT", 0, limit)
         return [name.decode() for name in names]
 
-    def _enlist(self, key: SessionKey) -> None:
-        self._client.control("ZADD", self._keys.index(key.tenant), 0, key.session_id)
+    def _entry(self, key: SessionKey) -> Command:
+        """The command that puts a session into its tenant's index."""
+        return ("ZADD", self._keys.index(key.tenant), 0, key.session_id)
 
     def _unlist(self, key: SessionKey) -> None:
         self._client.control("ZREM", self._keys.index(key.tenant), key.session_id)

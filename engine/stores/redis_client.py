@@ -20,6 +20,9 @@ from engine.stores.redis_connections import CONTROL_SECONDS, Connections, open_c
 from engine.stores.redis_errors import RedisOutage, translated
 from engine.stores.redis_url import RedisUrl
 
+# What `control` may carry: its time-out is enough for that.
+SMALL_NUM_BYTES = 2 * 2**20
+
 _BULK_SECONDS = 10.0
 _NUM_CONTROL_CONNECTIONS = 16
 _NUM_BULK_CONNECTIONS = 8
@@ -48,14 +51,17 @@ class RedisClient:
 
     def control_many(self, commands: Sequence[Command]) -> list[Any]:
         """Small commands in one round trip to each server that is concerned, not as a transaction."""
+        if not commands:
+            return []
+        return self._ask(commands[0][1], lambda: _pipelined(self._control.client(), commands, raise_on_error=True))
 
-        def ask() -> list[Any]:
-            pipeline = self._control.client().pipeline(transaction=False)
-            for command in commands:
-                _execute(pipeline, *command)
-            return list(pipeline.execute())
+    def bulk_many(self, commands: Sequence[Command], num_bytes: int) -> list[Any]:
+        """Commands that carry values of `num_bytes` together, in one round trip, not as a transaction.
 
-        return self._ask(commands[0][1], ask) if commands else []
+        Where Redis refused one, the library's exception stands in the reply's place: the others may be applied.
+        """
+        connections = self._control if num_bytes <= SMALL_NUM_BYTES else self._bulk
+        return self._ask(commands[0][1], lambda: _pipelined(connections.client(), commands, raise_on_error=False))
 
     def bulk(self, name: str, key: bytes, *arguments: Argument) -> Any:
         """One command that carries a part, or whose reply does."""
@@ -135,7 +141,7 @@ class RedisClient:
         for _ in range(_MAX_NUM_REDIRECTIONS):
             asking = [("ASKING",)] if is_asking else []
             with _looking_again(self._durable):
-                reply, acknowledged = _pipelined(server, [*asking, call, self._wait.command])[-2:]
+                reply, acknowledged = _pipelined(server, [*asking, call, self._wait.command], raise_on_error=False)[-2:]
             if isinstance(reply, exceptions.NoScriptError):
                 call = ("EVAL", script, *call[2:])
             elif isinstance(reply, exceptions.AskError):
@@ -171,12 +177,12 @@ def _digest(script: str) -> str:
     return sha1(script.encode(), usedforsecurity=False).hexdigest()
 
 
-def _pipelined(server: "redis.Redis", commands: Sequence[Sequence[Argument]]) -> list[Any]:
-    """The replies, with the library's exception in the place of a refused command's."""
-    pipeline = server.pipeline(transaction=False)
+def _pipelined(client: Any, commands: Sequence[Sequence[Argument]], raise_on_error: bool) -> list[Any]:
+    """The replies; unless they are to be raised, the library's exception stands in a refused command's place."""
+    pipeline = client.pipeline(transaction=False)
     for command in commands:
         _execute(pipeline, *command)
-    return list(pipeline.execute(raise_on_error=False))
+    return list(pipeline.execute(raise_on_error))
 
 
 def _execute(client: Any, *command: Argument) -> Any:

@@ -11,6 +11,7 @@ from typing import Any, Protocol
 import redis
 from redis.backoff import ExponentialBackoff, NoBackoff
 from redis.cluster import ClusterNode, RedisCluster
+from redis.connection import PythonRespSerializer
 from redis.exceptions import AskError, MovedError, RedisClusterException, RedisError, SlotNotCoveredError
 from redis.retry import Retry
 from redis.sentinel import Sentinel, SentinelConnectionPool
@@ -19,6 +20,7 @@ from engine.stores.redis_url import RedisUrl
 
 CONTROL_SECONDS = 1.0
 _POOL_SECONDS = 5.0
+_PACKED_NUM_BYTES = 6000
 
 
 class Connections(Protocol):
@@ -64,6 +66,8 @@ class MasterConnections:
             "max_connections": num_connections,
             "timeout": _POOL_SECONDS,
             "retry": _retry(),
+            # NOTE: the packer of hiredis copies every part twice; this one sends a memoryview as it lies.
+            "command_packer": PythonRespSerializer(_PACKED_NUM_BYTES, _encode),
         }
         self._sentinel: Sentinel | None = None
         if url.sentinel is None:
@@ -183,6 +187,10 @@ def _sentinel(url: RedisUrl) -> Sentinel:
     return Sentinel(  # type: ignore[no-untyped-call]
         list(url.hosts), sentinel_kwargs={**settings, "ssl": url.scheme == "rediss"}
     )
+
+
+def _encode(argument: bytes | memoryview | str | int) -> bytes | memoryview:
+    return argument if isinstance(argument, bytes | memoryview) else str(argument).encode()
 
 
 def _retry() -> Retry:
