@@ -47,6 +47,9 @@ class WrappedStore:
     def load_extra(self, key: SessionKey, version: int | None = None) -> bytes:
         return self._call(lambda: self._store.load_extra(key, version))
 
+    def confirm(self, key: SessionKey, head: Head) -> None:
+        self._call(lambda: self._store.confirm(key, head))
+
     def create(self, key: SessionKey, new: NewGeneration) -> Head:
         return self._call(lambda: self._store.create(key, new))
 
