@@ -58,6 +58,9 @@ class Versions:
 
         Raises SessionNotFound, VersionNotFound, SessionExists, StoreFull.
         """
+        # The source need not have that version any more when the request comes again.
+        if (begun := await self._begun(key, identity)) is not None:
+            return begun
         head, generation = await self.find(source, version)
         await self._storage.check_room(key, None)
         loaded = await self._committed.load_version(source, generation.version)
@@ -123,10 +126,12 @@ class Versions:
 
         Raises SessionNotFound, VersionNotFound, VersionConflict, StoreFull.
         """
-        head, generation = await self.find(key, version)
+        head, _ = await self.find(key, None)
         repeated = (await self._stored_now(key)).find_turn(head.version, identity)
         if repeated is not None:
             return CommittedSession(**repeated.response)
+        # What was gone back to may be the version that this very commit has dropped: only now.
+        _, generation = await self.find(key, version)
         if if_match is not None and if_match != head.version:
             raise VersionConflict(f"the session is at version {head.version}", current=head.version)
         loaded = await self._committed.load_version(key, generation.version)
@@ -172,17 +177,24 @@ class Versions:
         try:
             return await finish_even_if_cancelled(self._storage.create(key, beginning))
         except SessionExists:
-            head, _ = await self.find(key, None)
-            repeated = (await self._stored_now(key)).find_turn(head.version, identity)
-            if repeated is None or repeated.version != 0:
+            begun = await self._begun(key, identity)
+            if begun is None:
                 raise
-            return head
+            return begun
+
+    async def _begun(self, key: SessionKey, identity: RequestIdentity) -> Head | None:
+        """The session's head when this very request has begun it. Raises IdempotencyMismatch."""
+        head = await self._storage.read_head(key)
+        if head is None:
+            return None
+        repeated = (await self._stored_now(key)).find_turn(head.version, identity)
+        return head if repeated is not None and repeated.version == 0 else None
 
     async def _stored_now(self, key: SessionKey) -> StoredTurns:
-        """None where they are lost with the state that they belong to."""
+        """None where they are lost with the state that they belong to, or gone with the session."""
         try:
             return await self._storage.load_stored(key)
-        except (StateLost, StateCorrupt):
+        except (SessionNotFound, StateLost, StateCorrupt):
             return StoredTurns()
 
 
