@@ -5,13 +5,15 @@ and can itself be undone while what it left behind is kept.
 """
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, replace
-from typing import Any
+from typing import Any, TypeVar
 
 from engine.errors import (
     IngestOpen,
     InvalidState,
+    SessionBusy,
     SessionExists,
     SessionNotFound,
     StateCorrupt,
@@ -28,6 +30,10 @@ from engine.sessions.stored_turns import RequestIdentity, StoredTurn, StoredTurn
 from engine.sessions.turn import CommittedSession
 from engine.state_pool import diverged_tensor
 from engine.stores.base import Buffer, Generation, Head, SessionKey
+
+_ATTEMPTS = 8
+
+T = TypeVar("T")
 
 
 class Versions:
@@ -58,9 +64,12 @@ class Versions:
 
         Raises SessionNotFound, VersionNotFound, SessionExists, StoreFull.
         """
-        head, generation = await self.find(source, version)
+        # The source need not have that version any more when the request comes again.
+        if (begun := await self._begun(key, identity)) is not None:
+            return begun
         await self._storage.check_room(key, None)
-        loaded = await self._committed.load_version(source, generation.version)
+        _, loaded = await self._load_found(source, version, self._committed.load_version)
+        head = loaded.head
         stored = StoredTurns() if loaded.stored is None else loaded.stored.forked(key.session_id)
         beginning = Beginning(
             metadata=head.metadata if metadata is None else metadata,
@@ -91,10 +100,12 @@ class Versions:
         return await self._begin(key, Beginning(record.metadata, ttl_seconds, record, stored), identity)
 
     async def export(self, key: SessionKey, version: int | str | None) -> tuple[Head, Generation, list[Buffer]]:
-        """The snapshot of a kept version, whole and checked. Raises SessionNotFound, VersionNotFound, and what loading
-        does; SessionNotFound also for a version that has read nothing, of which there is no snapshot."""
-        _, generation = await self.find(key, version)
-        head, parts = await self._storage.load_snapshot(key, generation.version)
+        """The snapshot of a kept version, whole and checked.
+
+        Raises SessionNotFound, VersionNotFound, also for a version that has read nothing, of which there is no
+        snapshot, and what loading does.
+        """
+        generation, (head, parts) = await self._load_found(key, version, self._storage.load_snapshot)
         if not parts:
             raise VersionNotFound("this version has read nothing: there is nothing to export")
         return head, generation, parts
@@ -123,11 +134,13 @@ class Versions:
 
         Raises SessionNotFound, VersionNotFound, VersionConflict, StoreFull.
         """
-        head, generation = await self.find(key, version)
+        head, _ = await self.find(key, None)
         repeated = (await self._stored_now(key)).find_turn(head.version, identity)
         if repeated is not None:
             await self._committed.confirm(key, head)
             return CommittedSession(**repeated.response)
+        # What was gone back to may be the version that this very commit has dropped: only now.
+        _, generation = await self.find(key, version)
         if if_match is not None and if_match != head.version:
             raise VersionConflict(f"the session is at version {head.version}", current=head.version)
         loaded = await self._committed.load_version(key, generation.version)
@@ -167,24 +180,43 @@ class Versions:
             raise VersionNotFound("this version of the session is not kept")
         return head, generation
 
+    async def _load_found(
+        self, key: SessionKey, version: int | str | None, load: Callable[[SessionKey, int], Awaitable[T]]
+    ) -> tuple[Generation, T]:
+        """As `find`, and loaded: where no writer is held off, what was found may be dropped before it is loaded."""
+        for _ in range(_ATTEMPTS):
+            _, generation = await self.find(key, version)
+            with suppress(VersionNotFound):
+                return generation, await load(key, generation.version)
+        raise SessionBusy("the session is being written to")
+
     async def _begin(self, key: SessionKey, beginning: Beginning, identity: RequestIdentity) -> Head:
         change = _stored_change(0, identity, {})
         beginning = replace(beginning, stored=beginning.stored.with_turn(change))
         try:
             return await finish_even_if_cancelled(self._storage.create(key, beginning))
         except SessionExists:
-            head, _ = await self.find(key, None)
-            repeated = (await self._stored_now(key)).find_turn(head.version, identity)
-            if repeated is None or repeated.version != 0:
+            begun = await self._begun(key, identity)
+            if begun is None:
                 raise
-            await self._committed.confirm(key, head)
-            return head
+            return begun
+
+    async def _begun(self, key: SessionKey, identity: RequestIdentity) -> Head | None:
+        """The session's head when this very request has begun it. Raises IdempotencyMismatch."""
+        head = await self._storage.read_head(key)
+        if head is None:
+            return None
+        repeated = (await self._stored_now(key)).find_turn(head.version, identity)
+        if repeated is None or repeated.version != 0:
+            return None
+        await self._committed.confirm(key, head)
+        return head
 
     async def _stored_now(self, key: SessionKey) -> StoredTurns:
-        """None where they are lost with the state that they belong to."""
+        """None where they are lost with the state that they belong to, or gone with the session."""
         try:
             return await self._storage.load_stored(key)
-        except (StateLost, StateCorrupt):
+        except (SessionNotFound, StateLost, StateCorrupt):
             return StoredTurns()
 
 

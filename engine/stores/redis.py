@@ -151,7 +151,7 @@ class RedisStore:
         raise SessionBusy("the session is being written to")
 
     def delete(self, key: SessionKey) -> bool:
-        for _ in range(_ATTEMPTS):
+        for attempt in range(_ATTEMPTS):
             known = self._generations.known(key)
             head = self.read_head(key)
             if head is not None:
@@ -163,7 +163,8 @@ class RedisStore:
                 self._client.run_script_durably(CONFIRM_ABSENCE, [self._keys.absent(key)], [])
             self._generations.delete(key, known, _REMEMBER_SECONDS)
             self._index.unlist(key)
-            return head is not None
+            # Gone since the first look: deleted by a script of ours whose reply was lost.
+            return head is not None or attempt > 0
         raise SessionBusy("the session is being written to")
 
     def usage(self, tenant: str) -> TenantUsage:
