@@ -7,7 +7,7 @@ from typing import TypeVar
 from engine.engine import Engine
 from engine.sampling_params import SamplingParams
 from engine.sequence import FinishReason, Sequence, SequenceState
-from tests.faults.model import Memory
+from tests.faults.state_machine.model import Memory
 
 MAX_NUM_REMEMBERED = 500
 K = TypeVar("K")

@@ -5,8 +5,8 @@ from dataclasses import replace
 
 from atlas_model.text import ChatFormat, Tokenizer
 from engine.sessions import History, Message
-from tests.faults.model import Answered, Memory, Model, Session, Version, committed
-from tests.faults.operations import (
+from tests.faults.state_machine.model import Answered, Memory, Model, Session, Version, committed
+from tests.faults.state_machine.operations import (
     Carry,
     Create,
     Delete,
@@ -21,10 +21,10 @@ from tests.faults.operations import (
     Unname,
     request_digest,
 )
-from tests.faults.oracle import Oracle
-from tests.faults.predicted import Prediction, refused, repeated
-from tests.faults.predicted_documents import predict_ingest
-from tests.faults.predicted_versions import (
+from tests.faults.state_machine.oracle import Oracle
+from tests.faults.state_machine.predicted import Prediction, refused, repeated
+from tests.faults.state_machine.predicted_documents import predict_ingest
+from tests.faults.state_machine.predicted_versions import (
     predict_carry,
     predict_create,
     predict_delete,

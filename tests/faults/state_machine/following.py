@@ -5,11 +5,22 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import Protocol
 
 from tests.engine.harness import tiny
-from tests.faults.model import Model
-from tests.faults.operations import Carry, Fork, Name, Operation, Outcome, Refused, Seen, Turn, Unname, View
-from tests.faults.oracle import Oracle
-from tests.faults.predicted import Prediction
-from tests.faults.predictions import Predictions
+from tests.faults.state_machine.model import Model
+from tests.faults.state_machine.operations import (
+    Carry,
+    Fork,
+    Name,
+    Operation,
+    Outcome,
+    Refused,
+    Seen,
+    Turn,
+    Unname,
+    View,
+)
+from tests.faults.state_machine.oracle import Oracle
+from tests.faults.state_machine.predicted import Prediction
+from tests.faults.state_machine.predictions import Predictions
 
 UNREACHABLE = Refused("the server is gone")
 # What a client is told when the store failed it, when a lease outlived its holder, or when nobody was there.

@@ -2,8 +2,8 @@
 
 from dataclasses import dataclass
 
-from tests.faults.model import Answered, Session
-from tests.faults.operations import Outcome, Refused, Retriable, Seen, request_digest
+from tests.faults.state_machine.model import Answered, Session
+from tests.faults.state_machine.operations import Outcome, Refused, Retriable, Seen, request_digest
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,9 +4,9 @@ from typing import Any
 
 import httpx
 
-from tests.faults.following import UNREACHABLE
-from tests.faults.model import COMMIT_NUM_TOKENS, NUM_KEPT
-from tests.faults.operations import (
+from tests.faults.state_machine.following import UNREACHABLE
+from tests.faults.state_machine.model import COMMIT_NUM_TOKENS, NUM_KEPT
+from tests.faults.state_machine.operations import (
     Carry,
     Create,
     Delete,

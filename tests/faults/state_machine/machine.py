@@ -16,13 +16,13 @@ from hypothesis.stateful import RuleBasedStateMachine, precondition, rule
 from engine import failpoints
 from engine.sequence import SequenceState
 from tests.engine.harness import assert_same_session
-from tests.faults import strategies
-from tests.faults.backends import Backend
-from tests.faults.following import Follower, difference
-from tests.faults.operations import Operation, Outcome, Refused, Rewind, Turn
-from tests.faults.oracle import Oracle
-from tests.faults.predicted import Prediction
-from tests.faults.replicas import Replica
+from tests.faults.state_machine import strategies
+from tests.faults.state_machine.backends import Backend
+from tests.faults.state_machine.following import Follower, difference
+from tests.faults.state_machine.operations import Operation, Outcome, Refused, Rewind, Turn
+from tests.faults.state_machine.oracle import Oracle
+from tests.faults.state_machine.predicted import Prediction
+from tests.faults.state_machine.replicas import Replica
 
 T = TypeVar("T")
 

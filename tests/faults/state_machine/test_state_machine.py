@@ -31,12 +31,12 @@ from engine.stores.base import Head, NewGeneration, SessionKey
 from engine.stores.memory import MemoryStore
 from engine.stores.redis import RedisStore
 from tests.engine.harness import SMALL, tiny
-from tests.faults.backends import Backend, Clock, LocalBackend, MemoryBackend, RedisBackend
 from tests.faults.figures import tell
-from tests.faults.machine import Laboratory, SessionMachine
-from tests.faults.oracle import Oracle
-from tests.faults.process_machine import ProcessMachine
-from tests.faults.server_replica import SETTINGS, ServerReplica
+from tests.faults.state_machine.backends import Backend, Clock, LocalBackend, MemoryBackend, RedisBackend
+from tests.faults.state_machine.machine import Laboratory, SessionMachine
+from tests.faults.state_machine.oracle import Oracle
+from tests.faults.state_machine.process_machine import ProcessMachine
+from tests.faults.state_machine.server_replica import SETTINGS, ServerReplica
 from tests.redis_server import RedisServer, redis_is_installed
 from tests.server.forked import ForkedServer, Forker
 

@@ -7,8 +7,8 @@ from typing import Any
 from hypothesis import strategies as st
 
 from engine.sessions import History, Message
-from tests.faults.model import Session
-from tests.faults.operations import (
+from tests.faults.state_machine.model import Session
+from tests.faults.state_machine.operations import (
     Carry,
     Create,
     Delete,

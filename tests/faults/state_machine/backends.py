@@ -13,7 +13,7 @@ from engine.stores.local import LocalStore
 from engine.stores.memory import MemoryStore
 from engine.stores.redis import GRACE_SECONDS, STAGING_SECONDS, RedisStore
 from engine.stores.redis_keys import RedisKeys
-from tests.faults.model import NUM_KEPT
+from tests.faults.state_machine.model import NUM_KEPT
 from tests.redis_server import RedisServer
 
 # Twice the staging time is for how long a deletion remembers what a late writer may have staged.

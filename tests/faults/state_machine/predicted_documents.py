@@ -5,9 +5,9 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from atlas_model.text import ChatFormat, Tokenizer
-from tests.faults.model import COMMIT_NUM_TOKENS, Document, Memory, Session, committed
-from tests.faults.operations import BROKEN_OFF, Ingest, Seen
-from tests.faults.predicted import Prediction, refused
+from tests.faults.state_machine.model import COMMIT_NUM_TOKENS, Document, Memory, Session, committed
+from tests.faults.state_machine.operations import BROKEN_OFF, Ingest, Seen
+from tests.faults.state_machine.predicted import Prediction, refused
 
 
 def predict_ingest(

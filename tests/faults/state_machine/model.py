@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 
 from engine.sessions import Message
 from engine.tokens_digest import INITIAL_DIGEST, extend_digest
-from tests.faults.operations import Seen, View
+from tests.faults.state_machine.operations import Seen, View
 
 NUM_KEPT = 2
 COMMIT_NUM_TOKENS = 24

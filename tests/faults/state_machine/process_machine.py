@@ -8,12 +8,12 @@ from typing import Any
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, precondition, rule
 
-from tests.faults import strategies
-from tests.faults.following import Follower
-from tests.faults.machine import REPLICAS, Laboratory
-from tests.faults.operations import Ingest, Operation, Outcome, Rewind, Seen
-from tests.faults.predicted import Prediction
-from tests.faults.server_replica import ServerReplica
+from tests.faults.state_machine import strategies
+from tests.faults.state_machine.following import Follower
+from tests.faults.state_machine.machine import REPLICAS, Laboratory
+from tests.faults.state_machine.operations import Ingest, Operation, Outcome, Rewind, Seen
+from tests.faults.state_machine.predicted import Prediction
+from tests.faults.state_machine.server_replica import ServerReplica
 from tests.redis_server import RedisServer
 
 CRASH_POINTS = ("commit.before_parts", "commit.part", "commit.before_flip", "commit.after_flip")

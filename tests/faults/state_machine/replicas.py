@@ -12,8 +12,8 @@ from engine.sequence import SequenceState
 from engine.sessions import IngestRequest, IngestResult, RequestIdentity, SessionConfig, StoredTurn, TurnRequest
 from engine.stores.base import Head, SessionKey, Store
 from tests.engine.sessions_harness import House, house
-from tests.faults.model import COMMIT_NUM_TOKENS
-from tests.faults.operations import (
+from tests.faults.state_machine.model import COMMIT_NUM_TOKENS
+from tests.faults.state_machine.operations import (
     BROKEN_OFF,
     Carry,
     Create,

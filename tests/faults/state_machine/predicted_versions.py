@@ -3,9 +3,20 @@
 from collections.abc import Mapping
 from dataclasses import replace
 
-from tests.faults.model import Answered, Memory, Session, begun, committed, renamed
-from tests.faults.operations import Carry, Create, Delete, Fork, Name, Refused, Rewind, Seen, Unname, request_digest
-from tests.faults.predicted import Prediction, done, refused, repeated
+from tests.faults.state_machine.model import Answered, Memory, Session, begun, committed, renamed
+from tests.faults.state_machine.operations import (
+    Carry,
+    Create,
+    Delete,
+    Fork,
+    Name,
+    Refused,
+    Rewind,
+    Seen,
+    Unname,
+    request_digest,
+)
+from tests.faults.state_machine.predicted import Prediction, done, refused, repeated
 
 Sessions = Mapping[str, Session]
 
