@@ -1,8 +1,9 @@
 """`local:///absolute/path`: blob files and a SQLite index in one directory. The default; nothing to set up.
 
-A commit writes one blob (the snapshot's parts and the extra behind them), and then flips the session's row. Both are
-fsynced before it is acknowledged, so an acknowledged commit survives `kill -9` and a power cut. One server at a time
-may have the directory open: a lock file, held by the kernel, refuses the second.
+A commit writes one blob (the snapshot's parts and the extra behind them), and then flips the session's row; what it
+adds to the token log is written within the flip, where nobody else can write. All are fsynced before it is
+acknowledged, so an acknowledged commit survives `kill -9` and a power cut. One server at a time may have the directory
+open: a lock file, held by the kernel, refuses the second.
 """
 
 import fcntl
@@ -15,6 +16,7 @@ from pathlib import Path
 from engine.checksums import part_checksum
 from engine.errors import (
     CommitConflict,
+    LogLost,
     SessionExists,
     SessionNotFound,
     StateCorrupt,
@@ -28,9 +30,11 @@ from engine.failpoints import failpoint
 from engine.stores.base import Buffer, Generation, Head, NewGeneration, SessionKey
 from engine.stores.blobs import BlobDirectory, make_directory
 from engine.stores.expiry import IdleTimes
+from engine.stores.head import buffer_num_bytes
 from engine.stores.index import Index
 from engine.stores.leases import ProcessLeases
 from engine.stores.local_errors import reading, writing
+from engine.stores.logs import LogDirectory
 from engine.stores.succession import DEFAULT_NUM_KEPT, generations_dropped, is_unchanged, next_head, renamed_head
 
 
@@ -52,12 +56,13 @@ class LocalStore:
             opened.callback(os.close, _lock(directory / "lock"))
             self._blobs = BlobDirectory(directory / "blobs")
             self._quarantined = BlobDirectory(directory / "quarantine")
+            self._logs = LogDirectory(directory / "logs")
             index_path = directory / "index.sqlite3"
             if not index_path.exists() and self._blobs.names():
                 raise StoreMisconfigured(f"{index_path} is gone, but snapshots are there: restore it, or move them")
             self._index = Index(index_path)
             opened.callback(self._index.close)
-            self._sweep_blobs()
+            self._sweep()
             self._opened = opened.pop_all()
 
     def check(self) -> None:
@@ -87,6 +92,10 @@ class LocalStore:
             raise StateCorrupt("the stored answers of a session were altered")
         return bytes(extra)
 
+    def load_log(self, key: SessionKey, log_id: str, num_bytes: int) -> Buffer:
+        with reading():
+            return self._logs.read(log_id, num_bytes)
+
     def create(self, key: SessionKey, new: NewGeneration) -> Head:
         try:
             return self._commit(key, None, new, version=0)
@@ -114,16 +123,16 @@ class LocalStore:
         return head
 
     def delete(self, key: SessionKey) -> bool:
-        removed: list[Generation] = []
+        removed: list[Head] = []
 
         def forget(head: Head | None) -> None:
             if head is not None:
-                removed.extend(head.generations)
+                removed.append(head)
 
         with writing():
             self._index.update(key, forget)
             self._idle_times.forget(key)
-            self._drop(removed)
+            self._drop_all(removed)
         return bool(removed)
 
     def list_sessions(self, tenant: str, limit: int, after: str | None = None) -> list[tuple[str, Head]]:
@@ -172,6 +181,8 @@ class LocalStore:
         with suppress(OSError):
             failpoint("commit.before_drop")
             self._drop(generations_dropped(base, head) if base else [])
+            if base is not None and base.log_id is not None and head.log_id is None:
+                self._logs.remove(base.log_id)
             failpoint("commit.after_drop")
         return head
 
@@ -183,23 +194,30 @@ class LocalStore:
                 raise CommitConflict("another writer committed this session first")
             if not self._blobs.has(new.generation):
                 raise StoreUnavailable("the snapshot that was just written is gone")
+            if head.log_id is not None and head.log_num_bytes is not None and new.log is not None:
+                self._logs.write(head.log_id, head.log_num_bytes - buffer_num_bytes(new.log), new.log)
             failpoint("commit.in_flip")
             return head
 
         try:
             failpoint("commit.before_flip")
             self._index.update(key, decide)
-        except CommitConflict:
-            self._blobs.remove(new.generation)
+        except (CommitConflict, LogLost):
+            self._remove_new(new)
             raise
         except (OSError, sqlite3.Error):
             # A commit that failed may still have reached the disk: the blob goes only if the index does not name it.
             with suppress(OSError, sqlite3.Error):
                 current = self._index.read(key)
                 if current is None or new.generation not in current.recent:
-                    self._blobs.remove(new.generation)
+                    self._remove_new(new)
             raise
         return head
+
+    def _remove_new(self, new: NewGeneration) -> None:
+        """What only this commit has brought: its blob, and the log that it began."""
+        self._blobs.remove(new.generation)
+        self._logs.remove(new.generation)
 
     def _find(self, key: SessionKey, version: int | None) -> tuple[Head, Generation]:
         head = self.read_head(key)
@@ -232,20 +250,27 @@ class LocalStore:
         for generation in generations:
             self._blobs.remove(generation.generation)
 
+    def _drop_all(self, heads: list[Head]) -> None:
+        """What belongs to sessions that are no more."""
+        for head in heads:
+            self._drop([*head.generations])
+            if head.log_id is not None:
+                self._logs.remove(head.log_id)
+
     def _end(self, key: SessionKey) -> None:
         """Delete a session whose time is over, unless it was used in this moment."""
-        removed: list[Generation] = []
+        removed: list[Head] = []
 
         def decide(head: Head | None) -> Head | None:
             if head is None or not self._idle_times.has_ended(key, head):
                 return head
-            removed.extend(head.generations)
+            removed.append(head)
             return None
 
         self._index.update(key, decide)
         if removed:
             self._idle_times.forget(key)
-            self._drop(removed)
+            self._drop_all(removed)
 
     def _end_idle_sessions(self) -> None:
         with writing():
@@ -253,8 +278,8 @@ class LocalStore:
                 if head is not None and self._idle_times.has_ended(key, head):
                     self._end(key)
 
-    def _sweep_blobs(self) -> None:
-        """Delete what no head names: temporary files, blobs never flipped to, generations that were left.
+    def _sweep(self) -> None:
+        """Delete what no head names: temporary files, blobs never flipped to, generations that were left, their logs.
 
         Nothing is deleted while a head cannot be read.
         """
@@ -265,6 +290,8 @@ class LocalStore:
         for name in self._blobs.names():
             if name not in named:
                 self._blobs.remove(name)
+        for name in {*self._logs.names()} - {head.log_id for head in heads if head}:
+            self._logs.remove(name)
 
 
 def _lock(path: Path) -> int:

@@ -10,6 +10,7 @@ from contextlib import suppress
 from engine.checksums import part_checksum
 from engine.errors import (
     CommitConflict,
+    LogLost,
     SessionBusy,
     SessionExists,
     SessionNotFound,
@@ -25,6 +26,7 @@ from engine.stores.base import Buffer, Generation, Head, NewGeneration, SessionK
 from engine.stores.head_json import decode_head, encode_head
 from engine.stores.redis_client import RedisClient, RedisUrl, translated
 from engine.stores.redis_keys import RedisKeys
+from engine.stores.redis_log import check_log_fits, read_log, stage_log
 from engine.stores.redis_scripts import ACQUIRE_LEASE, DELETE, FLIP, RELEASE_LEASE, RENEW, REPLACE_HEAD
 from engine.stores.succession import DEFAULT_NUM_KEPT, generations_dropped, is_unchanged, next_head, renamed_head
 
@@ -79,7 +81,8 @@ class RedisStore:
 
     def touch(self, key: SessionKey, head: Head) -> None:
         if head.ttl_seconds is not None:
-            keys = [self._keys.head(key), *self._keys.everything(key, head.generations)]
+            logs = self._keys.logs(key, head)
+            keys = [self._keys.head(key), *self._keys.everything(key, head.generations), *logs]
             with suppress(StoreUnavailable):
                 self._client.run_script(RENEW, keys, [_fence(head), _ttl_milliseconds(head)])
 
@@ -96,6 +99,9 @@ class RedisStore:
                     raise StateCorrupt("the stored answers of a session were altered")
                 return extra
             missing = generation
+
+    def load_log(self, key: SessionKey, log_id: str, num_bytes: int) -> Buffer:
+        return read_log(self._client, self._keys.log(key, log_id), num_bytes)
 
     def create(self, key: SessionKey, new: NewGeneration) -> Head:
         try:
@@ -122,7 +128,8 @@ class RedisStore:
             if head is None:
                 self._unlist(key)
                 return False
-            keys = [self._keys.head(key), *self._keys.everything(key, head.generations)]
+            logs = self._keys.logs(key, head)
+            keys = [self._keys.head(key), *self._keys.everything(key, head.generations), *logs]
             if self._client.run_script(DELETE, keys, [_fence(head)]):
                 self._unlist(key)
                 return True
@@ -166,17 +173,22 @@ class RedisStore:
         if not is_unchanged(base, current):
             raise CommitConflict("another writer committed this session first")
         head = next_head(base, new, version, self._num_kept)
+        check_log_fits(head.log_num_bytes or 0)
+        begins_log = head.log_id == new.generation
         try:
             with translated():
                 failpoint("commit.before_parts")
                 self._stage(key, head.committed, new)
+                if begins_log and new.log is not None:
+                    stage_log(self._client, self._keys.log(key, new.generation), new.log, STAGING_SECONDS)
                 self._enlist(key)
                 failpoint("commit.before_flip")
-                head = self._flip(key, base, head)
+                head = self._flip(key, base, head, b"" if begins_log or new.log is None else bytes(new.log))
                 failpoint("commit.after_flip")
-        except (CommitConflict, StoreFull):
+        except (CommitConflict, LogLost, StoreFull):
             with suppress(StoreUnavailable):
-                for name in self._keys.everything(key, [head.committed]):
+                logs = self._keys.logs(key, head) if begins_log else []
+                for name in (*self._keys.everything(key, [head.committed]), *logs):
                     self._client.control("UNLINK", name)
             raise
         if base is None:
@@ -195,10 +207,13 @@ class RedisStore:
             self._client.bulk("SET", name, memoryview(value), "EX", STAGING_SECONDS, "NX")
             failpoint("commit.part")
 
-    def _flip(self, key: SessionKey, base: Head | None, head: Head) -> Head:
-        new = self._keys.everything(key, [head.committed])
+    def _flip(self, key: SessionKey, base: Head | None, head: Head, appended: bytes) -> Head:
+        logs = self._keys.logs(key, head)
+        new = [*self._keys.everything(key, [head.committed]), *logs]
         kept = self._keys.everything(key, head.kept)
         dropped = self._keys.everything(key, generations_dropped(base, head) if base else ())
+        if not logs:
+            dropped += self._keys.logs(key, base)
         arguments: list[bytes | int] = [
             _fence(base),
             _fence(head),
@@ -209,11 +224,15 @@ class RedisStore:
             GRACE_SECONDS * 1000,
             len(new),
             len(kept),
+            -1 if head.log_num_bytes is None else head.log_num_bytes - len(appended),
+            appended,
         ]
         keys = [self._keys.head(key), *new, *kept, *dropped]
         status, raw = self._client.run_script(FLIP, keys, arguments)
         if status == b"conflict":
             raise CommitConflict("another writer committed this session first")
+        if status == b"log lost":
+            raise LogLost("the session's token log is gone")
         if status == b"missing":
             raise StoreUnavailable("parts that were just written are gone from Redis")
         return decode_head(raw)

@@ -2,8 +2,8 @@
 
 A head is a hash: `fence` (version:generation, and :revision when that is not 0), `recent` (ids, separated by spaces)
 and `head` (JSON, opaque here).
-A time-to-live of 0 milliseconds means none. Every script checks first and writes afterwards, HSET before all others: it
-is the only write that Redis refuses for lack of memory.
+A time-to-live of 0 milliseconds means none. Every script checks first and writes afterwards, SETRANGE and HSET before
+all others: they are the only writes that Redis refuses for lack of memory, and it lets a script end that has written.
 """
 
 _SET_EXPIRY = """
@@ -12,8 +12,9 @@ local function set_expiry(key, milliseconds)
 end
 """
 
-# KEYS: head, the new generation's keys, the kept ones', the dropped ones'.
-# ARGV: the base's fence or '', the new one, its generation, recent, head, ttl, grace, numbers of new and of kept keys.
+# KEYS: head, the new generation's keys (the token log last, if there is one), the kept ones', the dropped ones'.
+# ARGV: the base's fence or '', the new one, its generation, recent, head, ttl, grace, numbers of new and of kept keys,
+# the token log's length before (-1: there is none) and what is appended to it.
 FLIP = (
     _SET_EXPIRY
     + """
@@ -24,9 +25,12 @@ end
 if (current[1] or '') ~= ARGV[1] then return {'conflict', ''} end
 local last_new = 1 + tonumber(ARGV[8])
 local last_kept = last_new + tonumber(ARGV[9])
+local log_length = tonumber(ARGV[10])
+if log_length >= 0 and redis.call('STRLEN', KEYS[last_new]) < log_length then return {'log lost', ''} end
 for i = 2, last_new do
   if redis.call('EXISTS', KEYS[i]) == 0 then return {'missing', ''} end
 end
+if ARGV[11] ~= '' then redis.call('SETRANGE', KEYS[last_new], log_length, ARGV[11]) end
 redis.call('HSET', KEYS[1], 'fence', ARGV[2], 'recent', ARGV[4], 'head', ARGV[5])
 local ttl = tonumber(ARGV[6])
 for i = 1, last_kept do set_expiry(KEYS[i], ttl) end
@@ -43,7 +47,7 @@ for i = 2, #KEYS do redis.call('PEXPIRE', KEYS[i], tonumber(ARGV[4])) end
 return 1
 """
 
-# KEYS: head, all keys of its generations.   ARGV: fence, ttl.
+# KEYS: head, all keys of its generations, the token log.   ARGV: fence, ttl.
 RENEW = (
     _SET_EXPIRY
     + """
@@ -53,7 +57,7 @@ return 1
 """
 )
 
-# KEYS: head, all keys of its generations.   ARGV: fence.
+# KEYS: head, all keys of its generations, the token log.   ARGV: fence.
 DELETE = """
 if redis.call('HGET', KEYS[1], 'fence') ~= ARGV[1] then return 0 end
 redis.call('UNLINK', unpack(KEYS))

@@ -5,6 +5,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -23,7 +24,16 @@ from engine.stores import open_store
 from engine.stores.base import Head, SessionKey, Store
 from engine.stores.redis import GRACE_SECONDS, STAGING_SECONDS, RedisStore
 from engine.stores.redis_client import RedisUrl
-from tests.engine.store_cases import KEY, NUM_PARTS, PART_NUM_BYTES, commit_number, generation_of, whole_number
+from tests.engine.store_cases import (
+    KEY,
+    NUM_PARTS,
+    PART_NUM_BYTES,
+    commit_number,
+    generation_of,
+    logged_generation_of,
+    logged_numbers,
+    whole_number,
+)
 from tests.redis_server import RedisServer, redis_is_installed
 
 pytestmark = [
@@ -241,11 +251,12 @@ def test_the_shipped_configuration_and_its_user_are_enough(own: Callable[..., Re
         store.check()
         assert store.durability == "everysec"
         assert "s3cret" not in store.name
-        head = store.create(KEY, generation_of(0, ttl_seconds=60))
+        head = store.create(KEY, replace(generation_of(0, ttl_seconds=60), log=b""))
         for number in (1, 2, 3):
-            head = store.commit(KEY, head, generation_of(number, ttl_seconds=60))
+            head = store.commit(KEY, head, logged_generation_of(number, ttl_seconds=60))
         assert whole_number(store) == 3
         assert store.load_extra(KEY) == b"extra 3"
+        assert logged_numbers(store) == [1, 2, 3]
         assert store.acquire_lease(KEY, "me", 10)
         store.release_lease(KEY, "me")
         store.quarantine(KEY, head.committed)
