@@ -4,6 +4,7 @@ from engine.sessions.ingest import IngestProgress, IngestRequest, IngestResult
 from engine.sessions.ledger import History, Message
 from engine.sessions.manager import SessionConfig, SessionManager
 from engine.sessions.observer import SessionObserver
+from engine.sessions.replay import ReplayProgress, ReplayRequest, ReplayResult
 from engine.sessions.storage import Storage
 from engine.sessions.stored_turns import RequestIdentity, StoredTurn
 from engine.sessions.turn import Answer, CommittedSession, Turn, TurnRequest, Usage
@@ -17,6 +18,9 @@ __all__ = [
     "IngestRequest",
     "IngestResult",
     "Message",
+    "ReplayProgress",
+    "ReplayRequest",
+    "ReplayResult",
     "RequestIdentity",
     "SessionConfig",
     "SessionManager",

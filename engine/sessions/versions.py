@@ -5,13 +5,15 @@ and can itself be undone while what it left behind is kept.
 """
 
 import asyncio
+import logging
+from array import array
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
-from typing import Any
 
 from engine.errors import (
     IngestOpen,
     InvalidState,
+    LogLost,
     SessionExists,
     SessionNotFound,
     StateCorrupt,
@@ -24,25 +26,32 @@ from engine.sessions.host_copies import LoadedSession
 from engine.sessions.ledger import Message, num_known_messages
 from engine.sessions.shielding import finish_even_if_cancelled
 from engine.sessions.storage import Beginning, Storage
-from engine.sessions.stored_turns import RequestIdentity, StoredTurn, StoredTurns
+from engine.sessions.stored_turns import RequestIdentity, StoredTurns, stored_change
+from engine.sessions.token_logs import Fed, TokenLogs
 from engine.sessions.turn import CommittedSession
 from engine.state_pool import diverged_tensor
 from engine.stores.base import Buffer, Generation, Head, SessionKey
+
+_logger = logging.getLogger(__name__)
 
 
 class Versions:
     """Who may write, and when, is decided by the caller: `rewind` wants the session's lease."""
 
-    def __init__(self, storage: Storage, committed: CommittedSessions, max_state_norm: float) -> None:
+    def __init__(
+        self, storage: Storage, committed: CommittedSessions, token_logs: TokenLogs, max_state_norm: float
+    ) -> None:
         self._storage = storage
         self._committed = committed
+        self._token_logs = token_logs
         self._max_state_norm = max_state_norm
 
     async def create(
         self, key: SessionKey, metadata: Mapping[str, str], ttl_seconds: int | None, identity: RequestIdentity
     ) -> Head:
         """A session that has read nothing, at version 0. Raises SessionExists."""
-        return await self._begin(key, Beginning(metadata, ttl_seconds), identity)
+        beginning = Beginning(metadata, ttl_seconds, log=self._token_logs.beginning())
+        return await self._begin(key, beginning, identity)
 
     async def fork(
         self,
@@ -54,7 +63,8 @@ class Versions:
         identity: RequestIdentity,
     ) -> Head:
         """A new session, at version 0, that has learned what `source` had at `version` (its number or name; None is
-        the committed one) and shares nothing with it. Metadata and time to live are the source's unless given.
+        the committed one) and shares nothing with it. Metadata and time to live are the source's unless given; of the
+        token log it has a copy up to that version.
 
         Raises SessionNotFound, VersionNotFound, SessionExists.
         """
@@ -66,14 +76,18 @@ class Versions:
             ttl_seconds=head.ttl_seconds if ttl_seconds is None else ttl_seconds,
             record=loaded.record,
             stored=stored,
+            log=await self._load_log(source, loaded.head, generation),
         )
         return await self._begin(key, beginning, identity)
 
     async def import_snapshot(
         self, key: SessionKey, parts: Sequence[Buffer], ttl_seconds: int | None, identity: RequestIdentity
     ) -> Head:
-        """A new session, at version 0, from exported bytes. Raises SessionExists, StateCorrupt, StateModelMismatch,
-        StateTooNew, and InvalidState also for numbers that no session may have."""
+        """A new session, at version 0, from exported bytes; without a token log, for they do not tell its tokens.
+
+        Raises SessionExists, StateCorrupt, StateModelMismatch, StateTooNew, and InvalidState also for numbers that no
+        session may have.
+        """
         record = await self._storage.decode(parts)
         layer = await asyncio.to_thread(diverged_tensor, record.state.tensors, self._max_state_norm)
         if layer is not None:
@@ -130,8 +144,9 @@ class Versions:
             rewound_to=generation.version,
         )
         assert loaded.stored is not None
-        stored = loaded.stored.with_turn(_stored_change(session.version, identity, asdict(session)))
-        await finish_even_if_cancelled(self._committed.commit(key, loaded.head, loaded.record, stored))
+        stored = loaded.stored.with_turn(stored_change(session.version, identity, asdict(session)))
+        fed = Fed(array("I"), since=generation)
+        await finish_even_if_cancelled(self._committed.commit(key, loaded.head, loaded.record, stored, fed))
         return session
 
     async def last_common(
@@ -158,7 +173,7 @@ class Versions:
         return head, generation
 
     async def _begin(self, key: SessionKey, beginning: Beginning, identity: RequestIdentity) -> Head:
-        change = _stored_change(0, identity, {})
+        change = stored_change(0, identity, {})
         beginning = replace(beginning, stored=beginning.stored.with_turn(change))
         try:
             return await finish_even_if_cancelled(self._storage.create(key, beginning))
@@ -176,6 +191,12 @@ class Versions:
         except (StateLost, StateCorrupt):
             return StoredTurns()
 
-
-def _stored_change(version: int, identity: RequestIdentity, response: Mapping[str, Any]) -> StoredTurn:
-    return StoredTurn(version, identity.idempotency_key, identity.digest, response, {})
+    async def _load_log(self, key: SessionKey, head: Head, generation: Generation) -> Buffer | None:
+        """The token log up to a version; None without one, and where it is lost."""
+        if head.log_id is None or generation.log_num_bytes is None:
+            return None
+        try:
+            return await self._storage.load_log(key, head.log_id, generation.log_num_bytes)
+        except LogLost as error:
+            _logger.warning("%s: the fork has none", error.message)
+            return None
