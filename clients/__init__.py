@@ -17,6 +17,7 @@ from clients.messages import (
     Usage,
 )
 from clients.protocol import ChatOptions
+from clients.replay import ReplayProgress, ReplayResult
 
 __all__ = [
     "ApiError",
@@ -32,6 +33,8 @@ __all__ = [
     "MemorySample",
     "OpenIngest",
     "ProtocolError",
+    "ReplayProgress",
+    "ReplayResult",
     "SessionCommit",
     "SessionInfo",
     "SessionMemory",

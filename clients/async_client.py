@@ -18,11 +18,12 @@ from typing import BinaryIO, Self, TypeVar, Unpack
 
 import httpx
 
-from clients import protocol
+from clients import protocol, replay
 from clients.client import OnProgress, ignore_progress
 from clients.errors import ApiError, ConnectionFailedError
 from clients.messages import ChatAnswer, ChatDelta, IngestResult, SessionInfo, SessionMemory, SessionPage
 from clients.protocol import Call, ChatOptions, Messages, Request
+from clients.replay import OnReplayProgress, ReplayResult
 from clients.upload import PIECE_NUM_BYTES, Upload
 
 T = TypeVar("T")
@@ -92,6 +93,20 @@ class AsyncClient:
 
     async def delete_session(self, session_id: str) -> None:
         await self._call(protocol.delete_session(session_id))
+
+    async def replay_session(self, session_id: str, on_progress: OnReplayProgress | None = None) -> ReplayResult:
+        """Make the session's memory anew from its token log, as its next version; until then it stays as it is."""
+        result: ReplayResult | None = None
+        async with self._events(replay.replay_request(session_id)) as events:
+            async for data in events:
+                message = None if data == protocol.DONE else replay.parse_event(data)
+                if isinstance(message, ReplayResult):
+                    result = message
+                elif message is not None and on_progress is not None:
+                    on_progress(message)
+        if result is None:
+            raise ConnectionFailedError("the connection ended before the replay did")
+        return result
 
     async def tokenize(self, text: str) -> list[int]:
         return await self._call(protocol.tokenize(text))

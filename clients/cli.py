@@ -19,10 +19,19 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from clients import cli_replay
 from clients.cli_display import IngestDisplay, age, describe_bytes, describe_ingest
 from clients.cli_memory import heads_table, plot_samples, samples_table
+from clients.cli_options import (
+    DEFAULT_BASE_URL,
+    EXIT_USAGE,
+    ApiKey,
+    BaseUrl,
+    SessionArgument,
+    failures_in_one_line,
+)
 from clients.client import Client
-from clients.errors import ClientError, ConnectionFailedError
+from clients.errors import ClientError
 from clients.messages import SessionInfo
 from clients.protocol import ChatOptions, Message
 
@@ -30,17 +39,8 @@ with suppress(ImportError):
     # Line editing and history for input(); the module acts by being imported, and Windows has none.
     import readline  # noqa: F401
 
-EXIT_REFUSED = 1
-EXIT_USAGE = 2
-EXIT_NO_CONNECTION = 3
-EXIT_INTERRUPTED = 130
-
-BaseUrl = Annotated[str, typer.Option(envvar="ATLAS_BASE_URL", help="Where the server listens.")]
-ApiKey = Annotated[str | None, typer.Option(envvar="ATLAS_API_KEY", help="Its key, if it wants one.")]
 SessionOption = Annotated[str, typer.Option("--session", "-s", help="The session's id; a new one is made when used.")]
-SessionArgument = Annotated[str, typer.Argument(metavar="ID")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-DEFAULT_BASE_URL = "http://127.0.0.1:8000"
 
 app = typer.Typer(
     help="Talk to an Atlas server, whose sessions remember.",
@@ -49,8 +49,9 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
-sessions_app = typer.Typer(help="List, show and delete sessions.", no_args_is_help=True, rich_markup_mode=None)
+sessions_app = typer.Typer(help="List, show, rebuild and delete sessions.", no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(sessions_app, name="sessions")
+cli_replay.add_to(sessions_app)
 
 
 def main() -> None:
@@ -72,7 +73,7 @@ def ingest(
     """Let a session read documents; an interrupted one goes on where the server's last commit ended."""
     if document_id is not None and len(files) > 1:
         raise typer.BadParameter("one --document-id names one FILE")
-    with _failures_in_one_line(), Client(base_url, api_key) as client:
+    with failures_in_one_line(), Client(base_url, api_key) as client:
         for name in files:
             with _open_document(name) as document, IngestDisplay(name) as display:
                 result = client.ingest(
@@ -108,7 +109,7 @@ def chat(
         options["seed"] = seed
     if question is None and not sys.stdin.isatty():
         question = sys.stdin.read().strip()
-    with _failures_in_one_line(), Client(base_url, api_key) as client:
+    with failures_in_one_line(), Client(base_url, api_key) as client:
         if question is not None:
             _answer(client, question, system, options)
         else:
@@ -118,7 +119,7 @@ def chat(
 @sessions_app.command("list")
 def list_sessions(base_url: BaseUrl = DEFAULT_BASE_URL, api_key: ApiKey = None, as_json: AsJson = False) -> None:
     """All of your sessions, by id."""
-    with _failures_in_one_line(), Client(base_url, api_key) as client:
+    with failures_in_one_line(), Client(base_url, api_key) as client:
         sessions = list(_all_sessions(client))
     if as_json:
         typer.echo(json.dumps([asdict(session) for session in sessions]))
@@ -140,7 +141,7 @@ def list_sessions(base_url: BaseUrl = DEFAULT_BASE_URL, api_key: ApiKey = None, 
 @sessions_app.command("show")
 def show_session(session_id: SessionArgument, base_url: BaseUrl = DEFAULT_BASE_URL, api_key: ApiKey = None) -> None:
     """One session, as JSON."""
-    with _failures_in_one_line(), Client(base_url, api_key) as client:
+    with failures_in_one_line(), Client(base_url, api_key) as client:
         typer.echo(json.dumps(asdict(client.get_session(session_id)), indent=2))
 
 
@@ -155,7 +156,7 @@ def show_memory(
     """What a session's memory is like: each head now, and the layers over the session."""
     if as_json and plot:
         raise typer.BadParameter("--json and --plot exclude each other")
-    with _failures_in_one_line(), Client(base_url, api_key) as client:
+    with failures_in_one_line(), Client(base_url, api_key) as client:
         memory = client.get_memory(session_id)
     if as_json:
         typer.echo(json.dumps(asdict(memory)))
@@ -177,23 +178,10 @@ def delete_sessions(
     api_key: ApiKey = None,
 ) -> None:
     """Forget sessions for ever."""
-    with _failures_in_one_line(), Client(base_url, api_key) as client:
+    with failures_in_one_line(), Client(base_url, api_key) as client:
         for session_id in session_ids:
             client.delete_session(session_id)
             typer.echo(f"{session_id} deleted")
-
-
-@contextmanager
-def _failures_in_one_line() -> Iterator[None]:
-    try:
-        yield
-    except ClientError as error:
-        typer.echo(f"atlas: {' '.join(str(error).split())}", err=True)
-        is_connection = isinstance(error, ConnectionFailedError)
-        raise typer.Exit(EXIT_NO_CONNECTION if is_connection else EXIT_REFUSED) from error
-    except KeyboardInterrupt as error:
-        typer.echo("atlas: interrupted", err=True)
-        raise typer.Exit(EXIT_INTERRUPTED) from error
 
 
 @contextmanager
