@@ -17,6 +17,7 @@ BENCHES = {
     "capacity": "how many random pairs a memory holds, by key width, degree and depth",
     "kernels": "the chunk form beside its matrix products alone and beside the naive loop, rule by rule",
     "omega_window": "what a longer Omega window costs in prefill and in decode",
+    "store": "what committing and resuming through Redis costs, in time, in memory and to Redis' other clients",
     "gpu_check": "a CUDA device against the CPU: the same numbers, and how fast",
 }
 

@@ -10,21 +10,15 @@ from __future__ import annotations
 import os
 import sqlite3
 import tempfile
-import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 
 from atlas_model.config import AtlasConfig
+from bench.stored_session import StoredSession, seconds_of
 from engine.sequence import SequenceState
-from engine.sessions.storage import PART_NUM_BYTES
-from engine.snapshot import SessionRecord, decode_snapshot, encode_snapshot
-from engine.stores.base import Head, NewGeneration, SessionKey, new_generation_id
 from engine.stores.head_json import encode_head
 from engine.stores.local import LocalStore
-
-KEY = SessionKey("bench", "cost")
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,37 +80,16 @@ def measure_store(
     state: SequenceState, config: AtlasConfig, fingerprint: str, num_rounds: int, folder: Path | None = None
 ) -> StoreCost:
     """Save and load one session `num_rounds` times each way, below `folder` (default: the temporary one)."""
-    record = SessionRecord(state=state, created=time.time())
     with tempfile.TemporaryDirectory(prefix="atlas-cost-", dir=folder) as name:
         store = LocalStore(Path(name) / "store")
         bare = BareCalls(Path(name) / "bare")
-        head: Head | None = None
-
-        def save() -> None:
-            nonlocal head
-            snapshot = encode_snapshot(record, fingerprint, PART_NUM_BYTES)
-            now = time.time()
-            new = NewGeneration(
-                generation=new_generation_id(),
-                parts=snapshot.parts,
-                digest=snapshot.digest,
-                position=state.position,
-                created=now,
-                updated=now,
-            )
-            head = store.commit(KEY, head, new)
-
-        def load() -> None:
-            loaded_head, parts = store.load(KEY)
-            decode_snapshot(parts, config, fingerprint, loaded_head.digest)
-
+        session = StoredSession(store, "cost", config, fingerprint, state, extra=b"")
         try:
-            save()
-            assert head is not None
+            head = session.save()
             payload, row = os.urandom(head.num_bytes), encode_head(head)
             bare.save(payload, row)
-            saves = [(_time(save), _time(lambda: bare.save(payload, row))) for _ in range(num_rounds)]
-            loads = [(_time(load), _time(bare.load)) for _ in range(num_rounds)]
+            saves = [(seconds_of(session.save), seconds_of(lambda: bare.save(payload, row))) for _ in range(num_rounds)]
+            loads = [(seconds_of(session.load), seconds_of(bare.load)) for _ in range(num_rounds)]
             num_bytes = head.num_bytes
         finally:
             store.close()
@@ -131,9 +104,3 @@ def measure_store(
         bare_load_seconds=median(theirs for _, theirs in loads),
         load_ratio=median(ours / theirs for ours, theirs in loads),
     )
-
-
-def _time(function: Callable[[], object]) -> float:
-    began = time.perf_counter()
-    function()
-    return time.perf_counter() - began

@@ -18,6 +18,7 @@ from clients.messages import (
 )
 from clients.protocol import ChatOptions
 from clients.replay import ReplayProgress, ReplayResult
+from clients.versions import CreateOptions, ExportedSession, ForkOptions, RewindOptions, SessionVersion
 
 __all__ = [
     "ApiError",
@@ -28,6 +29,9 @@ __all__ = [
     "Client",
     "ClientError",
     "ConnectionFailedError",
+    "CreateOptions",
+    "ExportedSession",
+    "ForkOptions",
     "IngestProgress",
     "IngestResult",
     "MemorySample",
@@ -35,9 +39,11 @@ __all__ = [
     "ProtocolError",
     "ReplayProgress",
     "ReplayResult",
+    "RewindOptions",
     "SessionCommit",
     "SessionInfo",
     "SessionMemory",
     "SessionPage",
+    "SessionVersion",
     "Usage",
 ]

@@ -18,13 +18,14 @@ from typing import BinaryIO, Self, TypeVar, Unpack
 
 import httpx
 
-from clients import protocol, replay
+from clients import protocol, replay, versions
 from clients.client import OnProgress, ignore_progress
 from clients.errors import ApiError, ConnectionFailedError
-from clients.messages import ChatAnswer, ChatDelta, IngestResult, SessionInfo, SessionMemory, SessionPage
+from clients.messages import ChatAnswer, ChatDelta, IngestResult, SessionCommit, SessionInfo, SessionMemory, SessionPage
 from clients.protocol import Call, ChatOptions, Messages, Request
 from clients.replay import OnReplayProgress, ReplayResult
 from clients.upload import PIECE_NUM_BYTES, Upload
+from clients.versions import CreateOptions, ExportedSession, ForkOptions, RewindOptions, SessionVersion
 
 T = TypeVar("T")
 
@@ -77,9 +78,13 @@ class AsyncClient:
             raise ConnectionFailedError("the answer was cut before its end")
 
     async def create_session(
-        self, session_id: str | None = None, metadata: Mapping[str, str] | None = None
+        self,
+        session_id: str | None = None,
+        metadata: Mapping[str, str] | None = None,
+        **options: Unpack[CreateOptions],
     ) -> SessionInfo:
-        return await self._call(protocol.create_session(session_id, metadata))
+        """A session that has read nothing, or that begins where a version of `from_session` stands."""
+        return await self._call(versions.create_session(session_id, metadata, options))
 
     async def get_session(self, session_id: str) -> SessionInfo:
         return await self._call(protocol.get_session(session_id))
@@ -93,6 +98,53 @@ class AsyncClient:
 
     async def delete_session(self, session_id: str) -> None:
         await self._call(protocol.delete_session(session_id))
+
+    async def fork_session(
+        self, session_id: str, new_id: str | None = None, **options: Unpack[ForkOptions]
+    ) -> SessionInfo:
+        """A new session that has learned what this one had at a version, and shares nothing with it."""
+        return await self._call(versions.fork_session(session_id, new_id, options))
+
+    async def rewind_session(
+        self, session_id: str, version: int | str, **options: Unpack[RewindOptions]
+    ) -> SessionCommit:
+        """Make a kept version the committed one again, as a new version."""
+        return await self._call(versions.rewind_session(session_id, version, options))
+
+    async def list_versions(self, session_id: str) -> tuple[SessionVersion, ...]:
+        """The versions that are kept, newest first."""
+        return await self._call(versions.list_versions(session_id))
+
+    async def name_version(
+        self, session_id: str, name: str, version: int | str | None = None
+    ) -> tuple[SessionVersion, ...]:
+        """Keep a version for as long as it has this name; the versions that are kept."""
+        return await self._call(versions.name_version(session_id, name, version))
+
+    async def unname_version(self, session_id: str, name: str) -> tuple[SessionVersion, ...]:
+        """Take a name away; the versions that are kept."""
+        return await self._call(versions.unname_version(session_id, name))
+
+    async def export_session(
+        self, session_id: str, file: BinaryIO, version: int | str | None = None
+    ) -> ExportedSession:
+        """Write a version's snapshot to `file`, piece by piece; what was written before a failure is no snapshot."""
+        async with self._response(versions.export_request(session_id, version)) as response:
+            download = versions.Download(session_id, response.headers)
+            async for piece in response.aiter_bytes(versions.PIECE_NUM_BYTES):
+                await asyncio.to_thread(file.write, download.add(piece))
+        return download.finish()
+
+    async def import_session(
+        self,
+        file: BinaryIO,
+        session_id: str | None = None,
+        ttl_seconds: int | None = None,
+        idempotency_key: str | None = None,
+    ) -> SessionInfo:
+        """A new session from what `export_session` wrote, from where `file` stands to its end."""
+        call = versions.import_session(session_id, ttl_seconds, idempotency_key)
+        return await self._call(call, _pieces_of(file))
 
     async def replay_session(self, session_id: str, on_progress: OnReplayProgress | None = None) -> ReplayResult:
         """Make the session's memory anew from its token log, as its next version; until then it stays as it is."""
@@ -168,8 +220,8 @@ class AsyncClient:
                 return None
             raise
 
-    async def _call(self, call: Call[T]) -> T:
-        async with self._response(call.request) as response:
+    async def _call(self, call: Call[T], content: AsyncIterator[bytes] | None = None) -> T:
+        async with self._response(call.request, content) as response:
             return call.parse(protocol.parse_json(await response.aread()))
 
     @asynccontextmanager
@@ -200,3 +252,8 @@ class AsyncClient:
                 yield response
         except httpx.TransportError as error:
             raise ConnectionFailedError(f"{self.base_url}: {error or type(error).__name__}") from error
+
+
+async def _pieces_of(file: BinaryIO) -> AsyncIterator[bytes]:
+    while piece := await asyncio.to_thread(file.read, versions.PIECE_NUM_BYTES):
+        yield piece

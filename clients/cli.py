@@ -1,4 +1,4 @@
-"""The `atlas` command: read documents into a session, talk to it, see what sessions there are.
+"""The `atlas` command: read documents into a session, talk to it; `cli_sessions` has the rest.
 
 Promises: answers go to standard output and everything else to standard error; a failure is one line and an exit status:
 0 done · 1 the server refused · 2 wrong usage · 3 the server could not be reached or went away · 130 interrupted.
@@ -6,33 +6,18 @@ Promises: answers go to standard output and everything else to standard error; a
 
 from __future__ import annotations
 
-import json
 import sys
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
-from dataclasses import asdict
-from pathlib import Path
-from typing import Annotated, BinaryIO, TextIO
+from contextlib import suppress
+from typing import Annotated, TextIO
 
 import typer
-from rich.console import Console
-from rich.table import Table
 
-from clients import cli_replay
-from clients.cli_display import IngestDisplay, age, describe_bytes, describe_ingest
-from clients.cli_memory import heads_table, plot_samples, samples_table
-from clients.cli_options import (
-    DEFAULT_BASE_URL,
-    EXIT_USAGE,
-    ApiKey,
-    BaseUrl,
-    SessionArgument,
-    failures_in_one_line,
-)
+from clients.cli_display import IngestDisplay, describe_ingest
+from clients.cli_files import reading
+from clients.cli_sessions import sessions_app
+from clients.cli_shared import DEFAULT_BASE_URL, ApiKey, BaseUrl, connected
 from clients.client import Client
 from clients.errors import ClientError
-from clients.messages import SessionInfo
 from clients.protocol import ChatOptions, Message
 
 with suppress(ImportError):
@@ -40,18 +25,16 @@ with suppress(ImportError):
     import readline  # noqa: F401
 
 SessionOption = Annotated[str, typer.Option("--session", "-s", help="The session's id; a new one is made when used.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 app = typer.Typer(
     help="Talk to an Atlas server, whose sessions remember.",
+    epilog="Exit status: 0 done, 1 refused by the server, 2 wrong usage, 3 server not reached or gone, 130 stopped.",
     no_args_is_help=True,
     add_completion=False,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
-sessions_app = typer.Typer(help="List, show, rebuild and delete sessions.", no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(sessions_app, name="sessions")
-cli_replay.add_to(sessions_app)
 
 
 def main() -> None:
@@ -61,7 +44,7 @@ def main() -> None:
 
 @app.command()
 def ingest(
-    files: Annotated[list[str], typer.Argument(metavar="FILE...", help="Text in UTF-8; - is standard input.")],
+    files: Annotated[list[str], typer.Argument(metavar="FILE", help="Text in UTF-8; - is standard input.")],
     session: SessionOption,
     document_id: Annotated[
         str | None, typer.Option(help="Name the document; under a new name it is read once more.")
@@ -70,12 +53,12 @@ def ingest(
     base_url: BaseUrl = DEFAULT_BASE_URL,
     api_key: ApiKey = None,
 ) -> None:
-    """Let a session read documents; an interrupted one goes on where the server's last commit ended."""
+    """Let a session read documents. An interrupted one goes on where the server's last commit ended."""
     if document_id is not None and len(files) > 1:
         raise typer.BadParameter("one --document-id names one FILE")
-    with failures_in_one_line(), Client(base_url, api_key) as client:
+    with connected(base_url, api_key) as client:
         for name in files:
-            with _open_document(name) as document, IngestDisplay(name) as display:
+            with reading(name) as document, IngestDisplay(name) as display:
                 result = client.ingest(
                     session, document, document_id=document_id, on_progress=display.update, patience_seconds=patience
                 )
@@ -95,7 +78,7 @@ def chat(
     base_url: BaseUrl = DEFAULT_BASE_URL,
     api_key: ApiKey = None,
 ) -> None:
-    """Ask one question (an argument, or standard input when it is a pipe), or hold a conversation."""
+    """Ask a question or hold a conversation. Standard input is the question when it is a pipe."""
     options: ChatOptions = {"session_id": session}
     if read_only:
         options["read_only"] = True
@@ -109,97 +92,11 @@ def chat(
         options["seed"] = seed
     if question is None and not sys.stdin.isatty():
         question = sys.stdin.read().strip()
-    with failures_in_one_line(), Client(base_url, api_key) as client:
+    with connected(base_url, api_key) as client:
         if question is not None:
             _answer(client, question, system, options)
         else:
             _converse(client, system, options)
-
-
-@sessions_app.command("list")
-def list_sessions(base_url: BaseUrl = DEFAULT_BASE_URL, api_key: ApiKey = None, as_json: AsJson = False) -> None:
-    """All of your sessions, by id."""
-    with failures_in_one_line(), Client(base_url, api_key) as client:
-        sessions = list(_all_sessions(client))
-    if as_json:
-        typer.echo(json.dumps([asdict(session) for session in sessions]))
-        return
-    table = Table("session", "version", "tokens read", "size", "last used", "open document", box=None)
-    for info in sessions:
-        reading = "" if info.open_ingest is None else f"from byte {info.open_ingest.offset:,}"
-        table.add_row(
-            info.session_id,
-            str(info.version),
-            f"{info.position:,}",
-            describe_bytes(info.num_bytes),
-            age(info.last_used),
-            reading,
-        )
-    Console(soft_wrap=True).print(table)
-
-
-@sessions_app.command("show")
-def show_session(session_id: SessionArgument, base_url: BaseUrl = DEFAULT_BASE_URL, api_key: ApiKey = None) -> None:
-    """One session, as JSON."""
-    with failures_in_one_line(), Client(base_url, api_key) as client:
-        typer.echo(json.dumps(asdict(client.get_session(session_id)), indent=2))
-
-
-@sessions_app.command("memory")
-def show_memory(
-    session_id: SessionArgument,
-    base_url: BaseUrl = DEFAULT_BASE_URL,
-    api_key: ApiKey = None,
-    as_json: AsJson = False,
-    plot: Annotated[bool, typer.Option("--plot", help="Draw each layer over the session, as text.")] = False,
-) -> None:
-    """What a session's memory is like: each head now, and the layers over the session."""
-    if as_json and plot:
-        raise typer.BadParameter("--json and --plot exclude each other")
-    with failures_in_one_line(), Client(base_url, api_key) as client:
-        memory = client.get_memory(session_id)
-    if as_json:
-        typer.echo(json.dumps(asdict(memory)))
-        return
-    if not plot:
-        Console(soft_wrap=True).print(heads_table(memory))
-    if not memory.samples:
-        typer.echo(f"atlas: {session_id} has no samples yet: a server takes one every some thousand tokens", err=True)
-    elif plot:
-        typer.echo(plot_samples(memory.samples))
-    else:
-        Console(soft_wrap=True).print("", samples_table(memory.samples), sep="\n")
-
-
-@sessions_app.command("delete")
-def delete_sessions(
-    session_ids: Annotated[list[str], typer.Argument(metavar="ID...")],
-    base_url: BaseUrl = DEFAULT_BASE_URL,
-    api_key: ApiKey = None,
-) -> None:
-    """Forget sessions for ever."""
-    with failures_in_one_line(), Client(base_url, api_key) as client:
-        for session_id in session_ids:
-            client.delete_session(session_id)
-            typer.echo(f"{session_id} deleted")
-
-
-@contextmanager
-def _open_document(name: str) -> Iterator[BinaryIO]:
-    """Standard input is spooled to a file first: what cannot be read again cannot be resumed."""
-    if name == "-":
-        with tempfile.TemporaryFile() as spooled:
-            while piece := sys.stdin.buffer.read(1024 * 1024):
-                spooled.write(piece)
-            spooled.seek(0)
-            yield spooled
-        return
-    try:
-        with Path(name).open("rb") as document:
-            yield document
-    except OSError as error:
-        typer.echo(f"atlas: {name}: {error.strerror}", err=True)
-        raise typer.Exit(EXIT_USAGE) from error
 
 
 def _answer(client: Client, question: str, system: str | None, options: ChatOptions) -> None:
@@ -230,16 +127,6 @@ def _converse(client: Client, system: str | None, options: ChatOptions) -> None:
             typer.echo("\n(stopped; the turn was not kept)", err=True)
         except ClientError as error:
             typer.echo(f"atlas: {error}", err=True)
-
-
-def _all_sessions(client: Client) -> Iterator[SessionInfo]:
-    after: str | None = None
-    while True:
-        page = client.list_sessions(after=after)
-        yield from page.sessions
-        if not page.has_more or not page.sessions:
-            return
-        after = page.sessions[-1].session_id
 
 
 if __name__ == "__main__":

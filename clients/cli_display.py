@@ -1,8 +1,10 @@
-"""How the `atlas` command shows quantities, and the progress of long work: on standard error, only on a terminal."""
+"""How the `atlas` command shows quantities, versions, and the progress of long work (on standard error, only on a
+terminal)."""
 
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from types import TracebackType
 from typing import Self
 
@@ -16,9 +18,11 @@ from rich.progress import (
     TextColumn,
     TimeRemainingColumn,
 )
+from rich.table import Table
 
 from clients.messages import IngestProgress, IngestResult, SessionCommit
 from clients.replay import ReplayProgress, ReplayResult
+from clients.versions import SessionVersion
 
 
 class _Display:
@@ -81,6 +85,16 @@ def describe_ingest(name: str, result: IngestResult) -> str:
 
 def describe_replay(result: ReplayResult) -> str:
     return f"{result.num_tokens:,} tokens replayed in {result.seconds:.1f} s; {_describe_commit(result.session)}"
+
+
+def versions_table(versions: Sequence[SessionVersion]) -> Table:
+    table = Table("version", "name", "tokens read", "size", "made", "", box=None)
+    for each in versions:
+        made = "" if each.created is None else age(each.created)
+        committed = "committed" if each.is_committed else ""
+        size = describe_bytes(each.num_bytes)
+        table.add_row(str(each.version), each.name or "", f"{each.position:,}", size, made, committed)
+    return table
 
 
 def describe_bytes(num_bytes: int) -> str:

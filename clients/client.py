@@ -13,18 +13,20 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from types import TracebackType
 from typing import BinaryIO, Self, TypeVar, Unpack
 
 import httpx
 
-from clients import protocol, replay
+from clients import protocol, replay, versions
 from clients.errors import ApiError, ConnectionFailedError
 from clients.messages import (
     ChatAnswer,
     ChatDelta,
     IngestProgress,
     IngestResult,
+    SessionCommit,
     SessionInfo,
     SessionMemory,
     SessionPage,
@@ -32,6 +34,7 @@ from clients.messages import (
 from clients.protocol import Call, ChatOptions, Messages, Request
 from clients.replay import OnReplayProgress, ReplayResult
 from clients.upload import PIECE_NUM_BYTES, Upload
+from clients.versions import CreateOptions, ExportedSession, ForkOptions, RewindOptions, SessionVersion
 
 T = TypeVar("T")
 OnProgress = Callable[[IngestProgress], None]
@@ -82,8 +85,14 @@ class Client:
         if not is_whole:
             raise ConnectionFailedError("the answer was cut before its end")
 
-    def create_session(self, session_id: str | None = None, metadata: Mapping[str, str] | None = None) -> SessionInfo:
-        return self._call(protocol.create_session(session_id, metadata))
+    def create_session(
+        self,
+        session_id: str | None = None,
+        metadata: Mapping[str, str] | None = None,
+        **options: Unpack[CreateOptions],
+    ) -> SessionInfo:
+        """A session that has read nothing, or that begins where a version of `from_session` stands."""
+        return self._call(versions.create_session(session_id, metadata, options))
 
     def get_session(self, session_id: str) -> SessionInfo:
         return self._call(protocol.get_session(session_id))
@@ -97,6 +106,45 @@ class Client:
 
     def delete_session(self, session_id: str) -> None:
         self._call(protocol.delete_session(session_id))
+
+    def fork_session(self, session_id: str, new_id: str | None = None, **options: Unpack[ForkOptions]) -> SessionInfo:
+        """A new session that has learned what this one had at a version, and shares nothing with it."""
+        return self._call(versions.fork_session(session_id, new_id, options))
+
+    def rewind_session(self, session_id: str, version: int | str, **options: Unpack[RewindOptions]) -> SessionCommit:
+        """Make a kept version the committed one again, as a new version."""
+        return self._call(versions.rewind_session(session_id, version, options))
+
+    def list_versions(self, session_id: str) -> tuple[SessionVersion, ...]:
+        """The versions that are kept, newest first."""
+        return self._call(versions.list_versions(session_id))
+
+    def name_version(self, session_id: str, name: str, version: int | str | None = None) -> tuple[SessionVersion, ...]:
+        """Keep a version for as long as it has this name; the versions that are kept."""
+        return self._call(versions.name_version(session_id, name, version))
+
+    def unname_version(self, session_id: str, name: str) -> tuple[SessionVersion, ...]:
+        """Take a name away; the versions that are kept."""
+        return self._call(versions.unname_version(session_id, name))
+
+    def export_session(self, session_id: str, file: BinaryIO, version: int | str | None = None) -> ExportedSession:
+        """Write a version's snapshot to `file`, piece by piece; what was written before a failure is no snapshot."""
+        with self._response(versions.export_request(session_id, version)) as response:
+            download = versions.Download(session_id, response.headers)
+            for piece in response.iter_bytes(versions.PIECE_NUM_BYTES):
+                file.write(download.add(piece))
+        return download.finish()
+
+    def import_session(
+        self,
+        file: BinaryIO,
+        session_id: str | None = None,
+        ttl_seconds: int | None = None,
+        idempotency_key: str | None = None,
+    ) -> SessionInfo:
+        """A new session from what `export_session` wrote, from where `file` stands to its end."""
+        call = versions.import_session(session_id, ttl_seconds, idempotency_key)
+        return self._call(call, iter(partial(file.read, versions.PIECE_NUM_BYTES), b""))
 
     def replay_session(self, session_id: str, on_progress: OnReplayProgress | None = None) -> ReplayResult:
         """Make the session's memory anew from its token log, as its next version; until then it stays as it is."""
@@ -172,8 +220,8 @@ class Client:
                 return None
             raise
 
-    def _call(self, call: Call[T]) -> T:
-        with self._response(call.request) as response:
+    def _call(self, call: Call[T], content: Iterator[bytes] | None = None) -> T:
+        with self._response(call.request, content) as response:
             return call.parse(protocol.parse_json(response.read()))
 
     @contextmanager

@@ -148,13 +148,15 @@ class SessionMemory:
 
 @dataclass(frozen=True, slots=True)
 class SessionCommit:
-    """What became of the session: `committed` is False for a read-only turn."""
+    """What became of the session: `committed` is False for a read-only turn, `rewound_to` the version that was gone
+    back to, if one was."""
 
     session_id: str
     version: int
     committed: bool
     durability: str
     position: int
+    rewound_to: int | None = None
 
     @classmethod
     def parse(cls, value: object) -> Self:
@@ -165,6 +167,7 @@ class SessionCommit:
             committed=required(body, "committed", bool, "session"),
             durability=str(body.get("durability", "none")),
             position=required(body, "position", int, "session"),
+            rewound_to=body.get("rewound_to"),
         )
 
 

@@ -87,14 +87,8 @@ def chat(messages: Messages | str, options: ChatOptions) -> Call[ChatAnswer]:
     return Call(chat_request(messages, options, stream=False), ChatAnswer.parse)
 
 
-def session_path(session_id: str) -> str:
-    return f"/v1/sessions/{quote(session_id, safe='')}"
-
-
-def create_session(session_id: str | None, metadata: Mapping[str, str] | None) -> Call[SessionInfo]:
-    fields = {"id": session_id, "metadata": None if metadata is None else dict(metadata)}
-    body = {name: value for name, value in fields.items() if value is not None}
-    return Call(Request("POST", "/v1/sessions", json=body), SessionInfo.parse)
+def session_path(session_id: str, *below: str) -> str:
+    return "/".join(("/v1/sessions", quote(session_id, safe=""), *(quote(part, safe="") for part in below)))
 
 
 def get_session(session_id: str) -> Call[SessionInfo]:
@@ -102,7 +96,7 @@ def get_session(session_id: str) -> Call[SessionInfo]:
 
 
 def get_memory(session_id: str) -> Call[SessionMemory]:
-    return Call(Request("GET", f"{session_path(session_id)}/memory"), SessionMemory.parse)
+    return Call(Request("GET", session_path(session_id, "memory")), SessionMemory.parse)
 
 
 def list_sessions(limit: int, after: str | None) -> Call[SessionPage]:
@@ -133,7 +127,7 @@ def ingest_request(session_id: str, document_id: str, offset: int) -> Request:
     """The document's bytes from `offset` on are the body; the answer is a stream of progress events."""
     return Request(
         "POST",
-        f"{session_path(session_id)}/ingest",
+        session_path(session_id, "ingest"),
         params={"offset": str(offset), "document_id": document_id},
         headers={
             "Content-Type": "text/plain; charset=utf-8",

@@ -7,9 +7,12 @@ PART_CHECKSUM_NUM_BYTES = 8
 DIGEST_NUM_BYTES = 16
 
 
-def part_checksum(data: bytes | bytearray | memoryview) -> bytes:
-    """xxh3-64, 8 bytes."""
-    checksum: bytes = xxhash.xxh3_64_digest(data)
+def part_checksum(*pieces: bytes | bytearray | memoryview) -> bytes:
+    """xxh3-64 of the pieces one behind the other, 8 bytes."""
+    state = xxhash.xxh3_64()
+    for piece in pieces:
+        state.update(piece)
+    checksum: bytes = state.digest()
     return checksum
 
 

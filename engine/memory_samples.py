@@ -8,6 +8,7 @@ import math
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -40,6 +41,7 @@ _FRAME = struct.Struct("<HHQ")
 _SAMPLE = struct.Struct("<Qd")
 _LAYER = struct.Struct(f"<H{len(_NUMBERS)}f")
 _LAYER_RECORD = np.dtype([("layer", "<u2"), ("numbers", "<f4", (len(_NUMBERS),))])
+_IS_OPTIONAL = np.array([name in _MAY_BE_ABSENT for name in _NUMBERS])
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,13 +98,20 @@ def unpack_samples(packed: bytes, num_layers: int, position: int) -> MemorySampl
     num_samples, num_sampled, apart = _FRAME.unpack_from(packed)
     _demand(num_samples <= MAX_SAMPLES and num_sampled <= num_layers, "there are too many")
     _demand((num_samples > 0) == (apart > 0) and apart <= _MAX_TOKENS_APART, "their distance is impossible")
-    record = np.dtype([("position", "<u8"), ("time", "<f8"), ("layers", _LAYER_RECORD, (num_sampled,))])
+    record = _record(num_sampled)
     end = _FRAME.size + num_samples * record.itemsize
     _demand(packed.count(0, end) == len(packed) - end, "something stands behind the last")
-    records = np.frombuffer(packed, record, num_samples, _FRAME.size)
-    _check(records, num_layers, position)
+    if num_samples == 0:
+        return NO_SAMPLES
+    _check(np.frombuffer(packed, record, num_samples, _FRAME.size), num_layers, position)
     starts = range(_FRAME.size, end, record.itemsize)
     return MemorySamples(tuple(packed[start : start + record.itemsize] for start in starts), apart)
+
+
+@lru_cache(maxsize=8)
+def _record(num_sampled: int) -> np.dtype[np.void]:
+    """One sample of so many layers, as it is packed."""
+    return np.dtype([("position", "<u8"), ("time", "<f8"), ("layers", _LAYER_RECORD, (num_sampled,))])
 
 
 def _check(records: NDArray[np.void], num_layers: int, position: int) -> None:
@@ -113,8 +122,7 @@ def _check(records: NDArray[np.void], num_layers: int, position: int) -> None:
     indices, numbers = layers["layer"], layers["numbers"]
     is_ours = (indices[:, 1:] > indices[:, :-1]).all() and (indices < num_layers).all()
     _demand(bool(is_ours), "a layer is not the model's")
-    may_be_absent = np.array([name in _MAY_BE_ABSENT for name in _NUMBERS])
-    _demand(bool((np.isfinite(numbers) | (np.isnan(numbers) & may_be_absent)).all()), "a number is not finite")
+    _demand(bool((np.isfinite(numbers) | (np.isnan(numbers) & _IS_OPTIONAL)).all()), "a number is not finite")
 
 
 def _pack(sample: MemorySample) -> bytes:

@@ -14,7 +14,7 @@ The size depends on the model, and within bounds on the ledger, never on how muc
 import math
 import struct
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 
@@ -27,11 +27,12 @@ from atlas_model.state import State, state_spec
 from engine.buffers import ALIGNMENT, aligned_buffer
 from engine.checksums import DIGEST_NUM_BYTES, PART_CHECKSUM_NUM_BYTES, digest, part_checksum
 from engine.errors import InvalidState, StateCorrupt, StateModelMismatch
+from engine.lazy_parts import Extent, LazyParts, ScatteredBytes
 from engine.memory_samples import NO_SAMPLES, MemorySamples, pack_samples, unpack_samples
 from engine.sequence import SequenceState
 from engine.snapshot_header import MAX_HEADER_NUM_BYTES, Header, OpenIngest, pack_table, unpack
 
-__all__ = ["OpenIngest", "SessionRecord", "Snapshot", "decode_snapshot", "encode_snapshot"]
+__all__ = ["OpenIngest", "SessionRecord", "Snapshot", "decode_snapshot", "encode_snapshot", "max_snapshot_num_bytes"]
 
 Buffer = bytes | bytearray | memoryview
 
@@ -59,22 +60,28 @@ class SessionRecord:
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """`parts` are slices of one buffer. `digest` (hex) covers every byte."""
+    """`parts` are put together from the state's own memory as they are asked for. `digest` (hex) covers every byte."""
 
-    parts: tuple[memoryview, ...]
+    parts: LazyParts
     digest: str
-    num_bytes: int
+
+    @property
+    def num_bytes(self) -> int:
+        return self.parts.num_bytes
 
 
 def encode_snapshot(record: SessionRecord, fingerprint: str, part_num_bytes: int) -> Snapshot:
-    """Copies each tensor once. Raises `InvalidState` when the record is beyond the header's bounds."""
+    """Reads each tensor once, for the checksums, and copies none; the parts are good as long as nobody changes them.
+
+    Raises `InvalidState` when the record is beyond the header's bounds.
+    """
     assert sys.byteorder == "little"
     assert record.state.tensors.batch_size == 1
     tensors = record.state.tensors.named_tensors()
     layout = _lay_out(tuple((name, TensorSpec(tuple(t.shape[1:]), t.dtype)) for name, t in tensors.items()))
 
     samples = pack_samples(record.state.memory_samples, len(record.state.tensors.layers))
-    num_parts = 0
+    num_parts = -(-layout.num_bytes // part_num_bytes)
     while True:
         header = Header(
             fingerprint=fingerprint,
@@ -89,7 +96,7 @@ def encode_snapshot(record: SessionRecord, fingerprint: str, part_num_bytes: int
             memory_samples=samples,
             tensors=layout.table,
             part_num_bytes=part_num_bytes,
-            part_checksums=(bytes(PART_CHECKSUM_NUM_BYTES),) * max(num_parts, 1),
+            part_checksums=(bytes(PART_CHECKSUM_NUM_BYTES),) * num_parts,
         )
         packed = header.pack()
         header_end = _FRAME.size + len(packed)
@@ -100,15 +107,11 @@ def encode_snapshot(record: SessionRecord, fingerprint: str, part_num_bytes: int
             break
         num_parts = -(-num_bytes // part_num_bytes)
 
-    view = aligned_buffer(num_bytes)
-    end = header_end
-    for place, tensor in zip(layout.places, tensors.values(), strict=True):
-        start = data_start + place.offset
-        view[end:start] = bytes(start - end)
-        end = start + place.num_bytes
-        view[start:end] = _raw_bytes(tensor)
-    view[end:] = bytes(num_bytes - end)
-    return _seal(view, header, header_end)
+    extents = [
+        Extent(data_start + place.offset, _raw_bytes(tensor))
+        for place, tensor in zip(layout.places, tensors.values(), strict=True)
+    ]
+    return _seal(extents, num_bytes, header, header_end)
 
 
 def decode_snapshot(
@@ -139,7 +142,8 @@ def decode_snapshot(
         raise InvalidState("the snapshot has not as many checksums as parts")
 
     view, raw = _as_one(views, num_bytes)
-    if _part_checksums(view, header_end, header.part_num_bytes) != header.part_checksums:
+    spans = _spans(num_bytes, header_end, header.part_num_bytes)
+    if tuple(part_checksum(view[start:end]) for start, end in spans) != header.part_checksums:
         raise StateCorrupt("the snapshot's bytes do not match their checksums")
     # The whole buffer once as each dtype, and the tensors as windows of it: all offsets are multiples of every size.
     typed = {dtype: raw.view(dtype) for dtype in {place.dtype for place in layout.places}}
@@ -167,16 +171,23 @@ def decode_snapshot(
     )
 
 
-def _seal(view: memoryview, header: Header, header_end: int) -> Snapshot:
-    """Write the header in front of the tensors, with all checksums, and cut the buffer into parts."""
-    checksums = _part_checksums(view, header_end, header.part_num_bytes)
+def max_snapshot_num_bytes(config: AtlasConfig) -> int:
+    """No snapshot of a session of this model is larger, whatever it has read."""
+    return _align(_FRAME.size + MAX_HEADER_NUM_BYTES, _PAGE_NUM_BYTES) + _layout_of(config).num_bytes
+
+
+def _seal(extents: Sequence[Extent], num_bytes: int, header: Header, header_end: int) -> Snapshot:
+    """The header, with all checksums, in front of the tensors."""
+    data = ScatteredBytes(extents, num_bytes)
+    checksums = tuple(
+        part_checksum(*data.views(start, end)) for start, end in _spans(num_bytes, header_end, header.part_num_bytes)
+    )
     packed = replace(header, part_checksums=checksums).pack()
     assert _FRAME.size + len(packed) == header_end
-    view[:header_end] = _FRAME.pack(_MAGIC, len(packed)) + packed
-    digest_start = header_end - DIGEST_NUM_BYTES
-    view[digest_start:header_end] = digest(view[:digest_start])
-    parts = tuple(view[start : start + header.part_num_bytes] for start in range(0, view.nbytes, header.part_num_bytes))
-    return Snapshot(parts=parts, digest=bytes(view[digest_start:header_end]).hex(), num_bytes=view.nbytes)
+    beginning = _FRAME.pack(_MAGIC, len(packed)) + packed[:-DIGEST_NUM_BYTES]
+    sealed = digest(beginning)
+    whole = ScatteredBytes([Extent(0, memoryview(beginning + sealed)), *extents], num_bytes)
+    return Snapshot(LazyParts(whole, header.part_num_bytes), sealed.hex())
 
 
 def _open(views: Sequence[memoryview], num_bytes: int, expected_digest: str | None) -> tuple[Header, int]:
@@ -234,6 +245,7 @@ class _Layout:
     table: bytes
 
 
+@lru_cache(maxsize=8)
 def _layout_of(config: AtlasConfig) -> _Layout:
     return _lay_out(tuple(state_spec(config).items()))
 
@@ -255,12 +267,10 @@ def _lay_out(specs: tuple[tuple[str, TensorSpec], ...]) -> _Layout:
     return _Layout(tuple(places), _align(end, ALIGNMENT), table)
 
 
-def _part_checksums(view: memoryview, header_end: int, part_num_bytes: int) -> tuple[bytes, ...]:
-    """One per part, over what lies behind the header: the header has its own digest."""
-    starts = range(0, view.nbytes, part_num_bytes)
-    return tuple(
-        part_checksum(view[max(start, header_end) : max(start + part_num_bytes, header_end)]) for start in starts
-    )
+def _spans(num_bytes: int, header_end: int, part_num_bytes: int) -> Iterator[tuple[int, int]]:
+    """What each part's checksum is over: what lies behind the header, which has its own digest."""
+    for start in range(0, num_bytes, part_num_bytes):
+        yield max(start, header_end), max(min(start + part_num_bytes, num_bytes), header_end)
 
 
 def _as_one(views: Sequence[memoryview], num_bytes: int) -> tuple[memoryview, Tensor]:

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncGenerator, Callable
+from contextlib import aclosing
 from typing import Any, TypeVar
 
 from starlette.requests import ClientDisconnect, Request
@@ -51,16 +52,22 @@ async def read_json_body(
     kind = media_type(request)
     if kind != "application/json" and not (may_be_absent and not kind):
         raise UnsupportedMediaType("the body must be application/json")
-    too_large = BodyTooLarge(f"the body is larger than {max_num_bytes} bytes")
-    declared = request.headers.get("content-length", "0")
-    if declared.isascii() and declared.isdigit() and int(declared[:20]) > max_num_bytes:
-        raise too_large
     raw = bytearray()
-    async for piece in read_pieces(request, idle_seconds):
+    async for piece in _read_at_most(request, max_num_bytes, idle_seconds):
         raw += piece
-        if len(raw) > max_num_bytes:
-            raise too_large
     return bytes(raw)
+
+
+async def read_octets(request: Request, buffer: memoryview, idle_seconds: float) -> memoryview:
+    """The part of `buffer` that the body has filled. Raises UnsupportedMediaType, RequestTimeout, and BodyTooLarge for
+    a body that does not fit."""
+    if media_type(request) not in ("application/octet-stream", ""):
+        raise UnsupportedMediaType("the body must be application/octet-stream")
+    num_bytes = 0
+    async for piece in _read_at_most(request, buffer.nbytes, idle_seconds):
+        buffer[num_bytes : num_bytes + len(piece)] = piece
+        num_bytes += len(piece)
+    return buffer[:num_bytes]
 
 
 async def read_json(
@@ -71,6 +78,21 @@ async def read_json(
     if may_be_absent and not raw:
         return {}
     return await off_loop_if_large(len(raw), lambda: parse_object(raw))
+
+
+async def _read_at_most(request: Request, max_num_bytes: int, idle_seconds: float) -> AsyncGenerator[bytes, None]:
+    """Raises BodyTooLarge before the first byte that is too many, and before any when the length is declared."""
+    too_large = BodyTooLarge(f"the body is larger than {max_num_bytes} bytes")
+    declared = request.headers.get("content-length", "0")
+    if declared.isascii() and declared.isdigit() and int(declared[:20]) > max_num_bytes:
+        raise too_large
+    num_bytes = 0
+    async with aclosing(read_pieces(request, idle_seconds)) as pieces:
+        async for piece in pieces:
+            num_bytes += len(piece)
+            if num_bytes > max_num_bytes:
+                raise too_large
+            yield piece
 
 
 async def off_loop_if_large(num_bytes: int, work: Callable[[], T]) -> T:

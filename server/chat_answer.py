@@ -48,12 +48,15 @@ class ChatAnswer:
 
 
 def session_object(session: CommittedSession) -> dict[str, Any]:
+    """`rewound_to` is there only when the session was taken back."""
+    rewound = {} if session.rewound_to is None else {"rewound_to": session.rewound_to}
     return {
         "id": session.session_id,
         "version": session.version,
         "committed": session.committed,
         "durability": session.durability,
         "position": session.position,
+        **rewound,
     }
 
 

@@ -16,12 +16,15 @@ from typing import Annotated, Any, NoReturn, Self
 import platformdirs
 
 import atlas_model
+from engine.stores.succession import DEFAULT_NUM_KEPT
 from server.auth import ApiKeys
 
 PREFIX = "ATLAS_"
 # Of the same family, and read by others: the failpoints of tests, and the client that runs in the same shell.
 FOREIGN_VARIABLES = frozenset({"ATLAS_FAILPOINTS", "ATLAS_BASE_URL", "ATLAS_API_KEY"})
 SHIPPED_MODEL = Path(atlas_model.__file__).parent / "pretrained" / "atlas-demo"
+# Each kept version of a session stands in its head, which is read at every turn.
+MAX_KEPT_VERSIONS = 64
 LOG_LEVELS = ("debug", "info", "warning", "error")
 _TRUE, _FALSE = ("1", "true", "yes", "on"), ("0", "false", "no", "off")
 
@@ -45,6 +48,9 @@ class ServerConfig:
     store_optional: Annotated[
         bool, "start, not ready, when the store is down; stateless calls work, sessions answer 503"
     ] = False
+    kept_versions: Annotated[
+        int, "versions without a name that a session keeps beside the committed one, to go back to or to fork from"
+    ] = DEFAULT_NUM_KEPT
     device: Annotated[str, "where the model runs: cpu or cuda"] = "cpu"
     threads: Annotated[int | None, "torch's threads on the CPU; default: torch's own choice"] = None
     max_num_sequences: Annotated[int, "sequences that run at once"] = 16
@@ -76,6 +82,8 @@ class ServerConfig:
         for name in ("max_tokens_limit", "ingest_commit_tokens", "max_body_bytes"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{_flag(name)} must be at least 1")
+        if not 0 <= self.kept_versions <= MAX_KEPT_VERSIONS:
+            raise ConfigError(f"--kept-versions must be between 0 and {MAX_KEPT_VERSIONS}")
         if not 0 <= self.port < 65536:
             raise ConfigError("--port must be between 0 and 65535")
         if self.log_level not in LOG_LEVELS:

@@ -1,14 +1,21 @@
 """What routes take from a request beside its body: the runtime, the caller's session, and the conditional headers."""
 
 import re
+import uuid
+from collections.abc import Mapping
+from hashlib import sha256
+from typing import Any
 from urllib.parse import unquote
 
 from starlette.requests import Request
 
 from engine.errors import InvalidRequest
+from engine.sessions import RequestIdentity
 from engine.stores.base import SessionKey
+from server.errors import PathNotFound
 from server.middleware import RequestContext
 from server.runtime import Runtime
+from server.strict_json import canonical
 
 _VERSION = re.compile(r'"(\d{1,18})"|(\d{1,18})')
 _IDEMPOTENCY_KEY = re.compile(r"[\x21-\x7e]{1,255}")
@@ -21,10 +28,32 @@ def runtime_of(request: Request) -> Runtime:
 
 
 def path_session(request: Request) -> SessionKey:
-    """The session that the path names, percent-decoded once. Raises InvalidRequest."""
+    """The session that the path names. Raises InvalidRequest, PathNotFound."""
+    return session_key(request, path_segment(request, 3))
+
+
+def path_segment(request: Request, index: int) -> str:
+    """What stands behind that slash of the path (the first is 1), percent-decoded once. Raises PathNotFound."""
     raw_path: bytes = request.scope["raw_path"]
-    segment = raw_path.decode("ascii", errors="replace").split("/")[3]
-    return SessionKey(RequestContext.of(request).tenant, unquote(segment, errors="replace"))
+    segments = raw_path.decode("ascii", errors="replace").split("/")
+    if index >= len(segments):
+        # Routes are found in the decoded path, where an encoded slash looks like one.
+        raise PathNotFound("not found")
+    return unquote(segments[index], errors="replace")
+
+
+def session_key(request: Request, session_id: str) -> SessionKey:
+    """The caller's session of this id. Raises InvalidRequest."""
+    return SessionKey(RequestContext.of(request).tenant, session_id)
+
+
+def new_session_key(request: Request, session_id: str | None) -> SessionKey:
+    """The id of a session to be made; without a wish a new one, which the same Idempotency-Key gives again, so that a
+    repeat finds what was made. Raises InvalidRequest."""
+    if session_id is None:
+        key = idempotency_key(request)
+        session_id = f"s-{uuid.uuid4().hex if key is None else sha256(key.encode()).hexdigest()[:32]}"
+    return session_key(request, session_id)
 
 
 def named_session(request: Request, session_id: str | None) -> SessionKey | None:
@@ -33,7 +62,7 @@ def named_session(request: Request, session_id: str | None) -> SessionKey | None
     if session_id is not None and from_header is not None and session_id != from_header:
         raise InvalidRequest("session_id and X-Session-Id differ", param="session_id")
     wanted = from_header if session_id is None else session_id
-    return None if wanted is None else SessionKey(RequestContext.of(request).tenant, wanted)
+    return None if wanted is None else session_key(request, wanted)
 
 
 def if_match(request: Request) -> int | None:
@@ -59,3 +88,10 @@ def is_library_retry(request: Request) -> bool:
     """Whether OpenAI's library says that it is sending this request again."""
     count = request.headers.get("x-stainless-retry-count", "0")
     return count.isascii() and count.isdigit() and int(count[:9]) >= 1
+
+
+def request_identity(request: Request, operation: str, fields: Mapping[str, Any]) -> RequestIdentity:
+    """How a repeat of this request is recognised. operation, fields: what is asked for, as JSON values; which of two
+    paths leads there is no part of it. Raises InvalidRequest for the Idempotency-Key."""
+    digest = sha256(canonical([operation, fields])).hexdigest()
+    return RequestIdentity(digest, idempotency_key(request), is_library_retry(request))

@@ -5,7 +5,7 @@ from collections.abc import Coroutine
 from typing import Any, TypeVar
 
 from starlette.requests import ClientDisconnect
-from starlette.types import Receive
+from starlette.types import Receive, Send
 
 T = TypeVar("T")
 
@@ -26,6 +26,15 @@ async def run_until_disconnect(receive: Receive, work: Coroutine[Any, Any, T]) -
         for task in (working, watching):
             task.cancel()
         await asyncio.gather(working, watching, return_exceptions=True)
+
+
+async def send_body(send: Send, body: bytes, stall_seconds: float) -> None:
+    """One piece of a body. Raises ClientDisconnect when the client takes nothing for so long."""
+    try:
+        async with asyncio.timeout(stall_seconds):
+            await send({"type": "http.response.body", "body": body, "more_body": True})
+    except TimeoutError as error:
+        raise ClientDisconnect from error
 
 
 async def _disconnected(receive: Receive) -> None:

@@ -166,7 +166,7 @@ class Runtime:
         storage.attach(self._store)
 
     def _open_store(self) -> Store:
-        store = open_store(self.config.store_url)
+        store = open_store(self.config.store_url, self.config.kept_versions)
         store.check()
         return store
 

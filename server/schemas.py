@@ -5,7 +5,7 @@ Which fields are served at all is decided in `parameters`; what a sampling value
 
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, ValidationError
 from pydantic.json_schema import models_json_schema
 
 from engine.errors import InvalidRequest
@@ -21,6 +21,15 @@ MetadataKey = Annotated[str, StringConstraints(min_length=1, max_length=64)]
 MetadataValue = Annotated[str, StringConstraints(max_length=512)]
 Metadata = Annotated[dict[MetadataKey, MetadataValue], Field(max_length=MAX_NUM_METADATA)]
 M = TypeVar("M", bound="_Body")
+
+
+def _version(text: str) -> int | str:
+    """No name is all digits."""
+    return int(text) if text.isascii() and text.isdigit() else text
+
+
+VersionName = Annotated[str, StringConstraints(min_length=1, max_length=64), AfterValidator(_version)]
+Version = Annotated[int, Field(ge=0)] | VersionName
 
 
 class _Body(BaseModel):
@@ -117,44 +126,80 @@ class ChatRequest(_Body):
         return value
 
 
-class CreateSessionRequest(_Body):
-    """POST /v1/sessions."""
+class _ClosedBody(_Body):
+    """A body of our own, in which an unknown field is a mistake."""
 
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
+
+
+class ForkSource(_ClosedBody):
+    """Which version of which session a new one begins from; the committed one by default."""
+
+    session_id: str
+    version: Version | None = None
+
+
+class CreateSessionRequest(_ClosedBody):
+    """POST /v1/sessions. Metadata and time to live are the source's when it is a fork that says nothing about them."""
 
     id: str | None = None
     metadata: Metadata | None = None
     ttl_seconds: int | None = None
+    source: Annotated[ForkSource | None, Field(alias="from")] = None
 
 
-class IngestTextRequest(_Body):
+class ForkRequest(_ClosedBody):
+    """POST /v1/sessions/{id}/fork."""
+
+    new_id: str | None = None
+    version: Version | None = None
+    metadata: Metadata | None = None
+    ttl_seconds: int | None = None
+
+
+class RewindRequest(_ClosedBody):
+    """POST /v1/sessions/{id}/rewind."""
+
+    version: Version
+
+
+class NameVersionRequest(_ClosedBody):
+    """POST /v1/sessions/{id}/versions; the committed version by default."""
+
+    name: str
+    version: Version | None = None
+
+
+class IngestTextRequest(_ClosedBody):
     """POST /v1/sessions/{id}/ingest with application/json."""
 
-    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
-
     text: str
 
 
-class TokenizeRequest(_Body):
+class TokenizeRequest(_ClosedBody):
     """POST /tokenize."""
 
-    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
-
     text: str
 
 
-class DetokenizeRequest(_Body):
+class DetokenizeRequest(_ClosedBody):
     """POST /detokenize."""
-
-    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
 
     tokens: list[int]
 
 
 def request_body(model: type[BaseModel]) -> dict[str, Any]:
     """What a route that reads its body itself adds to its OpenAPI operation."""
-    schema = {"$ref": f"#/components/schemas/{model.__name__}"}
-    return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}
+    return _request_body("application/json", {"$ref": f"#/components/schemas/{model.__name__}"})
+
+
+def octets_body() -> dict[str, Any]:
+    """The same for a body that is bytes."""
+    return _request_body("application/octet-stream", {"type": "string", "format": "binary"})
+
+
+def _request_body(media_type: str, schema: dict[str, str]) -> dict[str, Any]:
+    return {"requestBody": {"required": True, "content": {media_type: {"schema": schema}}}}
 
 
 def component_schemas() -> dict[str, Any]:
@@ -181,12 +226,16 @@ _MODELS: tuple[type[BaseModel], ...] = (
     ChatRequest,
     CreateSessionRequest,
     DetokenizeRequest,
+    ForkRequest,
+    ForkSource,
     IngestTextRequest,
+    NameVersionRequest,
+    RewindRequest,
     StreamOptions,
     TextPart,
     TokenizeRequest,
 )
-_FIELDS = frozenset(name for model in _MODELS for name in model.model_fields)
+_FIELDS = frozenset(field.alias or name for model in _MODELS for name, field in model.model_fields.items())
 
 
 def _param(location: tuple[int | str, ...]) -> str | None:

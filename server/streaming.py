@@ -6,11 +6,10 @@ from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
 from typing import Any, TypeVar
 
-from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from server.disconnect import run_until_disconnect
+from server.disconnect import run_until_disconnect, send_body
 
 DONE = b"data: [DONE]\n\n"
 MEDIA_TYPE = "text/event-stream"
@@ -56,17 +55,10 @@ class EventStream(Response):
 
     async def _send_all(self, send: Send) -> None:
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
-        await self._send(send, self._first)
+        await send_body(send, self._first, self._stall_seconds)
         async for body in self._rest:
-            await self._send(send, body)
+            await send_body(send, body, self._stall_seconds)
         await send({"type": "http.response.body", "body": b"", "more_body": False})
-
-    async def _send(self, send: Send, body: bytes) -> None:
-        try:
-            async with asyncio.timeout(self._stall_seconds):
-                await send({"type": "http.response.body", "body": body, "more_body": True})
-        except TimeoutError as error:
-            raise ClientDisconnect from error
 
 
 async def latest(source: AsyncGenerator[T, None]) -> AsyncGenerator[T, None]:

@@ -32,6 +32,10 @@ BENCHES_THAT_LOOK_INSIDE = {
     "bench/memory_workload.py",
     "bench/omega_window.py",
     "bench/products.py",
+    "bench/store.py",
+    "bench/store_memory.py",
+    "bench/store_transfer.py",
+    "bench/stored_session.py",
 }
 KNOWN_TO_ALL_BENCHES = ("atlas_model.text", "atlas_model.training")
 

@@ -83,12 +83,17 @@ class Versions:
     async def import_snapshot(
         self, key: SessionKey, parts: Sequence[Buffer], ttl_seconds: int | None, identity: RequestIdentity
     ) -> Head:
-        """A new session, at version 0, from exported bytes; without a token log, for they do not tell its tokens.
+        """A new session, at version 0, from exported bytes; in one writable buffer they are not copied. It has no
+        token log, for they do not tell its tokens.
 
-        Raises SessionExists, StateCorrupt, StateModelMismatch, StateTooNew, and InvalidState also for numbers that no
-        session may have.
+        Raises SessionExists, StateModelMismatch, StateTooNew, and InvalidState for bytes that are no whole snapshot and
+        for numbers that no session may have.
         """
-        record = await self._storage.decode(parts)
+        try:
+            record = await self._storage.decode(parts)
+        except StateCorrupt as error:
+            # Nothing that is ours is corrupt: whoever sent this did not send a session.
+            raise InvalidState(error.message) from error
         layer = await asyncio.to_thread(diverged_tensor, record.state.tensors, self._max_state_norm)
         if layer is not None:
             raise InvalidState(f"{layer} of the snapshot is not finite or too large")

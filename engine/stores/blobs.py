@@ -6,7 +6,7 @@ Names are generation ids, so that nothing a client chooses becomes a path.
 
 import os
 import secrets
-from collections.abc import Sequence
+from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 
@@ -34,7 +34,7 @@ class BlobDirectory:
         make_directory(path)
         self._path = path
 
-    def write(self, name: str, buffers: Sequence[Buffer]) -> None:
+    def write(self, name: str, buffers: Iterable[Buffer]) -> None:
         """After an error nothing is left."""
         temporary = self._path / f"{name}.{secrets.token_hex(4)}{_TEMPORARY_SUFFIX}"
         try:

@@ -116,6 +116,7 @@ class Head:
 class NewGeneration:
     """What one commit brings. `parts` are the snapshot's bytes in order, `digest` its digest in hex.
 
+    Parts have one size, the last may be shorter. They may be lazy, and are asked for one at a time, again by a retry.
     `extra` is opaque to the store and lives and dies with the generation (the stored answers of the last turns).
     `created` and `updated` are seconds since the epoch, for display only: nothing is decided by them.
     `ttl_seconds` counts from the last commit, load or touch, by the store's own clock; None keeps the session for ever.

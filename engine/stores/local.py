@@ -11,6 +11,7 @@ import os
 import sqlite3
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
+from itertools import chain
 from pathlib import Path
 
 from engine.checksums import part_checksum
@@ -174,7 +175,7 @@ class LocalStore:
             raise CommitConflict("another writer committed this session first")
         with writing():
             failpoint("commit.before_parts")
-            self._blobs.write(new.generation, [*new.parts, new.extra])
+            self._blobs.write(new.generation, chain(new.parts, (new.extra,)))
             head = self._flip(key, base, new, version)
             failpoint("commit.after_flip")
         self._idle_times.touch(key, head)

@@ -6,6 +6,7 @@ gets one long enough for any reader that is still loading it. Expiry follows Red
 
 from collections.abc import Sequence
 from contextlib import suppress
+from itertools import chain
 
 from engine.checksums import part_checksum
 from engine.errors import (
@@ -23,10 +24,12 @@ from engine.errors import (
 )
 from engine.failpoints import failpoint
 from engine.stores.base import Buffer, Generation, Head, NewGeneration, SessionKey
+from engine.stores.head import buffer_num_bytes
 from engine.stores.head_json import decode_head, encode_head
-from engine.stores.redis_client import RedisClient, RedisUrl, translated
+from engine.stores.redis_client import SMALL_NUM_BYTES, Argument, RedisClient, RedisUrl, translated
 from engine.stores.redis_keys import RedisKeys
-from engine.stores.redis_log import check_log_fits, read_log, stage_log
+from engine.stores.redis_log import check_log_fits, first_piece, read_log, stage_rest
+from engine.stores.redis_parts import fetch, stage, unlink
 from engine.stores.redis_scripts import ACQUIRE_LEASE, DELETE, FLIP, RELEASE_LEASE, RENEW, REPLACE_HEAD
 from engine.stores.succession import DEFAULT_NUM_KEPT, generations_dropped, is_unchanged, next_head, renamed_head
 
@@ -73,18 +76,16 @@ class RedisStore:
             head, generation = self._find(key, version)
             if generation == missing:
                 raise StateLost("the session's state is gone", self._last_whole_version(key, head))
-            parts = self._get_all(self._keys.parts(key, generation))
-            if parts is not None:
+            data = fetch(self._client, self._keys.parts(key, generation), generation.num_bytes)
+            if data is not None:
                 self.touch(key, head)
-                return head, parts
+                return head, [data]
             missing = generation
 
     def touch(self, key: SessionKey, head: Head) -> None:
         if head.ttl_seconds is not None:
-            logs = self._keys.logs(key, head)
-            keys = [self._keys.head(key), *self._keys.everything(key, head.generations), *logs]
             with suppress(StoreUnavailable):
-                self._client.run_script(RENEW, keys, [_fence(head), _ttl_milliseconds(head)])
+                self._client.run_script(RENEW, self._keys.session(key, head), [_fence(head), _ttl_milliseconds(head)])
 
     def load_extra(self, key: SessionKey, version: int | None = None) -> bytes:
         missing: Generation | None = None
@@ -128,9 +129,7 @@ class RedisStore:
             if head is None:
                 self._unlist(key)
                 return False
-            logs = self._keys.logs(key, head)
-            keys = [self._keys.head(key), *self._keys.everything(key, head.generations), *logs]
-            if self._client.run_script(DELETE, keys, [_fence(head)]):
+            if self._client.run_script(DELETE, self._keys.session(key, head), [_fence(head)]):
                 self._unlist(key)
                 return True
         raise SessionBusy("the session is being written to")
@@ -167,47 +166,39 @@ class RedisStore:
         self._client.close()
 
     def _commit(self, key: SessionKey, base: Head | None, new: NewGeneration, version: int) -> Head:
-        current = self.read_head(key)
-        if current is not None and new.generation in current.recent:
-            return current
-        if not is_unchanged(base, current):
-            raise CommitConflict("another writer committed this session first")
+        """The flip alone decides. Before a large transfer the head is read too: a race that is lost costs none."""
         head = next_head(base, new, version, self._num_kept)
         check_log_fits(head.log_num_bytes or 0)
-        begins_log = head.log_id == new.generation
-        try:
-            with translated():
-                failpoint("commit.before_parts")
-                self._stage(key, head.committed, new)
-                if begins_log and new.log is not None:
-                    stage_log(self._client, self._keys.log(key, new.generation), new.log, STAGING_SECONDS)
-                self._enlist(key)
+        begun = self._keys.logs(key, head) if head.log_id == new.generation else []
+        log = b"" if new.log is None else new.log
+        if head.num_bytes > SMALL_NUM_BYTES:
+            current = self.read_head(key)
+            if current is not None and new.generation in current.recent:
+                return current
+            if not is_unchanged(base, current):
+                raise CommitConflict("another writer committed this session first")
+        with translated():
+            failpoint("commit.before_parts")
+            names = [*self._keys.parts(key, head.committed), *self._keys.extras(key, head.committed)]
+            values = zip(names, chain(new.parts, (new.extra,)), strict=False)
+            pieces = [(name, first_piece(log)) for name in begun]
+            staged = stage(self._client, chain(values, pieces), STAGING_SECONDS, self._entry(key))
+            try:
+                for name in begun:
+                    stage_rest(self._client, name, log)
                 failpoint("commit.before_flip")
-                head = self._flip(key, base, head, b"" if begins_log or new.log is None else bytes(new.log))
+                head = self._flip(key, base, head, b"" if begun else log)
                 failpoint("commit.after_flip")
-        except (CommitConflict, LogLost, StoreFull):
-            with suppress(StoreUnavailable):
-                logs = self._keys.logs(key, head) if begins_log else []
-                for name in (*self._keys.everything(key, [head.committed]), *logs):
-                    self._client.control("UNLINK", name)
-            raise
+            except (CommitConflict, LogLost, StoreFull):
+                unlink(self._client, staged)
+                raise
         if base is None:
             # A listing may have taken the id for a ghost between the first entry and the flip.
             with suppress(StoreUnavailable):
-                self._enlist(key)
+                self._client.control(*self._entry(key))
         return head
 
-    def _stage(self, key: SessionKey, generation: Generation, new: NewGeneration) -> None:
-        """Write parts and extra under fresh names.
-
-        NX: should the first try have been applied after all, this one must not put a time-to-live on living parts.
-        """
-        keys = [*self._keys.parts(key, generation), *self._keys.extras(key, generation)]
-        for name, value in zip(keys, [*new.parts, new.extra], strict=False):
-            self._client.bulk("SET", name, memoryview(value), "EX", STAGING_SECONDS, "NX")
-            failpoint("commit.part")
-
-    def _flip(self, key: SessionKey, base: Head | None, head: Head, appended: bytes) -> Head:
+    def _flip(self, key: SessionKey, base: Head | None, head: Head, appended: Buffer) -> Head:
         logs = self._keys.logs(key, head)
         new = [*self._keys.everything(key, [head.committed]), *logs]
         kept = self._keys.everything(key, head.kept)
@@ -224,8 +215,8 @@ class RedisStore:
             GRACE_SECONDS * 1000,
             len(new),
             len(kept),
-            -1 if head.log_num_bytes is None else head.log_num_bytes - len(appended),
-            appended,
+            -1 if head.log_num_bytes is None else head.log_num_bytes - buffer_num_bytes(appended),
+            bytes(appended),
         ]
         keys = [self._keys.head(key), *new, *kept, *dropped]
         status, raw = self._client.run_script(FLIP, keys, arguments)
@@ -235,7 +226,7 @@ class RedisStore:
             raise LogLost("the session's token log is gone")
         if status == b"missing":
             raise StoreUnavailable("parts that were just written are gone from Redis")
-        return decode_head(raw)
+        return head if status == b"flipped" else decode_head(raw)
 
     def _find(self, key: SessionKey, version: int | None) -> tuple[Head, Generation]:
         head = self.read_head(key)
@@ -272,8 +263,9 @@ class RedisStore:
         names = self._client.control("ZRANGEBYLEX", self._keys.index(tenant), low, "+", "LIMIT", 0, limit)
         return [name.decode() for name in names]
 
-    def _enlist(self, key: SessionKey) -> None:
-        self._client.control("ZADD", self._keys.index(key.tenant), 0, key.session_id)
+    def _entry(self, key: SessionKey) -> tuple[Argument, ...]:
+        """The command that puts a session into its tenant's index."""
+        return ("ZADD", self._keys.index(key.tenant), 0, key.session_id)
 
     def _unlist(self, key: SessionKey) -> None:
         self._client.control("ZREM", self._keys.index(key.tenant), key.session_id)

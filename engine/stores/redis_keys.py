@@ -44,6 +44,10 @@ class RedisKeys:
         """One name, or none when the session has no token log."""
         return [] if head is None or head.log_id is None else [self.log(key, head.log_id)]
 
+    def session(self, key: SessionKey, head: Head) -> list[bytes]:
+        """The head, and all that it names."""
+        return [self.head(key), *self.everything(key, head.generations), *self.logs(key, head)]
+
     def index(self, tenant: str) -> bytes:
         return f"{self.prefix}:index:{tenant}".encode()
 

@@ -20,11 +20,14 @@ def check_log_fits(num_bytes: int) -> None:
         )
 
 
-def stage_log(client: RedisClient, name: bytes, log: Buffer, seconds: int) -> None:
-    """Write a log that no head names yet; it goes away by itself unless a flip keeps it."""
+def first_piece(log: Buffer) -> memoryview:
+    """What of a log that begins is staged with the parts."""
+    return memoryview(log).cast("B")[:_PIECE_NUM_BYTES]
+
+
+def stage_rest(client: RedisClient, name: bytes, log: Buffer) -> None:
+    """The rest of it, behind the first piece."""
     view = memoryview(log).cast("B")
-    # NX: should an earlier try have been flipped to, this one must not put a time-to-live on a living log.
-    client.bulk("SET", name, view[:_PIECE_NUM_BYTES], "EX", seconds, "NX")
     for start in range(_PIECE_NUM_BYTES, view.nbytes, _PIECE_NUM_BYTES):
         client.bulk("SETRANGE", name, start, view[start : start + _PIECE_NUM_BYTES])
 

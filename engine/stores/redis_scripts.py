@@ -35,7 +35,7 @@ redis.call('HSET', KEYS[1], 'fence', ARGV[2], 'recent', ARGV[4], 'head', ARGV[5]
 local ttl = tonumber(ARGV[6])
 for i = 1, last_kept do set_expiry(KEYS[i], ttl) end
 for i = last_kept + 1, #KEYS do redis.call('PEXPIRE', KEYS[i], tonumber(ARGV[7])) end
-return {'flipped', ARGV[5]}
+return {'flipped', ''}
 """
 )
 

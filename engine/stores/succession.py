@@ -4,13 +4,14 @@ Every store decides by these functions, inside its own atomic step.
 """
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from itertools import count
 
 from engine.checksums import part_checksum
 from engine.errors import InvalidRequest, VersionNotFound
-from engine.stores.head import Generation, Head, NewGeneration, buffer_num_bytes
+from engine.lazy_parts import LazyParts
+from engine.stores.head import Buffer, Generation, Head, NewGeneration, buffer_num_bytes
 
 MAX_RECENT = 16
 MAX_NUM_NAMED = 16
@@ -26,7 +27,7 @@ def next_head(base: Head | None, new: NewGeneration, version: int, num_kept: int
         version=version,
         generation=new.generation,
         num_parts=len(new.parts),
-        num_bytes=sum(buffer_num_bytes(part) for part in new.parts),
+        num_bytes=_parts_num_bytes(new.parts),
         digest=new.digest,
         position=new.position,
         extra_num_bytes=buffer_num_bytes(new.extra),
@@ -84,6 +85,11 @@ def generations_dropped(base: Head, head: Head) -> list[Generation]:
     """What `base` still held and its successor `head` does not keep."""
     held = {generation.generation for generation in head.generations}
     return [generation for generation in base.generations if generation.generation not in held]
+
+
+def _parts_num_bytes(parts: Sequence[Buffer]) -> int:
+    """Lazy parts know it without being put together."""
+    return parts.num_bytes if isinstance(parts, LazyParts) else sum(buffer_num_bytes(part) for part in parts)
 
 
 def _appended_log(base: Head | None, new: NewGeneration) -> tuple[str | None, int | None]:

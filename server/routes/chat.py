@@ -9,7 +9,7 @@ from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from engine.errors import AtlasError, InvalidRequest, ModelNotFound, UnsupportedParameter
+from engine.errors import AtlasError, InvalidRequest, ModelNotFound
 from engine.sessions import History, TurnRequest
 from server.answering import AnswerEvent, Completed, Said, answer
 from server.bodies import off_loop_if_large, read_json_body
@@ -139,8 +139,6 @@ def _understand(request: Request, runtime: Runtime, raw: bytes) -> tuple[ChatReq
 
 
 def _turn_request(request: Request, runtime: Runtime, chat: ChatRequest) -> TurnRequest:
-    if chat.on_divergence == "rewind":
-        raise UnsupportedParameter("on_divergence: rewind is not supported", param="on_divergence")
     num_choices = chat.n or 1
     if num_choices > runtime.config.max_num_sequences + runtime.config.max_num_waiting:
         raise InvalidRequest("n is more than this server runs and queues", param="n")
@@ -150,6 +148,7 @@ def _turn_request(request: Request, runtime: Runtime, chat: ChatRequest) -> Turn
         for name, is_asked in (
             ("read_only", bool(chat.read_only)),
             ("history", chat.to_history() is History.MATCH),
+            ("on_divergence", chat.on_divergence == "rewind"),
             ("If-Match", version is not None),
         ):
             if is_asked:
@@ -160,6 +159,7 @@ def _turn_request(request: Request, runtime: Runtime, chat: ChatRequest) -> Turn
         digest=hashlib.sha256(chat.digest_source()).hexdigest(),
         session=session,
         history=chat.to_history(),
+        may_rewind=chat.on_divergence == "rewind",
         read_only=bool(chat.read_only),
         if_match=version,
         idempotency_key=idempotency_key(request),

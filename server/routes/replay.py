@@ -6,19 +6,19 @@ work, and the session is as it was.
 
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
-from hashlib import sha256
 from typing import Any
 
 from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from engine.sessions import ReplayProgress, ReplayRequest, ReplayResult, RequestIdentity
+from engine.sessions import ReplayProgress, ReplayRequest, ReplayResult
 from server.chat_answer import session_object
-from server.dependencies import idempotency_key, if_match, is_library_retry, path_session, runtime_of
+from server.dependencies import if_match, path_session, request_identity, runtime_of
 from server.disconnect import run_until_disconnect
 from server.progress import progress_events
 from server.runtime import Runtime
+from server.session_answer import session_headers
 from server.streaming import MEDIA_TYPE, EventStream, latest
 
 router = APIRouter(prefix="/v1/sessions/{session_id}")
@@ -29,8 +29,7 @@ async def replay_session(request: Request) -> Response:
     """Feed the tokens of the session's log again, and commit what they lead to. Honours If-Match."""
     runtime = runtime_of(request)
     key, version = path_session(request), if_match(request)
-    digest = sha256(f"replay {key.session_id} {version}".encode()).hexdigest()
-    identity = RequestIdentity(digest, idempotency_key(request), is_library_retry(request))
+    identity = request_identity(request, "replay", {"session_id": key.session_id, "if_match": version})
     steps = _run(runtime, ReplayRequest(key, version, identity))
     if MEDIA_TYPE in request.headers.get("accept", ""):
         events = progress_events(runtime, latest(steps), _body)
@@ -38,8 +37,7 @@ async def replay_session(request: Request) -> Response:
         headers = {"X-Session-Id": key.session_id}
         return EventStream(first, events, headers, stall_seconds=runtime.config.body_timeout_seconds)
     result = await run_until_disconnect(request.receive, _result(steps))
-    headers = {"X-Session-Id": key.session_id, "X-Session-Version": str(result.session.version)}
-    return JSONResponse(_body(result), headers=headers)
+    return JSONResponse(_body(result), headers=session_headers(key, result.session.version))
 
 
 async def _run(runtime: Runtime, wanted: ReplayRequest) -> AsyncGenerator[ReplayProgress | ReplayResult, None]:

@@ -1,4 +1,4 @@
-"""/v1/sessions: create, list, tell, delete, and let one read a document.
+"""/v1/sessions: list, tell, delete, and let one read a document.
 
 A document is the body of `POST /v1/sessions/{id}/ingest`: text/plain of any length as it arrives, or JSON `{"text"}`.
 The end of the body is the end of the document. Query: `document_id` names it, so that it is never learned twice;
@@ -6,7 +6,6 @@ The end of the body is the end of the document. Query: `document_id` names it, s
 """
 
 import asyncio
-import uuid
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import asdict
@@ -17,9 +16,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from atlas_model.inspection import HeadReport, inspect_memory
-from engine.errors import UnsupportedParameter
-from engine.sessions import IngestProgress, IngestRequest, IngestResult, RequestIdentity
-from engine.stores.base import Head, SessionKey
+from engine.sessions import IngestProgress, IngestRequest, IngestResult
 from server.bodies import cut_in_pieces, media_type, read_json, read_pieces
 from server.chat_answer import session_object
 from server.dependencies import idempotency_key, if_match, path_session, runtime_of
@@ -27,7 +24,8 @@ from server.errors import UnsupportedMediaType
 from server.middleware import RequestContext
 from server.progress import progress_events
 from server.runtime import Runtime
-from server.schemas import CreateSessionRequest, IngestTextRequest, request_body, validate
+from server.schemas import IngestTextRequest, request_body, validate
+from server.session_answer import describe_session, session_headers
 from server.streaming import MEDIA_TYPE, EventStream, latest
 
 Limit = Annotated[int, Query(ge=1, le=1000)]
@@ -37,28 +35,12 @@ Offset = Annotated[int, Query(ge=0, lt=2**63)]
 router = APIRouter(prefix="/v1/sessions")
 
 
-@router.post("", openapi_extra=request_body(CreateSessionRequest))
-async def create_session(request: Request) -> Response:
-    """A session that has read nothing, at version 0."""
-    runtime = runtime_of(request)
-    config = runtime.config
-    body = await read_json(request, config.max_body_bytes, config.body_timeout_seconds, may_be_absent=True)
-    if body.get("from") is not None:
-        raise UnsupportedParameter("from: forking a session is not supported", param="from")
-    wanted = validate(CreateSessionRequest, {name: value for name, value in body.items() if name != "from"})
-    session_id = wanted.id if wanted.id is not None else f"s-{uuid.uuid4().hex}"
-    key = SessionKey(RequestContext.of(request).tenant, session_id)
-    with runtime.serving().sessions.versions() as versions:
-        head = await versions.create(key, wanted.metadata or {}, wanted.ttl_seconds, RequestIdentity())
-    return JSONResponse(_describe(key.session_id, head), headers=_headers(key, head.version))
-
-
 @router.get("")
 async def list_sessions(request: Request, limit: Limit = 100, after: str | None = None) -> Response:
     """The caller's sessions in the order of their ids, those after `after`."""
     tenant = RequestContext.of(request).tenant
     found = await runtime_of(request).serving().sessions.list_sessions(tenant, limit + 1, after)
-    data = [_describe(session_id, head) for session_id, head in found[:limit]]
+    data = [describe_session(session_id, head) for session_id, head in found[:limit]]
     return JSONResponse({"object": "list", "data": data, "has_more": len(found) > limit})
 
 
@@ -67,8 +49,8 @@ async def get_session(request: Request) -> Response:
     """What is committed; `tokens_digest` says which tokens were read, exactly."""
     key = path_session(request)
     head, tokens_digest = await runtime_of(request).serving().sessions.describe(key)
-    body = {**_describe(key.session_id, head), "tokens_digest": tokens_digest}
-    return JSONResponse(body, headers=_headers(key, head.version))
+    body = {**describe_session(key.session_id, head), "tokens_digest": tokens_digest}
+    return JSONResponse(body, headers=session_headers(key, head.version))
 
 
 @router.get("/{session_id}/memory")
@@ -88,7 +70,7 @@ async def get_memory(request: Request) -> Response:
         "heads": [asdict(each) for each in heads],
         "samples": [] if state is None else [asdict(each) for each in state.memory_samples.samples],
     }
-    return JSONResponse(body, headers=_headers(key, head.version))
+    return JSONResponse(body, headers=session_headers(key, head.version))
 
 
 @router.delete("/{session_id}")
@@ -120,7 +102,7 @@ async def ingest(request: Request, document_id: DocumentId = None, offset: Offse
     async with aclosing(steps):
         async for step in steps:
             if isinstance(step, IngestResult):
-                return JSONResponse(_body(step), headers=_headers(key, step.session.version))
+                return JSONResponse(_body(step), headers=session_headers(key, step.session.version))
     raise AssertionError("an ingest ends with its result")
 
 
@@ -143,27 +125,6 @@ async def _run(
     async with aclosing(pieces), sessions.ingest(wanted, pieces) as steps, aclosing(steps):
         async for step in steps:
             yield step
-
-
-def _describe(session_id: str, head: Head) -> dict[str, Any]:
-    mark = head.open_ingest
-    return {
-        "id": session_id,
-        "object": "session",
-        "version": head.version,
-        "position": head.position,
-        "bytes": head.num_bytes,
-        "created": head.created,
-        "last_used": head.updated,
-        "ttl_seconds": head.ttl_seconds,
-        "metadata": dict(head.metadata),
-        "open_ingest": None if mark is None else {"document_id": mark.document_id, "offset": mark.offset},
-        "token_log": None if head.log_num_bytes is None else {"bytes": head.log_num_bytes},
-    }
-
-
-def _headers(key: SessionKey, version: int) -> dict[str, str]:
-    return {"X-Session-Id": key.session_id, "X-Session-Version": str(version)}
 
 
 def _body(step: IngestProgress | IngestResult) -> dict[str, Any]:

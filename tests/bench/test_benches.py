@@ -11,7 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from bench.__main__ import main
 from bench.kernels import RULES
 from bench.products import MatrixProducts
-from tests.redis_server import RedisServer
+from tests.redis_server import RedisServer, redis_is_installed
 from tests.tiny import save_tiny_checkpoint, tiny_config
 
 
@@ -96,6 +96,47 @@ def test_cost_compares_early_and_late(model: Path, tmp_path: Path, capsys: pytes
     assert document["store"]["bare_save_seconds"] > 0
     assert document["resume"]["num_rounds"] == 2
     assert all(seconds > 0 for seconds in document["resume"].values())
+
+
+needs_redis = pytest.mark.skipif(not redis_is_installed(), reason="redis-server is not installed")
+
+
+@pytest.mark.redis
+@needs_redis
+def test_store_compares_a_snapshots_way_with_that_of_plain_bytes(
+    model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    size = ["--rounds", "1", "--large", "1m", "--large-rounds", "1"]
+    document, _ = run(capsys, "store", "--model", str(model), *size)
+    for cost in (*document["transfer"].values(), *document["large_transfer"].values()):
+        seconds, plain_seconds = (
+            cost["commit_seconds"] + cost["resume_seconds"],
+            cost["set_seconds"] + cost["get_seconds"],
+        )
+        assert cost["ratio"] == pytest.approx(seconds / plain_seconds)
+    num_bytes = document["large_transfer"]["fresh"]["snapshot_num_bytes"]
+    assert document["large_transfer"]["fresh"]["num_parts"] == -(-num_bytes // 2**22) > 1
+    memory = document["large_memory"]
+    assert memory["snapshot_num_bytes"] == num_bytes
+    assert memory["commit_ratio"] > 1
+    assert memory["load_ratio"] > 1
+    assert 0 < memory["load_pings"]["p99"] <= memory["load_pings"]["max"]
+
+
+@pytest.mark.slow
+@pytest.mark.redis
+@needs_redis
+def test_a_snapshot_of_300_mb_takes_half_its_size_more_and_holds_up_no_other_client(
+    model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    size = ["--rounds", "3", "--large", "300m", "--large-rounds", "3"]
+    document, _ = run(capsys, "store", "--model", str(model), *size)
+    memory = document["large_memory"]
+    assert memory["snapshot_num_bytes"] > 295_000_000
+    assert memory["commit_ratio"] < 1.5
+    assert memory["load_ratio"] < 1.5
+    assert memory["commit_pings"]["n"] > 20
+    assert max(memory["commit_pings"]["max"], memory["load_pings"]["max"]) < 0.1
 
 
 def test_a_device_equals_itself(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

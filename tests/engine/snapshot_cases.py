@@ -15,7 +15,7 @@ from atlas_model.config import AtlasConfig, AttentionConfig, MemoryConfig
 from atlas_model.memory import TensorSpec
 from atlas_model.state import State, state_spec
 from atlas_model.telemetry import LayerSample
-from engine.checksums import digest
+from engine.checksums import digest, part_checksum
 from engine.memory_samples import MAX_SAMPLES, NO_SAMPLES, MemorySample, MemorySamples
 from engine.sequence import SequenceState
 from engine.snapshot import SessionRecord, encode_snapshot
@@ -120,4 +120,15 @@ def with_header(snapshot: bytes, change: Callable[[dict[str, Any]], object]) -> 
     changed = change(fields)
     fields = changed if isinstance(changed, dict) else fields
     fields.setdefault("digest", bytes(16))
+    return with_header_bytes(snapshot, msgpack.packb(fields))
+
+
+def as_schema_1(snapshot: bytes) -> bytes:
+    """A snapshot of one part as it was written before there were samples of the memory."""
+    fields = msgpack.unpackb(snapshot[8 : header_end(snapshot)])
+    data = snapshot[-(-header_end(snapshot) // 4096) * 4096 :]
+    del fields["memory_samples"]
+    fields["schema"] = 1
+    behind_header = bytes(-(8 + len(msgpack.packb(fields))) % 4096) + data
+    fields["part_checksums"] = part_checksum(behind_header)
     return with_header_bytes(snapshot, msgpack.packb(fields))

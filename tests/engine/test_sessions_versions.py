@@ -16,7 +16,6 @@ from engine.errors import (
     SessionDiverged,
     SessionExists,
     SessionNotFound,
-    StateCorrupt,
     StateLost,
     VersionConflict,
     VersionNotFound,
@@ -352,7 +351,7 @@ def test_bytes_that_are_no_session_are_not_imported() -> None:
             flipped = bytearray(raw)
             flipped[-100] ^= 1
             for bad in (b"", b"ATLS", raw[:-1], raw + b"x", bytes(flipped)):
-                with pytest.raises(StateCorrupt):
+                with pytest.raises(InvalidState):
                     await imported(it, [bad])
             with pytest.raises(SessionExists):
                 await imported(it, [raw], KEY)

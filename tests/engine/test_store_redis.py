@@ -10,9 +10,11 @@ from pathlib import Path
 
 import pytest
 import redis
+import torch
 
 from engine import failpoints
 from engine.errors import (
+    CommitConflict,
     SessionNotFound,
     StateCorrupt,
     StateLost,
@@ -20,10 +22,14 @@ from engine.errors import (
     StoreMisconfigured,
     StoreUnavailable,
 )
+from engine.snapshot import decode_snapshot, encode_snapshot
 from engine.stores import open_store
-from engine.stores.base import Head, SessionKey, Store
-from engine.stores.redis import GRACE_SECONDS, STAGING_SECONDS, RedisStore
-from engine.stores.redis_client import RedisUrl
+from engine.stores.base import IngestMark, Store
+from engine.stores.redis import GRACE_SECONDS, STAGING_SECONDS
+from engine.stores.redis_client import SMALL_NUM_BYTES, RedisUrl
+from engine.stores.redis_parts import BATCH_NUM_BYTES
+from engine.stores.succession import MAX_RECENT
+from tests.engine.snapshot_cases import FINGERPRINT, equal_bits, full_record, tiny_config
 from tests.engine.store_cases import (
     KEY,
     NUM_PARTS,
@@ -118,27 +124,103 @@ def test_what_is_staged_and_never_flipped_to_goes_away_by_itself(store: Store, r
     assert all(STAGING_SECONDS - 60 < raw.ttl(key) <= STAGING_SECONDS for key in staged)
 
 
-@pytest.mark.usefixtures("disarmed")
 def test_a_retry_whose_first_try_was_applied_after_all_puts_no_time_to_live_on_living_parts(
     store: Store, raw: "redis.Redis", server: RedisServer
 ) -> None:
-    """The first try's flip arrives late: after the retry has read the head, before it stages."""
+    """Every key is there when the retry stages, and would get a staging time-to-live from a plain SET."""
     head = commit_number(store, 1, base=None)
     new = generation_of(2)
     late = open_store(server.url)
-
-    class LateFlip(RedisStore):
-        def read_head(self, key: SessionKey) -> Head | None:
-            current = super().read_head(key)
-            late.commit(KEY, head, new)
-            return current
-
-    retry = LateFlip(server.url)
-    assert retry.commit(KEY, head, new).version == 2
+    assert late.commit(KEY, head, new).version == 2
+    late.close()
+    assert store.commit(KEY, head, new).version == 2
     assert all(raw.ttl(key) == -1 for key in keys_of(raw))
     assert whole_number(store) == 2
-    retry.close()
-    late.close()
+
+
+def test_a_retry_that_lost_the_race_takes_nothing_from_what_its_first_try_had_committed(
+    store: Store, raw: "redis.Redis"
+) -> None:
+    """An ingest of more commits than a head remembers keeps the generation before it; its writer then tries again."""
+    head = commit_number(store, 1, base=None)
+    new = generation_of(2)
+    reading = store.commit(KEY, head, new)
+    for number in range(3, 3 + MAX_RECENT):
+        mark = IngestMark("document", number)
+        reading = store.commit(KEY, reading, replace(generation_of(number), open_ingest=mark))
+    assert new.generation not in reading.recent
+    with pytest.raises(CommitConflict):
+        store.commit(KEY, head, new)
+    assert whole_number(store, version=2) == 2
+    assert all(raw.ttl(key) == -1 for key in keys_of(raw) if new.generation in key)
+
+
+def test_a_commit_that_lost_the_race_leaves_nothing_behind(store: Store, raw: "redis.Redis") -> None:
+    head = commit_number(store, 1, base=None)
+    commit_number(store, 2, base=head)
+    loser = generation_of(3)
+    with pytest.raises(CommitConflict):
+        store.commit(KEY, head, loser)
+    assert not [key for key in keys_of(raw) if loser.generation in key]
+
+
+def test_a_large_commit_that_lost_the_race_before_it_began_sends_nothing(store: Store, raw: "redis.Redis") -> None:
+    head = commit_number(store, 1, base=None)
+    commit_number(store, 2, base=head)
+    large = replace(generation_of(3), parts=[bytes(SMALL_NUM_BYTES), b"x"])
+    before = raw.info("stats")["total_net_input_bytes"]
+    with pytest.raises(CommitConflict):
+        store.commit(KEY, head, large)
+    assert raw.info("stats")["total_net_input_bytes"] - before < 10_000
+
+
+@pytest.mark.usefixtures("disarmed")
+def test_a_large_commit_that_failed_between_two_parts_is_finished_by_its_retry(
+    store: Store, raw: "redis.Redis"
+) -> None:
+    head = commit_number(store, 1, base=None)
+    parts = [bytes([index]) * BATCH_NUM_BYTES for index in range(2)]
+    new = replace(generation_of(2), parts=[*parts, b"the rest"])
+    failpoints.arm("commit.part=1:error")
+    with pytest.raises(StoreUnavailable):
+        store.commit(KEY, head, new)
+    assert [key for key in keys_of(raw) if new.generation in key] == [f"{PREFIX}p:{new.generation}:0"]
+    assert whole_number(store) == 1
+    assert store.commit(KEY, head, new).version == 2
+    [data] = store.load(KEY)[1]
+    assert bytes(data) == b"".join(new.parts)
+    assert all(raw.ttl(key) == -1 for key in keys_of(raw))
+
+
+def test_the_parts_come_back_in_one_writable_buffer_that_decoding_uses_as_it_is(store: Store) -> None:
+    config = tiny_config()
+    record = full_record(config)
+    snapshot = encode_snapshot(record, FINGERPRINT, 4096)
+    assert len(snapshot.parts) > 2
+    new = replace(generation_of(1), parts=snapshot.parts, digest=snapshot.digest)
+    head = store.commit(KEY, None, new)
+    assert (head.num_parts, head.num_bytes) == (len(snapshot.parts), snapshot.num_bytes)
+    [data] = store.load(KEY)[1]
+    loaded = decode_snapshot([data], config, FINGERPRINT, head.digest)
+    keys = loaded.state.tensors.named_tensors()["layers.1.keys"]
+    assert equal_bits(keys, record.state.tensors.named_tensors()["layers.1.keys"])
+    assert memoryview(data).nbytes == snapshot.num_bytes
+    memoryview(data)[:] = bytes(snapshot.num_bytes)
+    assert torch.count_nonzero(keys) == 0
+
+
+@pytest.mark.parametrize("index", range(NUM_PARTS))
+@pytest.mark.parametrize("change", [lambda part: part[:-1], lambda part: part + b"x", lambda part: b""])
+def test_a_part_that_was_cut_or_grew_is_corrupt(
+    index: int, change: Callable[[bytes], bytes], store: Store, raw: "redis.Redis"
+) -> None:
+    head = commit_number(store, 1, base=None)
+    name = f"{PREFIX}p:{head.generation}:{index}"
+    part = raw.get(name)
+    assert isinstance(part, bytes)
+    raw.set(name, change(part))
+    with pytest.raises(StateCorrupt, match="cut or grew"):
+        store.load(KEY)
 
 
 def test_a_lost_part_is_state_lost_and_names_the_version_that_is_still_whole(store: Store, raw: "redis.Redis") -> None:

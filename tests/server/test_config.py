@@ -43,6 +43,8 @@ def test_every_setting_is_a_flag_and_a_variable() -> None:
         (["--prot", "1"], {}, "--prot"),
         (["--por", "1"], {}, "--por"),
         (["--lease-seconds", "0"], {}, "--lease-seconds"),
+        (["--kept-versions", "-1"], {}, "--kept-versions"),
+        (["--kept-versions", "65"], {}, "--kept-versions"),
         (["--log-level", "loud"], {}, "--log-level"),
         (["--host", "0.0.0.0"], {}, "ATLAS_API_KEYS"),
         (["--host", "192.0.2.1"], {}, "--allow-insecure"),

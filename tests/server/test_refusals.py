@@ -34,7 +34,6 @@ UNSUPPORTED: list[tuple[str, Any]] = [
     ("stop_token_ids", [1]),
     ("echo", True),
     ("suffix", "x"),
-    ("on_divergence", "rewind"),
 ]
 NEUTRAL: dict[str, Any] = {
     "n": 1,
@@ -131,6 +130,8 @@ def test_what_looks_like_a_misspelt_extension_is_not_dropped(client: httpx.Clien
         ({"user": ["x"]}, "user"),
         ({"read_only": True}, "read_only"),
         ({"history": "match"}, "history"),
+        ({"on_divergence": "rewind"}, "on_divergence"),
+        ({"on_divergence": "forget"}, "on_divergence"),
         ({"session_id": ""}, "session_id"),
         ({"session_id": "a b"}, "session_id"),
         ({"session_id": "a\n"}, "session_id"),
@@ -251,6 +252,14 @@ def test_an_unknown_path_is_a_404_of_the_same_shape(client: httpx.Client, path: 
     assert_refused(client.get(path), 404, "not_found")
 
 
+def test_an_encoded_slash_is_no_slash(client: httpx.Client, session_id: str) -> None:
+    ask(client, "a", session_id=session_id)
+    client.post(f"/v1/sessions/{session_id}/versions", json={"name": "n"})
+    assert_refused(client.get(f"/v1%2Fsessions%2F{session_id}"), 404, "not_found")
+    assert_refused(client.delete(f"/v1/sessions/{session_id}/versions%2Fn"), 404, "not_found")
+    assert_refused(client.get(f"/v1/sessions/{session_id}%2Fversions"), 400, "invalid_request", "session_id")
+
+
 def test_another_method_is_a_405_that_names_the_right_ones(client: httpx.Client) -> None:
     response = client.get("/v1/chat/completions")
     assert_refused(response, 405, "method_not_allowed")
@@ -284,6 +293,10 @@ def test_a_session_id_is_a_full_match_of_the_decoded_value(client: httpx.Client,
         client.get(f"/v1/sessions/{encoded}"),
         client.delete(f"/v1/sessions/{encoded}"),
         client.post(f"/v1/sessions/{encoded}/ingest", content=b"text"),
+        client.get(f"/v1/sessions/{encoded}/versions"),
+        client.get(f"/v1/sessions/{encoded}/export"),
+        client.post(f"/v1/sessions/{encoded}/rewind", json={"version": 0}),
+        client.post(f"/v1/sessions/{encoded}/fork", json={}),
     ):
         if encoded == "a%2Fb":
             assert response.status_code in (400, 404, 405)
