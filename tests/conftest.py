@@ -1,6 +1,7 @@
 """Shared by all rooms: one thread per test process, and a Redis that is started once."""
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
@@ -16,4 +17,13 @@ def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServ
     if not redis_is_installed():
         pytest.skip("redis-server is not installed")
     with RedisServer(tmp_path_factory.mktemp("redis")) as server:
+        yield server
+
+
+@pytest.fixture
+def own_redis(tmp_path: Path) -> Iterator[RedisServer]:
+    """For one test, which may stop or kill it. It acknowledges nothing before it is on the disk."""
+    if not redis_is_installed():
+        pytest.skip("redis-server is not installed")
+    with RedisServer(tmp_path / "redis", "--appendonly", "yes", "--appendfsync", "always") as server:
         yield server

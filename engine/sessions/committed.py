@@ -28,6 +28,7 @@ class CommittedSessions:
         self._token_logs = token_logs
         self._copies = HostCopies(max_host_num_bytes)
         self._observer = observer
+        self._num_deletions = 0
         # By the generation that is wanted.
         self._loads: dict[tuple[SessionKey, str], asyncio.Task[LoadedSession | None]] = {}
 
@@ -113,9 +114,17 @@ class CommittedSessions:
             self._observer.restore_failed(error.code)
             raise
 
+    async def check_room(self, key: SessionKey, base: LoadedSession | None) -> None:
+        """Before the work for a commit. Raises StoreFull when it is known already that a quota forbids it."""
+        await self._storage.check_room(key, None if base is None else base.head)
+
     async def delete(self, key: SessionKey) -> bool:
-        self._copies.drop(key)
-        return await self._storage.delete(key)
+        """From the store and from here; who is loading the session meanwhile keeps no copy either."""
+        try:
+            return await self._storage.delete(key)
+        finally:
+            self._num_deletions += 1
+            self._copies.drop(key)
 
     async def _load_once(self, key: SessionKey, generation: str) -> LoadedSession | None:
         """Whoever leaves early takes nobody else's load along."""
@@ -126,6 +135,7 @@ class CommittedSessions:
         return await asyncio.shield(load)
 
     async def _load(self, key: SessionKey) -> LoadedSession | None:
+        num_deletions = self._num_deletions
         try:
             head, record = await self._storage.load(key)
         except SessionNotFound:
@@ -134,7 +144,8 @@ class CommittedSessions:
             self._observer.restore_failed(error.code)
             raise
         loaded = LoadedSession(head, record, None)
-        self._keep(key, loaded)
+        if num_deletions == self._num_deletions:
+            self._keep(key, loaded)
         return loaded
 
     def _keep(self, key: SessionKey, loaded: LoadedSession) -> None:

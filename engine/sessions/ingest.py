@@ -83,8 +83,8 @@ class Ingest:
     async def run(self, pieces: AsyncIterator[bytes]) -> AsyncGenerator[IngestProgress | IngestResult, None]:
         """Progress after every commit, then the result.
 
-        Raises IngestOpen, IngestOffset, VersionConflict, IdempotencyMismatch, EmptyPrompt, InvalidUnicode and what the
-        engine and the store do.
+        Raises IngestOpen, IngestOffset, VersionConflict, IdempotencyMismatch, EmptyPrompt, InvalidUnicode, StoreFull
+        and what the engine and the store do.
         """
         request = self._request
         base = await self._committed.find_with_answers(request.session)
@@ -97,6 +97,7 @@ class Ingest:
         if request.if_match is not None and request.if_match != version:
             raise VersionConflict(f"the session is at version {version}", current=version)
         document_id, position, token_ids = self._begin(base)
+        await self._committed.check_room(request.session, base)
 
         reader = DocumentReader(self._tokenizer, position)
         async for piece in pieces:

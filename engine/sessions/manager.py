@@ -20,6 +20,7 @@ from engine.sessions.leases import Leases
 from engine.sessions.ledger import Reading, read_messages
 from engine.sessions.observer import SessionObserver
 from engine.sessions.replay import Replay, ReplayProgress, ReplayRequest, ReplayResult
+from engine.sessions.shielding import finish_even_if_cancelled
 from engine.sessions.storage import Storage
 from engine.sessions.stored_turns import RequestIdentity, StoredTurn
 from engine.sessions.token_logs import TokenLogs
@@ -114,7 +115,7 @@ class SessionManager:
         """Raises SessionNotFound, SessionBusy."""
         with self._open():
             async with self._leases.hold(key):
-                if not await self._committed.delete(key):
+                if not await finish_even_if_cancelled(self._committed.delete(key)):
                     raise SessionNotFound("there is no session with this id")
 
     @asynccontextmanager
@@ -122,7 +123,7 @@ class SessionManager:
         """A turn that is ready to run, or the stored one that `request` repeats.
 
         Raises SessionBusy, SessionNotFound (read-only), VersionConflict, SessionDiverged, IngestOpen,
-        IdempotencyMismatch, InvalidRequest, Draining, and what loading a session does.
+        IdempotencyMismatch, InvalidRequest, StoreFull, Draining, and what loading a session does.
         """
         with self._open():
             async with AsyncExitStack() as stack:
@@ -213,6 +214,8 @@ class SessionManager:
             generation, base = found
             rewound_to, record = generation.version, base.record
             reading, token_ids = await asyncio.to_thread(self._read, request, record)
+        if request.session is not None and request.writes:
+            await self._committed.check_room(request.session, base)
         state = record.state if record else None
         sequence = Sequence(new_sequence_id(), token_ids, request.sampling, state, shares_state=not request.writes)
         return Turn(request, reading, sequence, base, self._engine, self._committed, rewound_to)

@@ -13,6 +13,7 @@ from typing import TypeVar
 
 from atlas_model.config import AtlasConfig
 from engine.errors import StateCorrupt, StateLost, StoreUnavailable
+from engine.sessions.quotas import UNLIMITED, Quotas, TenantQuota
 from engine.sessions.stored_turns import StoredTurns
 from engine.snapshot import SessionRecord, decode_snapshot, encode_snapshot
 from engine.stores.base import Buffer, Head, IngestMark, NewGeneration, SessionKey, Store, new_generation_id
@@ -39,9 +40,10 @@ class Beginning:
 class Storage:
     """`attach` a store before the first call; until then each raises StoreUnavailable."""
 
-    def __init__(self, config: AtlasConfig, fingerprint: str) -> None:
+    def __init__(self, config: AtlasConfig, fingerprint: str, quota: TenantQuota = UNLIMITED) -> None:
         self._config = config
         self._fingerprint = fingerprint
+        self._quotas = Quotas(quota)
         self._store: Store | None = None
         self._threads = ThreadPoolExecutor(NUM_THREADS, thread_name_prefix="store")
 
@@ -89,8 +91,13 @@ class Storage:
         threads = asyncio.get_running_loop().run_in_executor
         return await threads(self._threads, decode_snapshot, parts, self._config, self._fingerprint)
 
+    async def check_room(self, key: SessionKey, base: Head | None) -> None:
+        """Raises StoreFull when it is known before the commit on top of `base` that a quota forbids it."""
+        if self._quotas.quota.limits:
+            await self._call(lambda store: self._quotas.check_room(store, key, base))
+
     async def create(self, key: SessionKey, beginning: Beginning) -> Head:
-        """Raises SessionExists."""
+        """Raises SessionExists, StoreFull."""
         return await self._call(lambda store: self._create(store, key, beginning))
 
     async def commit(
@@ -103,7 +110,7 @@ class Storage:
     ) -> Head:
         """No record is a session that has read nothing; `log` is appended to the token log, None for no log.
 
-        Raises CommitConflict when `base` is not the head any more, and LogLost.
+        Raises StoreFull, LogLost, and CommitConflict when `base` is not the head any more.
         """
         return await self._call(lambda store: self._commit(store, key, base, record, stored, log))
 
@@ -174,7 +181,8 @@ class Storage:
         new = self._generation(
             beginning.record, beginning.stored, time.time(), beginning.metadata, beginning.ttl_seconds, beginning.log
         )
-        return _until_answered(lambda: store.create(key, new))
+        with self._quotas.admitted(store, key, None, new):
+            return _until_answered(lambda: store.create(key, new))
 
     def _commit(
         self,
@@ -189,7 +197,8 @@ class Storage:
             new = self._generation(record, stored, base.created, base.metadata, base.ttl_seconds, log)
         else:
             new = self._generation(record, stored, time.time(), {}, None, log)
-        return _until_answered(lambda: store.commit(key, base, new))
+        with self._quotas.admitted(store, key, base, new):
+            return _until_answered(lambda: store.commit(key, base, new))
 
     def _generation(
         self,

@@ -49,7 +49,7 @@ class Versions:
     async def create(
         self, key: SessionKey, metadata: Mapping[str, str], ttl_seconds: int | None, identity: RequestIdentity
     ) -> Head:
-        """A session that has read nothing, at version 0. Raises SessionExists."""
+        """A session that has read nothing, at version 0. Raises SessionExists, StoreFull."""
         beginning = Beginning(metadata, ttl_seconds, log=self._token_logs.beginning())
         return await self._begin(key, beginning, identity)
 
@@ -66,9 +66,10 @@ class Versions:
         the committed one) and shares nothing with it. Metadata and time to live are the source's unless given; of the
         token log it has a copy up to that version.
 
-        Raises SessionNotFound, VersionNotFound, SessionExists.
+        Raises SessionNotFound, VersionNotFound, SessionExists, StoreFull.
         """
         head, generation = await self.find(source, version)
+        await self._storage.check_room(key, None)
         loaded = await self._committed.load_version(source, generation.version)
         stored = StoredTurns() if loaded.stored is None else loaded.stored.forked(key.session_id)
         beginning = Beginning(
@@ -86,9 +87,10 @@ class Versions:
         """A new session, at version 0, from exported bytes; in one writable buffer they are not copied. It has no
         token log, for they do not tell its tokens.
 
-        Raises SessionExists, StateModelMismatch, StateTooNew, and InvalidState for bytes that are no whole snapshot and
-        for numbers that no session may have.
+        Raises SessionExists, StoreFull, StateModelMismatch, StateTooNew, and InvalidState for bytes that are no whole
+        snapshot and for numbers that no session may have.
         """
+        await self._storage.check_room(key, None)
         try:
             record = await self._storage.decode(parts)
         except StateCorrupt as error:
@@ -131,7 +133,7 @@ class Versions:
         """Make a kept version the committed one again, as a new version; also out of the middle of a document, and
         away from a state that cannot be loaded. The answers stored with it are those of that time.
 
-        Raises SessionNotFound, VersionNotFound, VersionConflict.
+        Raises SessionNotFound, VersionNotFound, VersionConflict, StoreFull.
         """
         head, generation = await self.find(key, version)
         repeated = (await self._stored_now(key)).find_turn(head.version, identity)

@@ -28,6 +28,7 @@ __all__ = [
     "NewGeneration",
     "SessionKey",
     "Store",
+    "TenantUsage",
     "new_generation_id",
 ]
 
@@ -49,7 +50,19 @@ class SessionKey:
             raise InvalidRequest("a tenant has 1 to 64 characters out of A-Z a-z 0-9 . _ -", param="tenant")
 
 
+@dataclass(frozen=True, slots=True)
+class TenantUsage:
+    """What a tenant has stored: sessions, and the bytes of all their generations."""
+
+    num_sessions: int
+    num_bytes: int
+
+
 class Store(Protocol):
+    @property
+    def num_kept(self) -> int:
+        """How many generations without a name a session keeps beside the committed one."""
+
     @property
     def durability(self) -> str:
         """How durable an acknowledged commit is: `none`, `disk`, `no`, `everysec`, `always` or `unknown`."""
@@ -101,13 +114,24 @@ class Store(Protocol):
         """
 
     def delete(self, key: SessionKey) -> bool:
-        """True when there was something to delete."""
+        """Delete every byte of a session: its head, all its generations, those that a failed commit or a quarantine
+        left, too. False when there was no such session.
+
+        Whoever is loading it gets a whole generation or `SessionNotFound`. After an error the session may be gone with
+        some of its bytes left: the same call again deletes those.
+        """
+
+    def usage(self, tenant: str) -> TenantUsage:
+        """As counted by the commits, in little time. Sessions that have ended by themselves may still be counted."""
+
+    def recount(self, tenant: str) -> TenantUsage:
+        """The same after a look at every session of the tenant."""
 
     def list_sessions(self, tenant: str, limit: int, after: str | None = None) -> list[tuple[str, Head]]:
         """At most `limit` sessions of a tenant with ids greater than `after`, ordered by id."""
 
     def quarantine(self, key: SessionKey, generation: Generation) -> None:
-        """Put a copy of a generation's bytes aside, where no commit and no sweep will delete it soon."""
+        """Put a copy of a generation's bytes aside for 30 days. No commit deletes it; the session's deletion does."""
 
     def acquire_lease(self, key: SessionKey, owner: str, seconds: float) -> bool:
         """Take or renew the lease of a session. It saves wasted work only; the fence is the head."""

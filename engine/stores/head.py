@@ -143,3 +143,10 @@ class NewGeneration:
 
 def buffer_num_bytes(buffer: Buffer) -> int:
     return buffer.nbytes if isinstance(buffer, memoryview) else len(buffer)
+
+
+def stored_num_bytes(head: Head | None) -> int:
+    """What a session takes in the store: the snapshots and the extras of all its generations, and its token log."""
+    if head is None:
+        return 0
+    return sum(g.num_bytes + g.extra_num_bytes for g in head.generations) + (head.log_num_bytes or 0)

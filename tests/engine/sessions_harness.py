@@ -21,9 +21,11 @@ from engine.sessions import (
     SessionManager,
     Storage,
     StoredTurn,
+    TenantQuota,
     Turn,
     TurnRequest,
 )
+from engine.sessions.quotas import UNLIMITED
 from engine.stores.base import Head, SessionKey, Store
 from engine.stores.memory import MemoryStore
 from tests.engine.harness import SMALL, tiny
@@ -79,11 +81,12 @@ async def house(
     config: SessionConfig | None = None,
     engine_config: EngineConfig = SMALL,
     checkpoint: Checkpoint | None = None,
+    quota: TenantQuota = UNLIMITED,
 ) -> AsyncIterator[House]:
     checkpoint = checkpoint or tiny()
     engine = Engine(checkpoint, engine_config)
     engine.start()
-    storage = Storage(checkpoint.model.config, checkpoint.fingerprint)
+    storage = Storage(checkpoint.model.config, checkpoint.fingerprint, quota)
     storage.attach(store or MemoryStore())
     observed = Observed()
     config = config or SessionConfig(lease_seconds=1.0, commit_num_tokens=64)

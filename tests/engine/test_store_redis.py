@@ -24,7 +24,8 @@ from engine.errors import (
 )
 from engine.snapshot import decode_snapshot, encode_snapshot
 from engine.stores import open_store
-from engine.stores.base import IngestMark, Store
+from engine.stores.base import IngestMark, SessionKey, Store, TenantUsage
+from engine.stores.head import stored_num_bytes
 from engine.stores.redis import GRACE_SECONDS, STAGING_SECONDS
 from engine.stores.redis_client import SMALL_NUM_BYTES, RedisUrl
 from engine.stores.redis_parts import BATCH_NUM_BYTES
@@ -92,9 +93,10 @@ def keys_of(raw: "redis.Redis") -> set[str]:
 def test_every_key_of_a_session_has_the_same_cluster_hash_tag(store: Store, raw: "redis.Redis") -> None:
     head = commit_number(store, 1, base=None)
     store.acquire_lease(KEY, "me", 10)
-    expected = {f"{PREFIX}head", f"{PREFIX}lease", f"{PREFIX}x:{head.generation}"}
+    expected = {f"{PREFIX}head", f"{PREFIX}lease", f"{PREFIX}generations", f"{PREFIX}x:{head.generation}"}
     expected |= {f"{PREFIX}p:{head.generation}:{index}" for index in range(NUM_PARTS)}
-    assert keys_of(raw) == {*expected, f"atlas:index:{KEY.tenant}"}
+    index = f"atlas:index:{KEY.tenant}"
+    assert keys_of(raw) == {*expected, index, f"atlas:usage:{{{index}}}"}
 
 
 def test_what_is_committed_never_expires_and_what_is_dropped_waits_for_its_readers(
@@ -247,6 +249,25 @@ def test_a_lost_head_is_an_absent_session_and_its_id_is_free(store: Store, raw: 
     assert [session_id for session_id, _ in store.list_sessions(KEY.tenant, 10)] == [KEY.session_id]
 
 
+def test_what_was_counted_wrongly_or_by_nobody_is_counted_again(store: Store, raw: "redis.Redis") -> None:
+    usage = f"atlas:usage:{{atlas:index:{KEY.tenant}}}"
+    others = [SessionKey(KEY.tenant, f"s{number}") for number in range(600)]
+    heads = [commit_number(store, 1, base=None, key=key) for key in (KEY, *others[:2])]
+    right = TenantUsage(3, sum(stored_num_bytes(head) for head in heads))
+    assert store.usage(KEY.tenant) == right
+    raw.delete(usage)
+    assert store.usage(KEY.tenant) == TenantUsage(0, 0)
+    assert store.recount(KEY.tenant) == store.usage(KEY.tenant) == right
+    raw.hset(usage, KEY.session_id, 7)
+    assert store.recount(KEY.tenant) == right
+    # Entries that no session stands behind, more than are looked at in one go.
+    for key in others[2:]:
+        raw.zadd(f"atlas:index:{KEY.tenant}", {key.session_id: 0})
+    raw.delete(usage)
+    assert store.recount(KEY.tenant) == right
+    assert raw.zcard(f"atlas:index:{KEY.tenant}") == 3
+
+
 def test_a_head_that_is_no_head_is_corrupt(store: Store, raw: "redis.Redis") -> None:
     for broken in (b"", b"{", b"[]", b"{}", b'{"committed":[1]}', b"\xff", b"[" * 100_000):
         raw.hset(f"{PREFIX}head", "head", broken)
@@ -281,7 +302,8 @@ def test_forgotten_scripts_are_sent_again(store: Store, raw: "redis.Redis") -> N
 def test_a_quarantined_generation_keeps_a_copy_that_no_commit_drops(store: Store, raw: "redis.Redis") -> None:
     head = commit_number(store, 1, base=None)
     store.quarantine(KEY, head.committed)
-    store.delete(KEY)
+    for number in (2, 3, 4):
+        head = commit_number(store, number, base=head)
     copies = [key for key in keys_of(raw) if key.endswith(":quarantined")]
     assert len(copies) == NUM_PARTS + 1
     assert all(raw.ttl(key) > 24 * 3600 for key in copies)
@@ -342,8 +364,15 @@ def test_the_shipped_configuration_and_its_user_are_enough(own: Callable[..., Re
         assert store.acquire_lease(KEY, "me", 10)
         store.release_lease(KEY, "me")
         store.quarantine(KEY, head.committed)
+        store.name_version(KEY, 3, "third")
         assert len(store.list_sessions(KEY.tenant, 10)) == 1
+        assert store.recount(KEY.tenant).num_sessions == 1
         assert store.delete(KEY) is True
+        commit_number(store, 4, base=None)
+        with redis.Redis(port=server.port, username="atlas", password="s3cret", protocol=2) as raw:
+            raw.unlink(f"{PREFIX}head")
+        assert store.list_sessions(KEY.tenant, 10) == []
+        assert store.usage(KEY.tenant) == TenantUsage(0, 0)
         store.close()
         other = open_store(f"{server.url.replace('redis://', 'redis://atlas:s3cret@')}?prefix=other")
         with pytest.raises(StoreUnavailable, match="permit"):
