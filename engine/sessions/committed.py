@@ -7,7 +7,7 @@ import logging
 import time
 from dataclasses import replace
 
-from engine.errors import AtlasError, LogLost, SessionError, SessionNotFound
+from engine.errors import AtlasError, LogLost, SessionError, SessionNotFound, VersionConflict
 from engine.sequence import Resume, Tier
 from engine.sessions.host_copies import HostCopies, LoadedSession
 from engine.sessions.observer import SessionObserver
@@ -41,12 +41,17 @@ class CommittedSessions:
         return len(self._copies)
 
     async def find(self, key: SessionKey) -> LoadedSession | None:
-        """The session as it is committed now; None when there is none. Its stored answers may not be loaded."""
+        """The session as it is committed now; None when there is none. Its stored answers may not be loaded.
+
+        Raises VersionConflict, once, when the store has lost a version that was acknowledged here.
+        """
         started = time.monotonic()
+        known = self._copies.peek(key)
         head = await self._storage.read_head(key)
         if head is None:
             self._copies.drop(key)
             return None
+        self._refuse_a_head_that_went_back(key, known, head)
         copy = self._copies.get(key, head)
         if copy is not None:
             await self._storage.touch(key, head)
@@ -97,6 +102,10 @@ class CommittedSessions:
         committed = LoadedSession(head, record, stored)
         self._keep(key, committed)
         return committed
+
+    async def confirm(self, key: SessionKey, head: Head) -> None:
+        """Before a repeated request is told what `head` has: its commit may have been short of replicas."""
+        await self._storage.confirm(key, head)
 
     async def load_version(self, key: SessionKey, version: int) -> LoadedSession:
         """A kept generation with its stored answers, under the session's head as it is now; never kept as a copy.
@@ -152,3 +161,17 @@ class CommittedSessions:
         # Of a session that has read nothing, the head says it all.
         if loaded.record is not None:
             self._copies.put(key, loaded)
+
+    def _refuse_a_head_that_went_back(self, key: SessionKey, known: LoadedSession | None, head: Head) -> None:
+        """`known` was here before `head` was read: an older head of the same history is what a failover left.
+
+        Told once, so that whoever goes on from there knows.
+        """
+        if known is None or head.version >= known.head.version or head.generation not in known.head.recent:
+            return
+        self._copies.drop(key)
+        raise VersionConflict(
+            f"the store has lost version {known.head.version} of the session, probably in a failover:"
+            f" it is at version {head.version}",
+            current=head.version,
+        )

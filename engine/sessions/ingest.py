@@ -90,8 +90,10 @@ class Ingest:
         base = await self._committed.find_with_answers(request.session)
         stored = base.stored if base is not None and base.stored is not None else StoredTurns()
         finished = stored.find_document(request.document_id, request.idempotency_key)
-        if finished is not None:
-            yield await self._repeat(finished, pieces)
+        if base is not None and finished is not None:
+            result = await self._repeat(finished, pieces)
+            await self._committed.confirm(request.session, base.head)
+            yield result
             return
         version = 0 if base is None else base.head.version
         if request.if_match is not None and request.if_match != version:

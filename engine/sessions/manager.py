@@ -131,7 +131,8 @@ class SessionManager:
                 if request.session is not None and request.writes:
                     await stack.enter_async_context(self._leases.hold(request.session))
                     base = await self._committed.find_with_answers(request.session)
-                    if (repeated := _find_repeated(request, base)) is not None:
+                    if base is not None and (repeated := _find_repeated(request, base)) is not None:
+                        await self._committed.confirm(request.session, base.head)
                         yield repeated
                         return
                 elif request.session is not None:
@@ -227,7 +228,7 @@ class SessionManager:
         return reading, prompt_token_ids(self._tokenizer, self._chat_format, reading, is_first=record is None)
 
 
-def _find_repeated(request: TurnRequest, base: LoadedSession | None) -> StoredTurn | None:
-    if base is None or base.stored is None:
+def _find_repeated(request: TurnRequest, base: LoadedSession) -> StoredTurn | None:
+    if base.stored is None:
         return None
     return base.stored.find_turn(base.head.version, request.identity)

@@ -114,6 +114,10 @@ class Storage:
         """
         return await self._call(lambda store: self._commit(store, key, base, record, stored, log))
 
+    async def confirm(self, key: SessionKey, head: Head) -> None:
+        """Returns when what `head` commits is as durable as `durability` says. Raises StoreUnavailable."""
+        await self._call(lambda store: store.confirm(key, head))
+
     async def name_version(self, key: SessionKey, version: int, name: str | None) -> Head:
         """Raises SessionNotFound, and what `renamed_head` does."""
         return await self._call(lambda store: store.name_version(key, version, name))

@@ -138,6 +138,7 @@ class Versions:
         head, generation = await self.find(key, version)
         repeated = (await self._stored_now(key)).find_turn(head.version, identity)
         if repeated is not None:
+            await self._committed.confirm(key, head)
             return CommittedSession(**repeated.response)
         if if_match is not None and if_match != head.version:
             raise VersionConflict(f"the session is at version {head.version}", current=head.version)
@@ -189,6 +190,7 @@ class Versions:
             repeated = (await self._stored_now(key)).find_turn(head.version, identity)
             if repeated is None or repeated.version != 0:
                 raise
+            await self._committed.confirm(key, head)
             return head
 
     async def _stored_now(self, key: SessionKey) -> StoredTurns:

@@ -65,14 +65,16 @@ class Store(Protocol):
 
     @property
     def durability(self) -> str:
-        """How durable an acknowledged commit is: `none`, `disk`, `no`, `everysec`, `always` or `unknown`."""
+        """How durable an acknowledged commit is: `none`, `disk`, `no`, `everysec`, `always`, `replicated:N` or
+        `unknown`."""
 
     @property
     def name(self) -> str:
         """What a start-up line may show: the URL without user and password."""
 
     def check(self) -> None:
-        """Called once at start. Raises `StoreMisconfigured` or `StoreUnavailable` with one line of reason."""
+        """At start, and whenever readiness is asked for. Raises `StoreMisconfigured` or `StoreUnavailable` with one
+        line of reason."""
 
     def read_head(self, key: SessionKey) -> Head | None: ...
 
@@ -105,6 +107,13 @@ class Store(Protocol):
         that `new.log` is to be appended to. After `StoreUnavailable` it may
         or may not have been applied: the same call with the same `new.generation` finds out, and is never applied
         twice.
+        """
+
+    def confirm(self, key: SessionKey, head: Head) -> None:
+        """Returns when the generation that `head` commits is as durable as `durability` says.
+
+        For what a commit that raised `StoreUnavailable` may have left behind: nothing of it may be acknowledged before.
+        Raises `StoreUnavailable` when it is not, and when the store has lost it.
         """
 
     def name_version(self, key: SessionKey, version: int, name: str | None) -> Head:

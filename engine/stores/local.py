@@ -117,6 +117,9 @@ class LocalStore:
     def commit(self, key: SessionKey, base: Head | None, new: NewGeneration) -> Head:
         return self._commit(key, base, new, version=base.version + 1 if base else 1)
 
+    def confirm(self, key: SessionKey, head: Head) -> None:
+        """What the index names is on disk."""
+
     def name_version(self, key: SessionKey, version: int, name: str | None) -> Head:
         head, _ = self._find(key, None)
         dropped: list[Generation] = []

@@ -75,6 +75,9 @@ class MemoryStore:
     def commit(self, key: SessionKey, base: Head | None, new: NewGeneration) -> Head:
         return self._flip(key, base, new, version=base.version + 1 if base else 1)
 
+    def confirm(self, key: SessionKey, head: Head) -> None:
+        """Nothing here outlives the process."""
+
     def name_version(self, key: SessionKey, version: int, name: str | None) -> Head:
         with self._lock:
             base = self._existing_head(key)

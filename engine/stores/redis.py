@@ -24,7 +24,6 @@ from engine.errors import (
     StateCorrupt,
     StateLost,
     StoreFull,
-    StoreMisconfigured,
     StoreUnavailable,
     VersionNotFound,
 )
@@ -32,13 +31,25 @@ from engine.failpoints import failpoint
 from engine.stores.base import Buffer, Generation, Head, NewGeneration, SessionKey, TenantUsage
 from engine.stores.head import buffer_num_bytes, stored_num_bytes
 from engine.stores.head_json import decode_head, encode_head
-from engine.stores.redis_client import SMALL_NUM_BYTES, RedisClient, RedisUrl, translated
+from engine.stores.redis_check import RedisCheck
+from engine.stores.redis_client import SMALL_NUM_BYTES, RedisClient
+from engine.stores.redis_errors import translated
 from engine.stores.redis_generations import RedisGenerations, member, members
 from engine.stores.redis_index import RedisIndex
 from engine.stores.redis_keys import RedisKeys
 from engine.stores.redis_log import check_log_fits, first_piece, read_log, stage_rest
 from engine.stores.redis_parts import fetch, stage, unlink
-from engine.stores.redis_scripts import ACQUIRE_LEASE, DELETE, FLIP, RELEASE_LEASE, RENEW, REPLACE_HEAD
+from engine.stores.redis_scripts import (
+    ACQUIRE_LEASE,
+    CONFIRM,
+    CONFIRM_ABSENCE,
+    DELETE,
+    FLIP,
+    RELEASE_LEASE,
+    RENEW,
+    REPLACE_HEAD,
+)
+from engine.stores.redis_url import RedisUrl
 from engine.stores.succession import DEFAULT_NUM_KEPT, generations_dropped, is_unchanged, next_head, renamed_head
 
 STAGING_SECONDS = 600
@@ -59,25 +70,18 @@ class RedisStore:
         self._index = RedisIndex(self._client, self._keys)
         self._generations = RedisGenerations(self._client, self._keys)
         self.num_kept = num_kept
+        self._check = RedisCheck(self._url, self._client)
         self._durability = "unknown"
         self.name = self._url.without_secrets
 
     @property
     def durability(self) -> str:
-        """`none` without an append-only file, else its appendfsync; `unknown` when Redis does not tell."""
+        """`replicated:N` or `always` where the URL waits for that; else `none` without an append-only file, or its
+        appendfsync; `unknown` when Redis does not tell."""
         return self._durability
 
     def check(self) -> None:
-        self._client.control("PING")
-        policy = self._client.read_settings("INFO", "memory").get("maxmemory_policy", "unknown")
-        if policy != "noeviction" and not self._url.allows_eviction:
-            raise StoreMisconfigured(
-                f"Redis' maxmemory-policy is {policy}: it would drop pieces of sessions. Set it to noeviction"
-                " (deploy/redis.conf), or add ?allow_eviction=1 to the URL to lose sessions knowingly"
-            )
-        settings = self._client.read_settings("CONFIG GET", "append*")
-        if settings:
-            self._durability = str(settings["appendfsync"]) if settings["appendonly"] == "yes" else "none"
+        self._durability = self._check.run()
 
     def read_head(self, key: SessionKey) -> Head | None:
         raw = self._client.control("HGET", self._keys.head(key), "head")
@@ -129,6 +133,9 @@ class RedisStore:
     def commit(self, key: SessionKey, base: Head | None, new: NewGeneration) -> Head:
         return self._commit(key, base, new, version=base.version + 1 if base else 1)
 
+    def confirm(self, key: SessionKey, head: Head) -> None:
+        self._confirm(key, head.generation)
+
     def name_version(self, key: SessionKey, version: int, name: str | None) -> Head:
         for _ in range(_ATTEMPTS):
             base, _ = self._find(key, None)
@@ -142,7 +149,7 @@ class RedisStore:
                 members(dropped),
             ]
             keys = [self._keys.head(key), self._keys.generations(key), *self._keys.everything(key, dropped)]
-            if self._client.run_script(REPLACE_HEAD, keys, arguments):
+            if self._client.run_script_durably(REPLACE_HEAD, keys, arguments):
                 with suppress(StoreFull, StoreUnavailable):
                     self._index.enlist(key, stored_num_bytes(head))
                 return head
@@ -155,8 +162,11 @@ class RedisStore:
             if head is not None:
                 logs = self._keys.logs(key, head)
                 keys = [self._keys.head(key), *self._keys.everything(key, head.generations), *logs]
-                if not self._client.run_script(DELETE, keys, [_fence(head)]):
+                if not self._client.run_script_durably(DELETE, keys, [_fence(head)]):
                     continue
+            elif self._url.wait is not None:
+                # A deletion that too few acknowledged is asked for again: it must not come back either.
+                self._client.run_script_durably(CONFIRM_ABSENCE, [self._keys.absent(key)], [])
             self._generations.delete(key, known, _REMEMBER_SECONDS)
             self._index.unlist(key)
             return head is not None
@@ -221,6 +231,7 @@ class RedisStore:
         if head.num_bytes > SMALL_NUM_BYTES:
             current = self.read_head(key)
             if current is not None and new.generation in current.recent:
+                self._confirm(key, new.generation)
                 return current
             if not is_unchanged(base, current):
                 raise CommitConflict("another writer committed this session first")
@@ -274,14 +285,22 @@ class RedisStore:
         if not logs:
             gone += self._keys.logs(key, base)
         keys = [self._keys.head(key), self._keys.generations(key), *new, *kept, *gone]
-        status, raw = self._client.run_script(FLIP, keys, arguments)
+        status, raw = self._client.run_script_durably(FLIP, keys, arguments, lambda reply: reply[0] == b"flipped")
         if status == b"conflict":
             raise CommitConflict("another writer committed this session first")
         if status == b"log lost":
             raise LogLost("the session's token log is gone")
         if status == b"missing":
             raise StoreUnavailable("parts that were just written are gone from Redis")
+        if status == b"mine":
+            self._confirm(key, head.generation)
         return head if status == b"flipped" else decode_head(raw)
+
+    def _confirm(self, key: SessionKey, generation: str) -> None:
+        if self._url.wait is None:
+            return
+        if not self._client.run_script_durably(CONFIRM, [self._keys.head(key)], [generation.encode()]):
+            raise StoreUnavailable("what was committed is not in Redis any more: a failover has lost it")
 
     def _find(self, key: SessionKey, version: int | None) -> tuple[Head, Generation]:
         head = self.read_head(key)

@@ -9,7 +9,7 @@ is entered before the first of its keys, and a flip removes those whose time is 
 from collections.abc import Iterable, Iterator
 
 from engine.stores.base import Generation, SessionKey
-from engine.stores.redis_client import Argument, RedisClient
+from engine.stores.redis_client import Command, RedisClient
 from engine.stores.redis_keys import RedisKeys
 from engine.stores.redis_scripts import REGISTER, RETIRE
 
@@ -31,13 +31,13 @@ class RedisGenerations:
         self._client = client
         self._keys = keys
 
-    def entry(self, key: SessionKey, generation: Generation, seconds: int) -> tuple[Argument, ...]:
+    def entry(self, key: SessionKey, generation: Generation, seconds: int) -> Command:
         """The command that enters a generation whose keys live no longer than `seconds`."""
         return self._register(key, member(generation), seconds)
 
     def quarantine(self, key: SessionKey, generation: Generation, seconds: int) -> None:
         """Copy what there is of a generation, to live `seconds`."""
-        self._client.control(*self._register(key, member(generation) + _QUARANTINED, seconds))
+        self._client.control_many([self._register(key, member(generation) + _QUARANTINED, seconds)])
         for source in self._keys.everything(key, [generation]):
             target = source + _QUARANTINED
             self._client.control("COPY", source, target, "REPLACE")
@@ -64,7 +64,7 @@ class RedisGenerations:
         for batch in _batches([*names, self._keys.generations(key)] if known else []):
             self._client.run_script(RETIRE, [self._keys.head(key), *batch], [seconds * 1000])
 
-    def _register(self, key: SessionKey, name: bytes, seconds: int) -> tuple[Argument, ...]:
+    def _register(self, key: SessionKey, name: bytes, seconds: int) -> Command:
         return ("EVAL", REGISTER, 1, self._keys.generations(key), name, seconds * 1000)
 
     def _names(self, key: SessionKey, name: bytes) -> list[bytes]:

@@ -7,7 +7,7 @@ exists is in it, and what a failed commit, an expiry or a lost head left in it i
 from collections.abc import Sequence
 
 from engine.stores.base import SessionKey, TenantUsage
-from engine.stores.redis_client import Argument, RedisClient
+from engine.stores.redis_client import Command, RedisClient
 from engine.stores.redis_keys import RedisKeys
 from engine.stores.redis_scripts import ENLIST, SUM_UP, TOTAL_FIELD, UNLIST
 
@@ -17,12 +17,13 @@ class RedisIndex:
         self._client = client
         self._keys = keys
 
-    def entry(self, key: SessionKey, num_bytes: int) -> tuple[Argument, ...]:
+    def entry(self, key: SessionKey, num_bytes: int) -> Command:
         """The command that makes or changes a session's entry."""
-        return ("EVAL", ENLIST, 2, *self._names(key.tenant), key.session_id, num_bytes)
+        index, usage = self._names(key.tenant)
+        return ("EVAL", ENLIST, 2, index, usage, key.session_id, num_bytes)
 
     def enlist(self, key: SessionKey, num_bytes: int) -> None:
-        self._client.control(*self.entry(key, num_bytes))
+        self._client.control_many([self.entry(key, num_bytes)])
 
     def unlist(self, key: SessionKey) -> None:
         self._client.run_script(UNLIST, self._names(key.tenant), [key.session_id.encode()])

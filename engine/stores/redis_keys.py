@@ -6,6 +6,7 @@
 {prefix}:{<tenant>/<session>}:generations          sorted set of all generations with bytes (redis_generations.py)
 {prefix}:{<tenant>/<session>}:log:<id>             the token log, if there is one
 {prefix}:{<tenant>/<session>}:lease
+{prefix}:{<tenant>/<session>}:absent               a second long, where a deletion waits for replicas
 {prefix}:index:<tenant>                            sorted set of session ids, for listing; never trusted
 {prefix}:usage:{{prefix}:index:<tenant>}           hash: bytes by session id, on the index's node; never trusted
 
@@ -30,6 +31,9 @@ class RedisKeys:
 
     def generations(self, key: SessionKey) -> bytes:
         return self._name(key, "generations")
+
+    def absent(self, key: SessionKey) -> bytes:
+        return self._name(key, "absent")
 
     def parts(self, key: SessionKey, generation: Generation) -> list[bytes]:
         return self.all_of(key, generation.generation, generation.num_parts)[:-1]

@@ -10,16 +10,15 @@ from engine.buffers import aligned_buffer
 from engine.errors import StateCorrupt, StoreFull, StoreUnavailable
 from engine.failpoints import failpoint
 from engine.stores.head import Buffer, buffer_num_bytes
-from engine.stores.redis_client import Argument, RedisClient, translated
+from engine.stores.redis_client import Command, RedisClient
+from engine.stores.redis_errors import translated
 
 BATCH_NUM_BYTES = 4 * 2**20
 
 Value = tuple[bytes, Buffer]
 
 
-def stage(
-    client: RedisClient, values: Iterable[Value], seconds: int, entries: Sequence[Sequence[Argument]]
-) -> list[bytes]:
+def stage(client: RedisClient, values: Iterable[Value], seconds: int, entries: Sequence[Command]) -> list[bytes]:
     """Write values under their names, to live `seconds`, the small commands `entries` going ahead of the first ones.
 
     Returns the names that were not there before. The others were written by an earlier try of the same commit, which
@@ -29,7 +28,7 @@ def stage(
     staged: list[bytes] = []
     try:
         for batch, num_bytes in _batches(values):
-            commands = [("SET", name, memoryview(value), "EX", seconds, "NX") for name, value in batch]
+            commands: list[Command] = [("SET", name, memoryview(value), "EX", seconds, "NX") for name, value in batch]
             replies = client.bulk_many([*entries, *commands], num_bytes)
             written = replies[len(entries) :]
             staged += [name for (name, _), reply in zip(batch, written, strict=True) if reply is True]

@@ -117,6 +117,23 @@ for i = 1, #KEYS do redis.call('UNLINK', KEYS[i]) end
 return 1
 """
 
+# A write that even a full Redis takes, for WAIT to count, if the head knows the generation.
+# KEYS: head.   ARGV: generation.
+CONFIRM = """
+local recent = redis.call('HGET', KEYS[1], 'recent')
+if not recent or not string.find(' ' .. recent .. ' ', ' ' .. ARGV[1] .. ' ', 1, true) then return 0 end
+local ttl = redis.call('PTTL', KEYS[1])
+redis.call('PEXPIRE', KEYS[1], math.max(ttl, 1000))
+if ttl < 0 then redis.call('PERSIST', KEYS[1]) end
+return 1
+"""
+
+# A write for WAIT to count where there is no head.   KEYS: a name of its own.
+CONFIRM_ABSENCE = """
+redis.call('SET', KEYS[1], '', 'PX', 1000)
+return 1
+"""
+
 # KEYS: lease.   ARGV: owner, milliseconds.
 ACQUIRE_LEASE = """
 local owner = redis.call('GET', KEYS[1])

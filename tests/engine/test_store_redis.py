@@ -6,7 +6,6 @@ import traceback
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import redis
@@ -27,7 +26,7 @@ from engine.stores import open_store
 from engine.stores.base import IngestMark, SessionKey, Store, TenantUsage
 from engine.stores.head import stored_num_bytes
 from engine.stores.redis import GRACE_SECONDS, STAGING_SECONDS
-from engine.stores.redis_client import SMALL_NUM_BYTES, RedisUrl
+from engine.stores.redis_client import SMALL_NUM_BYTES
 from engine.stores.redis_parts import BATCH_NUM_BYTES
 from engine.stores.succession import MAX_RECENT
 from tests.engine.snapshot_cases import FINGERPRINT, equal_bits, full_record, tiny_config
@@ -37,8 +36,6 @@ from tests.engine.store_cases import (
     PART_NUM_BYTES,
     commit_number,
     generation_of,
-    logged_generation_of,
-    logged_numbers,
     whole_number,
 )
 from tests.redis_server import RedisServer, redis_is_installed
@@ -47,24 +44,7 @@ pytestmark = [
     pytest.mark.redis,
     pytest.mark.skipif(not redis_is_installed(), reason="redis-server is not installed"),
 ]
-REPOSITORY = Path(__file__).resolve().parents[2]
 PREFIX = f"atlas:{{{KEY.tenant}/{KEY.session_id}}}:"
-
-
-@pytest.fixture
-def own(tmp_path: Path) -> Iterator[Callable[..., RedisServer]]:
-    """Starts servers of the test's own."""
-    servers: list[RedisServer] = []
-
-    def start(*extra_args: str) -> RedisServer:
-        server = RedisServer(tmp_path / f"redis{len(servers)}", *extra_args)
-        servers.append(server)
-        server.start()
-        return server
-
-    yield start
-    for server in servers:
-        server.kill()
 
 
 @pytest.fixture
@@ -344,42 +324,6 @@ def test_durability_is_what_redis_was_told(
     store.close()
 
 
-def test_the_shipped_configuration_and_its_user_are_enough(own: Callable[..., RedisServer], tmp_path: Path) -> None:
-    shipped = (REPOSITORY / "deploy" / "redis.conf").read_text()
-    user = next(line for line in shipped.splitlines() if line.startswith("# user atlas"))
-    path = tmp_path / "redis.conf"
-    path.write_text(shipped + user.removeprefix("# ").replace("PASSWORD", "s3cret") + "\nuser default off\n")
-    server = RedisServer(tmp_path / "shipped", config=path)
-    with server:
-        store = open_store(server.url.replace("redis://", "redis://atlas:s3cret@"))
-        store.check()
-        assert store.durability == "everysec"
-        assert "s3cret" not in store.name
-        head = store.create(KEY, replace(generation_of(0, ttl_seconds=60), log=b""))
-        for number in (1, 2, 3):
-            head = store.commit(KEY, head, logged_generation_of(number, ttl_seconds=60))
-        assert whole_number(store) == 3
-        assert store.load_extra(KEY) == b"extra 3"
-        assert logged_numbers(store) == [1, 2, 3]
-        assert store.acquire_lease(KEY, "me", 10)
-        store.release_lease(KEY, "me")
-        store.quarantine(KEY, head.committed)
-        store.name_version(KEY, 3, "third")
-        assert len(store.list_sessions(KEY.tenant, 10)) == 1
-        assert store.recount(KEY.tenant).num_sessions == 1
-        assert store.delete(KEY) is True
-        commit_number(store, 4, base=None)
-        with redis.Redis(port=server.port, username="atlas", password="s3cret", protocol=2) as raw:
-            raw.unlink(f"{PREFIX}head")
-        assert store.list_sessions(KEY.tenant, 10) == []
-        assert store.usage(KEY.tenant) == TenantUsage(0, 0)
-        store.close()
-        other = open_store(f"{server.url.replace('redis://', 'redis://atlas:s3cret@')}?prefix=other")
-        with pytest.raises(StoreUnavailable, match="permit"):
-            other.read_head(KEY)
-        other.close()
-
-
 def test_a_password_is_in_no_name_and_no_message(own: Callable[..., RedisServer]) -> None:
     server = own("--requirepass", "right-s3cret")
     urls = [
@@ -403,16 +347,6 @@ def test_a_password_is_in_no_name_and_no_message(own: Callable[..., RedisServer]
         with pytest.raises(StoreMisconfigured) as refused:
             open_store(url)
         assert "s3" not in "".join(traceback.format_exception(refused.value))
-
-
-def test_a_url_is_read_as_it_is_written() -> None:
-    url = RedisUrl.parse("rediss://us%40er:p%3Aw@example.org:6390/3?prefix=my-atlas&allow_eviction=1")
-    assert (url.username, url.password, url.prefix, url.allows_eviction) == ("us@er", "p:w", "my-atlas", True)
-    assert url.without_secrets == "rediss://example.org:6390/3"
-    assert RedisUrl.parse("redis://h").without_secrets == "redis://h:6379/0"
-    for bad in ("redis://h/0?allow_eviction=yes", "redis://h/0?prefix=a{b", "redis://h/0?prefix=", "redis://h/0?db=1"):
-        with pytest.raises(StoreMisconfigured):
-            RedisUrl.parse(bad)
 
 
 def test_a_server_that_is_down_is_unavailable_soon(own: Callable[..., RedisServer]) -> None:
@@ -467,31 +401,6 @@ def test_a_full_redis_refuses_the_commit_and_keeps_nothing_of_it(own: Callable[.
         raw.delete(*(f"filler{index}" for index in range(filler)))
     assert store.commit(KEY, head, new).version == 2
     store.close()
-
-
-@pytest.mark.parametrize(
-    ("setting", "value", "reason"),
-    [
-        ("replicaof", "127.0.0.1 1", "read-only"),
-        ("min-replicas-to-write", "1", "refused"),
-    ],
-)
-def test_a_server_that_takes_no_writes_is_unavailable_and_says_why(
-    setting: str, value: str, reason: str, store: Store, raw: "redis.Redis"
-) -> None:
-    head = commit_number(store, 1, base=None)
-    if setting == "replicaof":
-        raw.replicaof("127.0.0.1", "1")
-    else:
-        raw.config_set(setting, value)
-    with pytest.raises(StoreUnavailable, match=reason):
-        commit_number(store, 2, base=head)
-    assert whole_number(store) == 1
-    if setting == "replicaof":
-        raw.replicaof("NO", "ONE")
-    else:
-        raw.config_set(setting, "0")
-    assert commit_number(store, 2, base=head).version == 2
 
 
 def test_a_redis_killed_in_mid_save_keeps_the_last_committed_generation_or_the_new_one(

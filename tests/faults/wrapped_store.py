@@ -50,6 +50,9 @@ class WrappedStore:
     def load_log(self, key: SessionKey, log_id: str, num_bytes: int) -> Buffer:
         return self._call(lambda: self._store.load_log(key, log_id, num_bytes))
 
+    def confirm(self, key: SessionKey, head: Head) -> None:
+        self._call(lambda: self._store.confirm(key, head))
+
     def create(self, key: SessionKey, new: NewGeneration) -> Head:
         return self._call(lambda: self._store.create(key, new))
 
