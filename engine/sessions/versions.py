@@ -5,14 +5,17 @@ and can itself be undone while what it left behind is kept.
 """
 
 import asyncio
+import logging
+from array import array
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, replace
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from engine.errors import (
     IngestOpen,
     InvalidState,
+    LogLost,
     SessionBusy,
     SessionExists,
     SessionNotFound,
@@ -26,7 +29,8 @@ from engine.sessions.host_copies import LoadedSession
 from engine.sessions.ledger import Message, num_known_messages
 from engine.sessions.shielding import finish_even_if_cancelled
 from engine.sessions.storage import Beginning, Storage
-from engine.sessions.stored_turns import RequestIdentity, StoredTurn, StoredTurns
+from engine.sessions.stored_turns import RequestIdentity, StoredTurns, stored_change
+from engine.sessions.token_logs import Fed, TokenLogs
 from engine.sessions.turn import CommittedSession
 from engine.state_pool import diverged_tensor
 from engine.stores.base import Buffer, Generation, Head, SessionKey
@@ -34,21 +38,26 @@ from engine.stores.base import Buffer, Generation, Head, SessionKey
 _ATTEMPTS = 8
 
 T = TypeVar("T")
+_logger = logging.getLogger(__name__)
 
 
 class Versions:
     """Who may write, and when, is decided by the caller: `rewind` wants the session's lease."""
 
-    def __init__(self, storage: Storage, committed: CommittedSessions, max_state_norm: float) -> None:
+    def __init__(
+        self, storage: Storage, committed: CommittedSessions, token_logs: TokenLogs, max_state_norm: float
+    ) -> None:
         self._storage = storage
         self._committed = committed
+        self._token_logs = token_logs
         self._max_state_norm = max_state_norm
 
     async def create(
         self, key: SessionKey, metadata: Mapping[str, str], ttl_seconds: int | None, identity: RequestIdentity
     ) -> Head:
         """A session that has read nothing, at version 0. Raises SessionExists, StoreFull."""
-        return await self._begin(key, Beginning(metadata, ttl_seconds), identity)
+        beginning = Beginning(metadata, ttl_seconds, log=self._token_logs.beginning())
+        return await self._begin(key, beginning, identity)
 
     async def fork(
         self,
@@ -60,7 +69,8 @@ class Versions:
         identity: RequestIdentity,
     ) -> Head:
         """A new session, at version 0, that has learned what `source` had at `version` (its number or name; None is
-        the committed one) and shares nothing with it. Metadata and time to live are the source's unless given.
+        the committed one) and shares nothing with it. Metadata and time to live are the source's unless given; of the
+        token log it has a copy up to that version.
 
         Raises SessionNotFound, VersionNotFound, SessionExists, StoreFull.
         """
@@ -68,7 +78,7 @@ class Versions:
         if (begun := await self._begun(key, identity)) is not None:
             return begun
         await self._storage.check_room(key, None)
-        _, loaded = await self._load_found(source, version, self._committed.load_version)
+        generation, loaded = await self._load_found(source, version, self._committed.load_version)
         head = loaded.head
         stored = StoredTurns() if loaded.stored is None else loaded.stored.forked(key.session_id)
         beginning = Beginning(
@@ -76,13 +86,15 @@ class Versions:
             ttl_seconds=head.ttl_seconds if ttl_seconds is None else ttl_seconds,
             record=loaded.record,
             stored=stored,
+            log=await self._load_log(source, head, generation),
         )
         return await self._begin(key, beginning, identity)
 
     async def import_snapshot(
         self, key: SessionKey, parts: Sequence[Buffer], ttl_seconds: int | None, identity: RequestIdentity
     ) -> Head:
-        """A new session, at version 0, from exported bytes; in one writable buffer they are not copied.
+        """A new session, at version 0, from exported bytes; in one writable buffer they are not copied. It has no
+        token log, for they do not tell its tokens.
 
         Raises SessionExists, StoreFull, StateModelMismatch, StateTooNew, and InvalidState for bytes that are no whole
         snapshot and for numbers that no session may have.
@@ -153,8 +165,9 @@ class Versions:
             rewound_to=generation.version,
         )
         assert loaded.stored is not None
-        stored = loaded.stored.with_turn(_stored_change(session.version, identity, asdict(session)))
-        await finish_even_if_cancelled(self._committed.commit(key, loaded.head, loaded.record, stored))
+        stored = loaded.stored.with_turn(stored_change(session.version, identity, asdict(session)))
+        fed = Fed(array("I"), since=generation)
+        await finish_even_if_cancelled(self._committed.commit(key, loaded.head, loaded.record, stored, fed))
         return session
 
     async def last_common(
@@ -191,7 +204,7 @@ class Versions:
         raise SessionBusy("the session is being written to")
 
     async def _begin(self, key: SessionKey, beginning: Beginning, identity: RequestIdentity) -> Head:
-        change = _stored_change(0, identity, {})
+        change = stored_change(0, identity, {})
         beginning = replace(beginning, stored=beginning.stored.with_turn(change))
         try:
             return await finish_even_if_cancelled(self._storage.create(key, beginning))
@@ -219,6 +232,12 @@ class Versions:
         except (SessionNotFound, StateLost, StateCorrupt):
             return StoredTurns()
 
-
-def _stored_change(version: int, identity: RequestIdentity, response: Mapping[str, Any]) -> StoredTurn:
-    return StoredTurn(version, identity.idempotency_key, identity.digest, response, {})
+    async def _load_log(self, key: SessionKey, head: Head, generation: Generation) -> Buffer | None:
+        """The token log up to a version; None without one, and where it is lost."""
+        if head.log_id is None or generation.log_num_bytes is None:
+            return None
+        try:
+            return await self._storage.load_log(key, head.log_id, generation.log_num_bytes)
+        except LogLost as error:
+            _logger.warning("%s: the fork has none", error.message)
+            return None

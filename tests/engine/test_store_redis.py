@@ -31,7 +31,14 @@ from engine.stores.redis_client import SMALL_NUM_BYTES, RedisClient
 from engine.stores.redis_parts import BATCH_NUM_BYTES
 from engine.stores.succession import MAX_RECENT
 from tests.engine.snapshot_cases import FINGERPRINT, equal_bits, full_record, tiny_config
-from tests.engine.store_cases import KEY, NUM_PARTS, PART_NUM_BYTES, commit_number, generation_of, whole_number
+from tests.engine.store_cases import (
+    KEY,
+    NUM_PARTS,
+    PART_NUM_BYTES,
+    commit_number,
+    generation_of,
+    whole_number,
+)
 from tests.redis_server import RedisServer, redis_is_installed
 
 pytestmark = [
