@@ -61,7 +61,8 @@ def test_a_commit_without_its_replica_is_not_acknowledged_and_is_once_the_replic
     for _ in range(2):
         with pytest.raises(StoreUnavailable, match="0 of 1 replicas"):
             store.commit(KEY, None, new)
-    assert 0.2 <= time.monotonic() - begin < 1.0
+    # Twice as long as was said, and not twice the second that is waited by default.
+    assert 0.2 <= time.monotonic() - begin < 2.0
     assert whole_number(store) == 1
     store.close()
     replica = start_replica(own, server)

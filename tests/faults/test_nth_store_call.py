@@ -156,6 +156,9 @@ async def look_at_both(it: House, key: SessionKey) -> tuple[Seen, Seen]:
     return await look(it, key), await look(it, copy_of(key))
 
 
+@pytest.mark.parametrize(
+    "store_url", ["memory", "local", pytest.param("redis", marks=pytest.mark.redis)], indirect=True
+)
 @pytest.mark.parametrize("is_applied", [False, True], ids=["before it is applied", "after it is applied"])
 @pytest.mark.parametrize("is_lasting", [False, True], ids=["once", "from then on"])
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
