@@ -65,9 +65,13 @@ class CommittedSessions:
     async def commit(
         self, key: SessionKey, base: Head | None, record: SessionRecord | None, stored: StoredTurns
     ) -> LoadedSession:
-        """The session after the commit. Raises CommitConflict, StoreUnavailable, StoreFull."""
+        """The session after the commit; its record is `record` as the snapshot's codec leaves it.
+
+        Raises CommitConflict, StoreUnavailable, StoreFull.
+        """
         started = time.monotonic()
         try:
+            record = None if record is None else await self._storage.coded(record)
             head = await self._storage.commit(key, base, record, stored)
         except AtlasError:
             self._copies.drop(key)

@@ -176,10 +176,14 @@ class Ingest:
     async def _keep(self, base: LoadedSession | None, record: SessionRecord, stored: StoredTurns) -> LoadedSession:
         head = None if base is None else base.head
         try:
-            return await finish_even_if_cancelled(self._committed.commit(self._request.session, head, record, stored))
+            kept = await finish_even_if_cancelled(self._committed.commit(self._request.session, head, record, stored))
         except AtlasError:
             self._engine.forget(record.state)
             raise
+        assert kept.record is not None
+        if kept.record.state is not record.state:
+            self._engine.forget(record.state)
+        return kept
 
     async def _feed(self, base: LoadedSession | None, token_ids: list[int]) -> SessionRecord:
         """The session's record after `token_ids`, no document open."""

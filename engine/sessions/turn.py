@@ -112,7 +112,7 @@ class Turn:
         self._texts = [""] * request.num_choices
         # Of each choice, the latest.
         self._outputs: dict[int, SequenceOutput] = {}
-        self._is_committed = False
+        self._committed_state: SequenceState | None = None
 
     @property
     def base_version(self) -> int:
@@ -188,13 +188,14 @@ class Turn:
         stored = (base.stored if base and base.stored else StoredTurns()).with_turn(turn)
         stored = replace(stored, tokens_digest=new.state.tokens_digest.hex())
         head = None if base is None else base.head
-        await finish_even_if_cancelled(self._committed.commit(request.session, head, new, stored))
-        self._is_committed = True
+        committed = await finish_even_if_cancelled(self._committed.commit(request.session, head, new, stored))
+        assert committed.record is not None
+        self._committed_state = committed.record.state
 
     def close(self) -> None:
         """To be called when the turn is over: no session goes on from what it has not committed."""
-        for choice, output in self._outputs.items():
-            if output.state is not None and not (choice == 0 and self._is_committed):
+        for output in self._outputs.values():
+            if output.state is not None and output.state is not self._committed_state:
                 self._engine.forget(output.state)
 
     @property

@@ -23,6 +23,7 @@ from engine.sessions import (
     Turn,
     TurnRequest,
 )
+from engine.snapshot_codecs import Codec
 from engine.stores.base import Head, SessionKey, Store
 from engine.stores.memory import MemoryStore
 from tests.engine.harness import SMALL, tiny
@@ -74,12 +75,15 @@ class House:
 
 @asynccontextmanager
 async def house(
-    store: Store | None = None, config: SessionConfig | None = None, engine_config: EngineConfig = SMALL
+    store: Store | None = None,
+    config: SessionConfig | None = None,
+    engine_config: EngineConfig = SMALL,
+    codec: Codec = Codec.NONE,
 ) -> AsyncIterator[House]:
     checkpoint = tiny()
     engine = Engine(checkpoint, engine_config)
     engine.start()
-    storage = Storage(checkpoint.model.config, checkpoint.fingerprint)
+    storage = Storage(checkpoint.model.config, checkpoint.fingerprint, codec)
     storage.attach(store or MemoryStore())
     observed = Observed()
     config = config or SessionConfig(lease_seconds=1.0, commit_num_tokens=64)
