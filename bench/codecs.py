@@ -1,8 +1,9 @@
 """`python -m bench codecs`: a snapshot's codec, in bytes, in time, and in what a session still knows.
 
 The same documents are ingested under each codec, in commits of `--commit-tokens`, so that a document goes through the
-codec at every commit; the server is killed and started again, and the same questions are asked read-only. Beside the
-right answers stand those that are worded differently without a codec, right or wrong: the finer measure.
+codec at every commit. The server keeps no copy in its memory, so that each of the same questions, asked read-only, is
+answered by a session that was just loaded. Beside the right answers stand those that are worded differently without a
+codec, right or wrong: the finer measure.
 Save and load are timed on random numbers in a local store, the codecs in turns.
 """
 
@@ -51,10 +52,12 @@ class CodecCost:
 
 @dataclass(frozen=True, slots=True)
 class CodecRecall:
-    """num_changed: of the answers, those that are not word for word what they are without a codec."""
+    """snapshot_num_bytes: of a session, as its server tells it.
+    num_changed: of the answers, those that are not word for word what they are without a codec."""
 
     codec: str
     commit_num_tokens: int
+    snapshot_num_bytes: int
     length: int
     accuracy: Proportion
     num_changed: int
@@ -98,10 +101,11 @@ def run(arguments: argparse.Namespace) -> None:
     for commit_num_tokens in parse_counts(arguments.commit_tokens):
         exact: list[Answer] = []
         for codec in Codec:
-            answers = _answers(arguments, items, codec, commit_num_tokens)
+            num_bytes, answers = _ask(arguments, items, codec, commit_num_tokens)
             exact = exact or answers
             for length in lengths:
-                rows.append(_compare(codec, commit_num_tokens, length, answers, exact))
+                right, num_changed = _compare(length, answers, exact)
+                rows.append(CodecRecall(codec, commit_num_tokens, num_bytes, length, right, num_changed))
                 print(rows[-1], flush=True)
             records += [{"codec": codec, "commit_num_tokens": commit_num_tokens, **asdict(each)} for each in answers]
     document: report.Json = {
@@ -151,26 +155,31 @@ def measure_costs(checkpoint: Checkpoint, num_rounds: int) -> list[CodecCost]:
     ]
 
 
-def _answers(arguments: argparse.Namespace, items: list[Item], codec: Codec, commit_num_tokens: int) -> list[Answer]:
-    """Every question, asked of the document's own session after a restart."""
-    settings = {"ATLAS_SNAPSHOT_CODEC": codec.value, "ATLAS_INGEST_COMMIT_TOKENS": str(commit_num_tokens)}
+def _ask(
+    arguments: argparse.Namespace, items: list[Item], codec: Codec, commit_num_tokens: int
+) -> tuple[int, list[Answer]]:
+    """The size of a session's snapshot, and every question asked of the document's own session."""
+    settings = {
+        "ATLAS_SNAPSHOT_CODEC": codec.value,
+        "ATLAS_INGEST_COMMIT_TOKENS": str(commit_num_tokens),
+        "ATLAS_HOST_CACHE_BYTES": "0",
+    }
     with (
         bench_server(None, arguments.model, None, settings) as server,
         Client(server.base_url) as client,
+        open_asker(server.base_url, None, through_openai=False) as asker,
     ):
         recall = Recall(client, items, uuid.uuid4().hex[:8], arguments.concurrency)
         recall.read()
-        with server.killed_and_started() as base_url, open_asker(base_url, None, through_openai=False) as asker:
-            return recall.ask(asker, conditions=("on",))
+        num_bytes = client.list_sessions(limit=1).sessions[0].num_bytes
+        return num_bytes, recall.ask(asker, conditions=("on",))
 
 
-def _compare(
-    codec: Codec, commit_num_tokens: int, length: int, answers: Sequence[Answer], exact: Sequence[Answer]
-) -> CodecRecall:
+def _compare(length: int, answers: Sequence[Answer], exact: Sequence[Answer]) -> tuple[Proportion, int]:
+    """Right answers at that length, and how many are worded differently."""
     pairs = [pair for pair in zip(answers, exact, strict=True) if pair[0].length == length]
     num_right = sum(answer.is_right for answer, _ in pairs)
-    num_changed = sum(answer.answer != other.answer for answer, other in pairs)
-    return CodecRecall(codec, commit_num_tokens, length, proportion(num_right, len(pairs)), num_changed)
+    return proportion(num_right, len(pairs)), sum(answer.answer != other.answer for answer, other in pairs)
 
 
 def _median_ratio(seconds: Sequence[float], others: Sequence[float]) -> float:
