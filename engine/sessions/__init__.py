@@ -4,6 +4,7 @@ from engine.sessions.ingest import IngestProgress, IngestRequest, IngestResult
 from engine.sessions.ledger import History, Message
 from engine.sessions.manager import SessionConfig, SessionManager
 from engine.sessions.observer import SessionObserver
+from engine.sessions.quotas import TenantQuota
 from engine.sessions.storage import Storage
 from engine.sessions.stored_turns import RequestIdentity, StoredTurn
 from engine.sessions.turn import Answer, CommittedSession, Turn, TurnRequest, Usage
@@ -23,6 +24,7 @@ __all__ = [
     "SessionObserver",
     "Storage",
     "StoredTurn",
+    "TenantQuota",
     "Turn",
     "TurnRequest",
     "Usage",

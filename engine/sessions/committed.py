@@ -6,7 +6,7 @@ import asyncio
 import time
 from dataclasses import replace
 
-from engine.errors import AtlasError, SessionError, SessionNotFound
+from engine.errors import AtlasError, SessionError, SessionNotFound, VersionConflict
 from engine.sequence import Resume, Tier
 from engine.sessions.host_copies import HostCopies, LoadedSession
 from engine.sessions.observer import SessionObserver
@@ -21,6 +21,7 @@ class CommittedSessions:
         self._storage = storage
         self._copies = HostCopies(max_host_num_bytes)
         self._observer = observer
+        self._num_deletions = 0
         # By the generation that is wanted.
         self._loads: dict[tuple[SessionKey, str], asyncio.Task[LoadedSession | None]] = {}
 
@@ -33,12 +34,17 @@ class CommittedSessions:
         return len(self._copies)
 
     async def find(self, key: SessionKey) -> LoadedSession | None:
-        """The session as it is committed now; None when there is none. Its stored answers may not be loaded."""
+        """The session as it is committed now; None when there is none. Its stored answers may not be loaded.
+
+        Raises VersionConflict, once, when the store has lost a version that was acknowledged here.
+        """
         started = time.monotonic()
+        known = self._copies.peek(key)
         head = await self._storage.read_head(key)
         if head is None:
             self._copies.drop(key)
             return None
+        self._refuse_a_head_that_went_back(key, known, head)
         copy = self._copies.get(key, head)
         if copy is not None:
             await self._storage.touch(key, head)
@@ -82,6 +88,10 @@ class CommittedSessions:
         self._keep(key, committed)
         return committed
 
+    async def confirm(self, key: SessionKey, head: Head) -> None:
+        """Before a repeated request is told what `head` has: its commit may have been short of replicas."""
+        await self._storage.confirm(key, head)
+
     async def load_version(self, key: SessionKey, version: int) -> LoadedSession:
         """A kept generation with its stored answers, under the session's head as it is now; never kept as a copy.
 
@@ -98,9 +108,17 @@ class CommittedSessions:
             self._observer.restore_failed(error.code)
             raise
 
+    async def check_room(self, key: SessionKey, base: LoadedSession | None) -> None:
+        """Before the work for a commit. Raises StoreFull when it is known already that a quota forbids it."""
+        await self._storage.check_room(key, None if base is None else base.head)
+
     async def delete(self, key: SessionKey) -> bool:
-        self._copies.drop(key)
-        return await self._storage.delete(key)
+        """From the store and from here; who is loading the session meanwhile keeps no copy either."""
+        try:
+            return await self._storage.delete(key)
+        finally:
+            self._num_deletions += 1
+            self._copies.drop(key)
 
     async def _load_once(self, key: SessionKey, generation: str) -> LoadedSession | None:
         """Whoever leaves early takes nobody else's load along."""
@@ -111,6 +129,7 @@ class CommittedSessions:
         return await asyncio.shield(load)
 
     async def _load(self, key: SessionKey) -> LoadedSession | None:
+        num_deletions = self._num_deletions
         try:
             head, record = await self._storage.load(key)
         except SessionNotFound:
@@ -119,10 +138,25 @@ class CommittedSessions:
             self._observer.restore_failed(error.code)
             raise
         loaded = LoadedSession(head, record, None)
-        self._keep(key, loaded)
+        if num_deletions == self._num_deletions:
+            self._keep(key, loaded)
         return loaded
 
     def _keep(self, key: SessionKey, loaded: LoadedSession) -> None:
         # Of a session that has read nothing, the head says it all.
         if loaded.record is not None:
             self._copies.put(key, loaded)
+
+    def _refuse_a_head_that_went_back(self, key: SessionKey, known: LoadedSession | None, head: Head) -> None:
+        """`known` was here before `head` was read: an older head of the same history is what a failover left.
+
+        Told once, so that whoever goes on from there knows.
+        """
+        if known is None or head.version >= known.head.version or head.generation not in known.head.recent:
+            return
+        self._copies.drop(key)
+        raise VersionConflict(
+            f"the store has lost version {known.head.version} of the session, probably in a failover:"
+            f" it is at version {head.version}",
+            current=head.version,
+        )

@@ -60,6 +60,10 @@ class HostCopies:
         self._copies.move_to_end(key)
         return copy
 
+    def peek(self, key: SessionKey) -> LoadedSession | None:
+        """The copy, current or not, without making use of it."""
+        return self._copies.get(key)
+
     def put(self, key: SessionKey, copy: LoadedSession) -> None:
         self.drop(key)
         self._copies[key] = copy

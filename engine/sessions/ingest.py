@@ -82,20 +82,23 @@ class Ingest:
     async def run(self, pieces: AsyncIterator[bytes]) -> AsyncGenerator[IngestProgress | IngestResult, None]:
         """Progress after every commit, then the result.
 
-        Raises IngestOpen, IngestOffset, VersionConflict, IdempotencyMismatch, EmptyPrompt, InvalidUnicode and what the
-        engine and the store do.
+        Raises IngestOpen, IngestOffset, VersionConflict, IdempotencyMismatch, EmptyPrompt, InvalidUnicode, StoreFull
+        and what the engine and the store do.
         """
         request = self._request
         base = await self._committed.find_with_answers(request.session)
         stored = base.stored if base is not None and base.stored is not None else StoredTurns()
         finished = stored.find_document(request.document_id, request.idempotency_key)
-        if finished is not None:
-            yield await self._repeat(finished, pieces)
+        if base is not None and finished is not None:
+            result = await self._repeat(finished, pieces)
+            await self._committed.confirm(request.session, base.head)
+            yield result
             return
         version = 0 if base is None else base.head.version
         if request.if_match is not None and request.if_match != version:
             raise VersionConflict(f"the session is at version {version}", current=version)
         document_id, position, token_ids = self._begin(base)
+        await self._committed.check_room(request.session, base)
 
         reader = DocumentReader(self._tokenizer, position)
         async for piece in pieces:

@@ -19,6 +19,7 @@ from engine.sessions.ingest import Ingest, IngestProgress, IngestRequest, Ingest
 from engine.sessions.leases import Leases
 from engine.sessions.ledger import Reading, read_messages
 from engine.sessions.observer import SessionObserver
+from engine.sessions.shielding import finish_even_if_cancelled
 from engine.sessions.storage import Storage
 from engine.sessions.stored_turns import RequestIdentity, StoredTurn
 from engine.sessions.turn import CommittedSession, Turn, TurnRequest, new_sequence_id, prompt_token_ids
@@ -109,7 +110,7 @@ class SessionManager:
         """Raises SessionNotFound, SessionBusy."""
         with self._open():
             async with self._leases.hold(key):
-                if not await self._committed.delete(key):
+                if not await finish_even_if_cancelled(self._committed.delete(key)):
                     raise SessionNotFound("there is no session with this id")
 
     @asynccontextmanager
@@ -117,7 +118,7 @@ class SessionManager:
         """A turn that is ready to run, or the stored one that `request` repeats.
 
         Raises SessionBusy, SessionNotFound (read-only), VersionConflict, SessionDiverged, IngestOpen,
-        IdempotencyMismatch, InvalidRequest, Draining, and what loading a session does.
+        IdempotencyMismatch, InvalidRequest, StoreFull, Draining, and what loading a session does.
         """
         with self._open():
             async with AsyncExitStack() as stack:
@@ -125,7 +126,8 @@ class SessionManager:
                 if request.session is not None and request.writes:
                     await stack.enter_async_context(self._leases.hold(request.session))
                     base = await self._committed.find_with_answers(request.session)
-                    if (repeated := _find_repeated(request, base)) is not None:
+                    if base is not None and (repeated := _find_repeated(request, base)) is not None:
+                        await self._committed.confirm(request.session, base.head)
                         yield repeated
                         return
                 elif request.session is not None:
@@ -191,6 +193,8 @@ class SessionManager:
             generation, base = found
             rewound_to, record = generation.version, base.record
             reading, token_ids = await asyncio.to_thread(self._read, request, record)
+        if request.session is not None and request.writes:
+            await self._committed.check_room(request.session, base)
         state = record.state if record else None
         sequence = Sequence(new_sequence_id(), token_ids, request.sampling, state, shares_state=not request.writes)
         return Turn(request, reading, sequence, base, self._engine, self._committed, rewound_to)
@@ -202,7 +206,7 @@ class SessionManager:
         return reading, prompt_token_ids(self._tokenizer, self._chat_format, reading, is_first=record is None)
 
 
-def _find_repeated(request: TurnRequest, base: LoadedSession | None) -> StoredTurn | None:
-    if base is None or base.stored is None:
+def _find_repeated(request: TurnRequest, base: LoadedSession) -> StoredTurn | None:
+    if base.stored is None:
         return None
     return base.stored.find_turn(base.head.version, request.identity)

@@ -13,6 +13,7 @@ from typing import TypeVar
 
 from atlas_model.config import AtlasConfig
 from engine.errors import StateCorrupt, StateLost, StoreUnavailable
+from engine.sessions.quotas import UNLIMITED, Quotas, TenantQuota
 from engine.sessions.stored_turns import StoredTurns
 from engine.snapshot import SessionRecord, coded_record, decode_snapshot, encode_snapshot
 from engine.snapshot_codecs import Codec
@@ -42,9 +43,16 @@ class Storage:
     codec: of the snapshots that are written; those of any are read.
     """
 
-    def __init__(self, config: AtlasConfig, fingerprint: str, codec: Codec = Codec.NONE) -> None:
+    def __init__(
+        self,
+        config: AtlasConfig,
+        fingerprint: str,
+        quota: TenantQuota = UNLIMITED,
+        codec: Codec = Codec.NONE,
+    ) -> None:
         self._config = config
         self._fingerprint = fingerprint
+        self._quotas = Quotas(quota)
         self._codec = codec
         self._store: Store | None = None
         self._threads = ThreadPoolExecutor(NUM_THREADS, thread_name_prefix="store")
@@ -96,15 +104,27 @@ class Storage:
         threads = asyncio.get_running_loop().run_in_executor
         return await threads(self._threads, coded_record, record, self._config, self._codec)
 
+    async def check_room(self, key: SessionKey, base: Head | None) -> None:
+        """Raises StoreFull when it is known before the commit on top of `base` that a quota forbids it."""
+        if self._quotas.quota.limits:
+            await self._call(lambda store: self._quotas.check_room(store, key, base))
+
     async def create(self, key: SessionKey, beginning: Beginning) -> Head:
-        """Raises SessionExists."""
+        """Raises SessionExists, StoreFull."""
         return await self._call(lambda store: self._create(store, key, beginning))
 
     async def commit(
         self, key: SessionKey, base: Head | None, record: SessionRecord | None, stored: StoredTurns
     ) -> Head:
-        """No record is a session that has read nothing. Raises CommitConflict when `base` is not the head any more."""
+        """No record is a session that has read nothing.
+
+        Raises StoreFull, and CommitConflict when `base` is not the head any more.
+        """
         return await self._call(lambda store: self._commit(store, key, base, record, stored))
+
+    async def confirm(self, key: SessionKey, head: Head) -> None:
+        """Returns when what `head` commits is as durable as `durability` says. Raises StoreUnavailable."""
+        await self._call(lambda store: store.confirm(key, head))
 
     async def name_version(self, key: SessionKey, version: int, name: str | None) -> Head:
         """Raises SessionNotFound, and what `renamed_head` does."""
@@ -173,7 +193,8 @@ class Storage:
         new = self._generation(
             beginning.record, beginning.stored, time.time(), beginning.metadata, beginning.ttl_seconds
         )
-        return _until_answered(lambda: store.create(key, new))
+        with self._quotas.admitted(store, key, None, new):
+            return _until_answered(lambda: store.create(key, new))
 
     def _commit(
         self, store: Store, key: SessionKey, base: Head | None, record: SessionRecord | None, stored: StoredTurns
@@ -182,7 +203,8 @@ class Storage:
             new = self._generation(record, stored, base.created, base.metadata, base.ttl_seconds)
         else:
             new = self._generation(record, stored, time.time(), {}, None)
-        return _until_answered(lambda: store.commit(key, base, new))
+        with self._quotas.admitted(store, key, base, new):
+            return _until_answered(lambda: store.commit(key, base, new))
 
     def _generation(
         self,

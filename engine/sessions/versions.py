@@ -41,7 +41,7 @@ class Versions:
     async def create(
         self, key: SessionKey, metadata: Mapping[str, str], ttl_seconds: int | None, identity: RequestIdentity
     ) -> Head:
-        """A session that has read nothing, at version 0. Raises SessionExists."""
+        """A session that has read nothing, at version 0. Raises SessionExists, StoreFull."""
         return await self._begin(key, Beginning(metadata, ttl_seconds), identity)
 
     async def fork(
@@ -56,9 +56,10 @@ class Versions:
         """A new session, at version 0, that has learned what `source` had at `version` (its number or name; None is
         the committed one) and shares nothing with it. Metadata and time to live are the source's unless given.
 
-        Raises SessionNotFound, VersionNotFound, SessionExists.
+        Raises SessionNotFound, VersionNotFound, SessionExists, StoreFull.
         """
         head, generation = await self.find(source, version)
+        await self._storage.check_room(key, None)
         loaded = await self._committed.load_version(source, generation.version)
         stored = StoredTurns() if loaded.stored is None else loaded.stored.forked(key.session_id)
         beginning = Beginning(
@@ -74,9 +75,10 @@ class Versions:
     ) -> Head:
         """A new session, at version 0, from exported bytes; in one writable buffer they are not copied.
 
-        Raises SessionExists, StateModelMismatch, StateTooNew, and InvalidState for bytes that are no whole snapshot and
-        for numbers that no session may have.
+        Raises SessionExists, StoreFull, StateModelMismatch, StateTooNew, and InvalidState for bytes that are no whole
+        snapshot and for numbers that no session may have.
         """
+        await self._storage.check_room(key, None)
         try:
             record = await self._storage.decode(parts)
         except StateCorrupt as error:
@@ -119,11 +121,12 @@ class Versions:
         """Make a kept version the committed one again, as a new version; also out of the middle of a document, and
         away from a state that cannot be loaded. The answers stored with it are those of that time.
 
-        Raises SessionNotFound, VersionNotFound, VersionConflict.
+        Raises SessionNotFound, VersionNotFound, VersionConflict, StoreFull.
         """
         head, generation = await self.find(key, version)
         repeated = (await self._stored_now(key)).find_turn(head.version, identity)
         if repeated is not None:
+            await self._committed.confirm(key, head)
             return CommittedSession(**repeated.response)
         if if_match is not None and if_match != head.version:
             raise VersionConflict(f"the session is at version {head.version}", current=head.version)
@@ -174,6 +177,7 @@ class Versions:
             repeated = (await self._stored_now(key)).find_turn(head.version, identity)
             if repeated is None or repeated.version != 0:
                 raise
+            await self._committed.confirm(key, head)
             return head
 
     async def _stored_now(self, key: SessionKey) -> StoredTurns:

@@ -25,6 +25,7 @@ __all__ = [
     "NewGeneration",
     "SessionKey",
     "Store",
+    "TenantUsage",
     "new_generation_id",
 ]
 
@@ -46,17 +47,31 @@ class SessionKey:
             raise InvalidRequest("a tenant has 1 to 64 characters out of A-Z a-z 0-9 . _ -", param="tenant")
 
 
+@dataclass(frozen=True, slots=True)
+class TenantUsage:
+    """What a tenant has stored: sessions, and the bytes of all their generations."""
+
+    num_sessions: int
+    num_bytes: int
+
+
 class Store(Protocol):
     @property
+    def num_kept(self) -> int:
+        """How many generations without a name a session keeps beside the committed one."""
+
+    @property
     def durability(self) -> str:
-        """How durable an acknowledged commit is: `none`, `disk`, `no`, `everysec`, `always` or `unknown`."""
+        """How durable an acknowledged commit is: `none`, `disk`, `no`, `everysec`, `always`, `replicated:N` or
+        `unknown`."""
 
     @property
     def name(self) -> str:
         """What a start-up line may show: the URL without user and password."""
 
     def check(self) -> None:
-        """Called once at start. Raises `StoreMisconfigured` or `StoreUnavailable` with one line of reason."""
+        """At start, and whenever readiness is asked for. Raises `StoreMisconfigured` or `StoreUnavailable` with one
+        line of reason."""
 
     def read_head(self, key: SessionKey) -> Head | None: ...
 
@@ -87,6 +102,13 @@ class Store(Protocol):
         twice.
         """
 
+    def confirm(self, key: SessionKey, head: Head) -> None:
+        """Returns when the generation that `head` commits is as durable as `durability` says.
+
+        For what a commit that raised `StoreUnavailable` may have left behind: nothing of it may be acknowledged before.
+        Raises `StoreUnavailable` when it is not, and when the store has lost it.
+        """
+
     def name_version(self, key: SessionKey, version: int, name: str | None) -> Head:
         """Give a kept generation a name, or None for none, in one atomic step; the head after it.
 
@@ -94,13 +116,24 @@ class Store(Protocol):
         """
 
     def delete(self, key: SessionKey) -> bool:
-        """True when there was something to delete."""
+        """Delete every byte of a session: its head, all its generations, those that a failed commit or a quarantine
+        left, too. False when there was no such session.
+
+        Whoever is loading it gets a whole generation or `SessionNotFound`. After an error the session may be gone with
+        some of its bytes left: the same call again deletes those.
+        """
+
+    def usage(self, tenant: str) -> TenantUsage:
+        """As counted by the commits, in little time. Sessions that have ended by themselves may still be counted."""
+
+    def recount(self, tenant: str) -> TenantUsage:
+        """The same after a look at every session of the tenant."""
 
     def list_sessions(self, tenant: str, limit: int, after: str | None = None) -> list[tuple[str, Head]]:
         """At most `limit` sessions of a tenant with ids greater than `after`, ordered by id."""
 
     def quarantine(self, key: SessionKey, generation: Generation) -> None:
-        """Put a copy of a generation's bytes aside, where no commit and no sweep will delete it soon."""
+        """Put a copy of a generation's bytes aside for 30 days. No commit deletes it; the session's deletion does."""
 
     def acquire_lease(self, key: SessionKey, owner: str, seconds: float) -> bool:
         """Take or renew the lease of a session. It saves wasted work only; the fence is the head."""

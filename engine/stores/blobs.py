@@ -51,7 +51,7 @@ class BlobDirectory:
             os.rename(temporary, self._path / name)
             failpoint("commit.before_directory_sync")
             sync_directory(self._path)
-        except OSError:
+        except BaseException:
             with suppress(OSError):
                 temporary.unlink(missing_ok=True)
                 self.remove(name)
@@ -82,6 +82,10 @@ class BlobDirectory:
 
     def has(self, name: str) -> bool:
         return (self._path / name).exists()
+
+    def changed(self, name: str) -> float:
+        """When the blob was last written, renamed or linked, seconds since the epoch."""
+        return (self._path / name).stat().st_ctime
 
     def remove(self, name: str) -> None:
         (self._path / name).unlink(missing_ok=True)

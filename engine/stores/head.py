@@ -132,3 +132,8 @@ class NewGeneration:
 
 def buffer_num_bytes(buffer: Buffer) -> int:
     return buffer.nbytes if isinstance(buffer, memoryview) else len(buffer)
+
+
+def stored_num_bytes(head: Head | None) -> int:
+    """What a session takes in the store: the snapshots and the extras of all its generations."""
+    return 0 if head is None else sum(g.num_bytes + g.extra_num_bytes for g in head.generations)

@@ -3,12 +3,14 @@
 A commit writes one blob (the snapshot's parts and the extra behind them), and then flips the session's row. Both are
 fsynced before it is acknowledged, so an acknowledged commit survives `kill -9` and a power cut. One server at a time
 may have the directory open: a lock file, held by the kernel, refuses the second.
+A deletion takes the row first, then the blobs and the quarantined copies, and then what SQLite still has of the row.
+What the disk does not give up at once goes with the session's next commit or deletion, or at the next start.
 """
 
-import fcntl
 import os
 import sqlite3
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterable
 from contextlib import ExitStack, suppress
 from itertools import chain
 from pathlib import Path
@@ -26,31 +28,40 @@ from engine.errors import (
     VersionNotFound,
 )
 from engine.failpoints import failpoint
-from engine.stores.base import Buffer, Generation, Head, NewGeneration, SessionKey
+from engine.stores.base import Buffer, Generation, Head, NewGeneration, SessionKey, TenantUsage
 from engine.stores.blobs import BlobDirectory, make_directory
 from engine.stores.expiry import IdleTimes
+from engine.stores.head import stored_num_bytes
 from engine.stores.index import Index
 from engine.stores.leases import ProcessLeases
 from engine.stores.local_errors import reading, writing
+from engine.stores.local_lock import lock_file
+from engine.stores.local_sweep import sweep_blobs, sweep_quarantine
 from engine.stores.succession import DEFAULT_NUM_KEPT, generations_dropped, is_unchanged, next_head, renamed_head
 
 
 class LocalStore:
     durability = "disk"
 
-    def __init__(self, directory: Path, num_kept: int = DEFAULT_NUM_KEPT) -> None:
+    def __init__(self, directory: Path, num_kept: int = DEFAULT_NUM_KEPT, max_num_bytes: int | None = None) -> None:
         """Lock the directory, open the index, sweep what a killed server left behind.
+
+        max_num_bytes: of the generations of all sessions; a commit beyond it raises `StoreFull`.
 
         Raises `StoreMisconfigured` when another server has it open or its index is gone, `StoreUnavailable` when the
         directory cannot be used.
         """
         self.name = f"local://{directory}"
-        self._num_kept = num_kept
+        self.num_kept = num_kept
+        self._max_num_bytes = max_num_bytes
+        # Blobs that no head names any more and that could not be removed yet.
+        self._left: dict[SessionKey, set[str]] = {}
+        self._left_lock = threading.Lock()
         self._idle_times = IdleTimes()
         self._leases = ProcessLeases()
         with reading(), ExitStack() as opened:
             make_directory(directory)
-            opened.callback(os.close, _lock(directory / "lock"))
+            opened.callback(os.close, lock_file(directory / "lock"))
             self._blobs = BlobDirectory(directory / "blobs")
             self._quarantined = BlobDirectory(directory / "quarantine")
             index_path = directory / "index.sqlite3"
@@ -58,7 +69,8 @@ class LocalStore:
                 raise StoreMisconfigured(f"{index_path} is gone, but snapshots are there: restore it, or move them")
             self._index = Index(index_path)
             opened.callback(self._index.close)
-            self._sweep_blobs()
+            sweep_blobs(self._index, self._blobs)
+            sweep_quarantine(self._index, self._quarantined)
             self._opened = opened.pop_all()
 
     def check(self) -> None:
@@ -97,6 +109,9 @@ class LocalStore:
     def commit(self, key: SessionKey, base: Head | None, new: NewGeneration) -> Head:
         return self._commit(key, base, new, version=base.version + 1 if base else 1)
 
+    def confirm(self, key: SessionKey, head: Head) -> None:
+        """What the index names is on disk."""
+
     def name_version(self, key: SessionKey, version: int, name: str | None) -> Head:
         head, _ = self._find(key, None)
         dropped: list[Generation] = []
@@ -105,27 +120,32 @@ class LocalStore:
             nonlocal head
             if current is None:
                 raise SessionNotFound("there is no session with this id")
-            head = renamed_head(current, version, name, self._num_kept)
+            head = renamed_head(current, version, name, self.num_kept)
             dropped.extend(generations_dropped(current, head))
             return head
 
         with writing():
             self._index.update(key, decide)
-            self._drop(dropped)
+            self._drop(key, dropped)
         return head
 
     def delete(self, key: SessionKey) -> bool:
-        removed: list[Generation] = []
-
-        def forget(head: Head | None) -> None:
-            if head is not None:
-                removed.extend(head.generations)
-
         with writing():
-            self._index.update(key, forget)
-            self._idle_times.forget(key)
-            self._drop(removed)
-        return bool(removed)
+            existed = self._remove(key, lambda _: True)
+            for generation, owner in self._index.quarantined():
+                if owner == key:
+                    self._quarantined.remove(generation)
+                    self._index.remove_quarantined(generation)
+            self._index.erase(key)
+        return existed
+
+    def usage(self, tenant: str) -> TenantUsage:
+        with reading():
+            return self._index.usage().get(tenant, TenantUsage(0, 0))
+
+    def recount(self, tenant: str) -> TenantUsage:
+        self._end_idle_sessions()
+        return self.usage(tenant)
 
     def list_sessions(self, tenant: str, limit: int, after: str | None = None) -> list[tuple[str, Head]]:
         page: list[tuple[str, Head]] = []
@@ -143,6 +163,7 @@ class LocalStore:
 
     def quarantine(self, key: SessionKey, generation: Generation) -> None:
         with writing():
+            self._index.add_quarantined(key, generation.generation)
             self._blobs.link_into(self._quarantined, generation.generation)
 
     def acquire_lease(self, key: SessionKey, owner: str, seconds: float) -> bool:
@@ -165,42 +186,51 @@ class LocalStore:
         if not is_unchanged(base, current):
             raise CommitConflict("another writer committed this session first")
         with writing():
+            head = next_head(base, new, version, self.num_kept)
+            self._check_room(base, head)
             failpoint("commit.before_parts")
             self._blobs.write(new.generation, chain(new.parts, (new.extra,)))
-            head = self._flip(key, base, new, version)
+            self._flip(key, base, head)
             failpoint("commit.after_flip")
         self._idle_times.touch(key, head)
         with suppress(OSError):
-            failpoint("commit.before_drop")
-            self._drop(generations_dropped(base, head) if base else [])
+            self._drop(key, generations_dropped(base, head) if base else [])
             failpoint("commit.after_drop")
         return head
 
-    def _flip(self, key: SessionKey, base: Head | None, new: NewGeneration, version: int) -> Head:
-        head = next_head(base, new, version, self._num_kept)
-
+    def _flip(self, key: SessionKey, base: Head | None, head: Head) -> None:
         def decide(current: Head | None) -> Head:
             if not is_unchanged(base, current):
                 raise CommitConflict("another writer committed this session first")
-            if not self._blobs.has(new.generation):
+            if not self._blobs.has(head.generation):
                 raise StoreUnavailable("the snapshot that was just written is gone")
+            self._check_room(base, head)
             failpoint("commit.in_flip")
             return head
 
         try:
             failpoint("commit.before_flip")
             self._index.update(key, decide)
-        except CommitConflict:
-            self._blobs.remove(new.generation)
+        except (CommitConflict, StoreFull):
+            self._blobs.remove(head.generation)
             raise
         except (OSError, sqlite3.Error):
             # A commit that failed may still have reached the disk: the blob goes only if the index does not name it.
             with suppress(OSError, sqlite3.Error):
                 current = self._index.read(key)
-                if current is None or new.generation not in current.recent:
-                    self._blobs.remove(new.generation)
+                if current is None or head.generation not in current.recent:
+                    self._blobs.remove(head.generation)
             raise
-        return head
+
+    def _check_room(self, base: Head | None, head: Head) -> None:
+        if self._max_num_bytes is None:
+            return
+        num_more = stored_num_bytes(head) - stored_num_bytes(base)
+        num_used = sum(usage.num_bytes for usage in self._index.usage().values())
+        if num_more > 0 and num_used + num_more > self._max_num_bytes:
+            raise StoreFull(
+                f"the local store may hold {self._max_num_bytes} bytes: {num_used} are used, {num_more} more are needed"
+            )
 
     def _find(self, key: SessionKey, version: int | None) -> tuple[Head, Generation]:
         head = self.read_head(key)
@@ -229,16 +259,24 @@ class LocalStore:
                 whole = (kept.version for kept in head.kept if self._blobs.has(kept.generation))
                 raise StateLost("the session's state is gone", last_whole_version=next(whole, None))
 
-    def _drop(self, generations: list[Generation]) -> None:
-        for generation in generations:
-            self._blobs.remove(generation.generation)
+    def _drop(self, key: SessionKey, generations: Iterable[Generation]) -> None:
+        with self._left_lock:
+            left = self._left.setdefault(key, set())
+            left.update(generation.generation for generation in generations)
+        failpoint("commit.before_drop")
+        for name in tuple(left):
+            self._blobs.remove(name)
+            left.discard(name)
+        with self._left_lock:
+            if not left:
+                self._left.pop(key, None)
 
-    def _end(self, key: SessionKey) -> None:
-        """Delete a session whose time is over, unless it was used in this moment."""
+    def _remove(self, key: SessionKey, is_wanted: Callable[[Head], bool]) -> bool:
+        """Delete a session's row and blobs; False when there is none, or it is still wanted."""
         removed: list[Generation] = []
 
         def decide(head: Head | None) -> Head | None:
-            if head is None or not self._idle_times.has_ended(key, head):
+            if head is None or not is_wanted(head):
                 return head
             removed.extend(head.generations)
             return None
@@ -246,38 +284,15 @@ class LocalStore:
         self._index.update(key, decide)
         if removed:
             self._idle_times.forget(key)
-            self._drop(removed)
+        self._drop(key, removed)
+        return bool(removed)
+
+    def _end(self, key: SessionKey) -> None:
+        """Delete a session whose time is over, unless it was used in this moment."""
+        self._remove(key, lambda head: self._idle_times.has_ended(key, head))
 
     def _end_idle_sessions(self) -> None:
         with writing():
             for key, head in self._index.all_heads():
                 if head is not None and self._idle_times.has_ended(key, head):
                     self._end(key)
-
-    def _sweep_blobs(self) -> None:
-        """Delete what no head names: temporary files, blobs never flipped to, generations that were left.
-
-        Nothing is deleted while a head cannot be read.
-        """
-        heads = [head for _, head in self._index.all_heads()]
-        if None in heads:
-            return
-        named = {generation.generation for head in heads if head for generation in head.generations}
-        for name in self._blobs.names():
-            if name not in named:
-                self._blobs.remove(name)
-
-
-def _lock(path: Path) -> int:
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        holder = os.read(descriptor, 32).decode(errors="replace").strip()
-        os.close(descriptor)
-        raise StoreMisconfigured(
-            f"{path.parent} is in use by another server (process {holder or 'unknown'})"
-        ) from error
-    os.ftruncate(descriptor, 0)
-    os.write(descriptor, f"{os.getpid()}\n".encode())
-    return descriptor

@@ -8,8 +8,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from engine.errors import CommitConflict, SessionExists, SessionNotFound, StateLost, VersionNotFound
-from engine.stores.base import Buffer, Generation, Head, NewGeneration, SessionKey
+from engine.stores.base import Buffer, Generation, Head, NewGeneration, SessionKey, TenantUsage
 from engine.stores.expiry import IdleTimes
+from engine.stores.head import stored_num_bytes
 from engine.stores.leases import ProcessLeases
 from engine.stores.succession import DEFAULT_NUM_KEPT, generations_dropped, is_unchanged, next_head, renamed_head
 
@@ -25,11 +26,11 @@ class MemoryStore:
     name = "memory://"
 
     def __init__(self, num_kept: int = DEFAULT_NUM_KEPT) -> None:
-        self._num_kept = num_kept
+        self.num_kept = num_kept
         self._lock = threading.Lock()
         self._heads: dict[SessionKey, Head] = {}
         self._blobs: dict[str, _Blob] = {}
-        self._quarantined: dict[str, _Blob] = {}
+        self._quarantined: dict[SessionKey, dict[str, _Blob]] = {}
         self._idle_times = IdleTimes()
         self._leases = ProcessLeases()
 
@@ -66,10 +67,13 @@ class MemoryStore:
     def commit(self, key: SessionKey, base: Head | None, new: NewGeneration) -> Head:
         return self._flip(key, base, new, version=base.version + 1 if base else 1)
 
+    def confirm(self, key: SessionKey, head: Head) -> None:
+        """Nothing here outlives the process."""
+
     def name_version(self, key: SessionKey, version: int, name: str | None) -> Head:
         with self._lock:
             base = self._existing_head(key)
-            head = self._heads[key] = renamed_head(base, version, name, self._num_kept)
+            head = self._heads[key] = renamed_head(base, version, name, self.num_kept)
             self._drop(generations_dropped(base, head))
             return head
 
@@ -78,6 +82,15 @@ class MemoryStore:
             existed = self._live_head(key) is not None
             self._remove(key)
             return existed
+
+    def usage(self, tenant: str) -> TenantUsage:
+        with self._lock:
+            heads = [self._live_head(key) for key in list(self._heads) if key.tenant == tenant]
+            num_bytes = [stored_num_bytes(head) for head in heads if head is not None]
+            return TenantUsage(len(num_bytes), sum(num_bytes))
+
+    def recount(self, tenant: str) -> TenantUsage:
+        return self.usage(tenant)
 
     def list_sessions(self, tenant: str, limit: int, after: str | None = None) -> list[tuple[str, Head]]:
         with self._lock:
@@ -92,7 +105,7 @@ class MemoryStore:
     def quarantine(self, key: SessionKey, generation: Generation) -> None:
         with self._lock:
             if blob := self._blobs.get(generation.generation):
-                self._quarantined[generation.generation] = blob
+                self._quarantined.setdefault(key, {})[generation.generation] = blob
 
     def acquire_lease(self, key: SessionKey, owner: str, seconds: float) -> bool:
         return self._leases.acquire(key, owner, seconds)
@@ -114,7 +127,7 @@ class MemoryStore:
                 return current
             if not is_unchanged(base, current):
                 raise CommitConflict("another writer committed this session first")
-            head = next_head(base, new, version, self._num_kept)
+            head = next_head(base, new, version, self.num_kept)
             self._blobs[new.generation] = blob
             self._heads[key] = head
             self._idle_times.touch(key, head)
@@ -143,6 +156,7 @@ class MemoryStore:
 
     def _remove(self, key: SessionKey) -> None:
         self._idle_times.forget(key)
+        self._quarantined.pop(key, None)
         head = self._heads.pop(key, None)
         self._drop(head.generations if head else ())
 

@@ -2,6 +2,12 @@
 
 Parts are staged under a time-to-live, so what is never flipped to goes away by itself; a generation that is dropped
 gets one long enough for any reader that is still loading it. Expiry follows Redis' own clock.
+Should a head be lost (it never is without an eviction or a hand), its session is absent; whoever then lists or recounts
+the tenant's sessions lets the parts that it named expire, as a deletion of that id deletes them at once.
+
+`usage` is exact but for races: a quota is checked and the commit made in two steps, because no step of a Cluster spans
+two sessions. N writers at once may overshoot by N sessions, and what a failed commit has counted stays counted until
+the session's next commit or a recount.
 """
 
 from collections.abc import Sequence
@@ -17,23 +23,40 @@ from engine.errors import (
     StateCorrupt,
     StateLost,
     StoreFull,
-    StoreMisconfigured,
     StoreUnavailable,
     VersionNotFound,
 )
 from engine.failpoints import failpoint
-from engine.stores.base import Buffer, Generation, Head, NewGeneration, SessionKey
+from engine.stores.base import Buffer, Generation, Head, NewGeneration, SessionKey, TenantUsage
+from engine.stores.head import stored_num_bytes
 from engine.stores.head_json import decode_head, encode_head
-from engine.stores.redis_client import SMALL_NUM_BYTES, Argument, RedisClient, RedisUrl, translated
+from engine.stores.redis_check import RedisCheck
+from engine.stores.redis_client import SMALL_NUM_BYTES, RedisClient
+from engine.stores.redis_errors import translated
+from engine.stores.redis_generations import RedisGenerations, member, members
+from engine.stores.redis_index import RedisIndex
 from engine.stores.redis_keys import RedisKeys
 from engine.stores.redis_parts import fetch, stage, unlink
-from engine.stores.redis_scripts import ACQUIRE_LEASE, DELETE, FLIP, RELEASE_LEASE, RENEW, REPLACE_HEAD
+from engine.stores.redis_scripts import (
+    ACQUIRE_LEASE,
+    CONFIRM,
+    CONFIRM_ABSENCE,
+    DELETE,
+    FLIP,
+    RELEASE_LEASE,
+    RENEW,
+    REPLACE_HEAD,
+)
+from engine.stores.redis_url import RedisUrl
 from engine.stores.succession import DEFAULT_NUM_KEPT, generations_dropped, is_unchanged, next_head, renamed_head
 
 STAGING_SECONDS = 600
 GRACE_SECONDS = 300
 QUARANTINE_SECONDS = 30 * 24 * 3600
+# A generation is remembered for longer than its staged keys can live: each of them is written a little later.
+_REMEMBER_SECONDS = 2 * STAGING_SECONDS
 _ATTEMPTS = 16
+_PAGE = 500
 
 
 class RedisStore:
@@ -42,26 +65,21 @@ class RedisStore:
         self._url = RedisUrl.parse(url)
         self._client = RedisClient(self._url)
         self._keys = RedisKeys(self._url.prefix)
-        self._num_kept = num_kept
+        self._index = RedisIndex(self._client, self._keys)
+        self._generations = RedisGenerations(self._client, self._keys)
+        self.num_kept = num_kept
+        self._check = RedisCheck(self._url, self._client)
         self._durability = "unknown"
         self.name = self._url.without_secrets
 
     @property
     def durability(self) -> str:
-        """`none` without an append-only file, else its appendfsync; `unknown` when Redis does not tell."""
+        """`replicated:N` or `always` where the URL waits for that; else `none` without an append-only file, or its
+        appendfsync; `unknown` when Redis does not tell."""
         return self._durability
 
     def check(self) -> None:
-        self._client.control("PING")
-        policy = self._client.read_settings("INFO", "memory").get("maxmemory_policy", "unknown")
-        if policy != "noeviction" and not self._url.allows_eviction:
-            raise StoreMisconfigured(
-                f"Redis' maxmemory-policy is {policy}: it would drop pieces of sessions. Set it to noeviction"
-                " (deploy/redis.conf), or add ?allow_eviction=1 to the URL to lose sessions knowingly"
-            )
-        settings = self._client.read_settings("CONFIG GET", "append*")
-        if settings:
-            self._durability = str(settings["appendfsync"]) if settings["appendonly"] == "yes" else "none"
+        self._durability = self._check.run()
 
     def read_head(self, key: SessionKey) -> Head | None:
         raw = self._client.control("HGET", self._keys.head(key), "head")
@@ -81,9 +99,11 @@ class RedisStore:
 
     def touch(self, key: SessionKey, head: Head) -> None:
         if head.ttl_seconds is not None:
-            keys = [self._keys.head(key), *self._keys.everything(key, head.generations)]
+            everything = self._keys.everything(key, head.generations)
+            keys = [self._keys.head(key), self._keys.generations(key), *everything]
+            arguments: list[bytes | int] = [_fence(head), _ttl_milliseconds(head), _REMEMBER_SECONDS * 1000]
             with suppress(StoreUnavailable):
-                self._client.run_script(RENEW, keys, [_fence(head), _ttl_milliseconds(head)])
+                self._client.run_script(RENEW, keys, arguments)
 
     def load_extra(self, key: SessionKey, version: int | None = None) -> bytes:
         missing: Generation | None = None
@@ -108,35 +128,73 @@ class RedisStore:
     def commit(self, key: SessionKey, base: Head | None, new: NewGeneration) -> Head:
         return self._commit(key, base, new, version=base.version + 1 if base else 1)
 
+    def confirm(self, key: SessionKey, head: Head) -> None:
+        self._confirm(key, head.generation)
+
     def name_version(self, key: SessionKey, version: int, name: str | None) -> Head:
         for _ in range(_ATTEMPTS):
             base, _ = self._find(key, None)
-            head = renamed_head(base, version, name, self._num_kept)
-            dropped = self._keys.everything(key, generations_dropped(base, head))
-            arguments: list[bytes | int] = [_fence(base), _fence(head), encode_head(head), GRACE_SECONDS * 1000]
-            if self._client.run_script(REPLACE_HEAD, [self._keys.head(key), *dropped], arguments):
+            head = renamed_head(base, version, name, self.num_kept)
+            dropped = generations_dropped(base, head)
+            arguments: list[bytes | int] = [
+                _fence(base),
+                _fence(head),
+                encode_head(head),
+                GRACE_SECONDS * 1000,
+                members(dropped),
+            ]
+            keys = [self._keys.head(key), self._keys.generations(key), *self._keys.everything(key, dropped)]
+            if self._client.run_script_durably(REPLACE_HEAD, keys, arguments):
+                with suppress(StoreFull, StoreUnavailable):
+                    self._index.enlist(key, stored_num_bytes(head))
                 return head
         raise SessionBusy("the session is being written to")
 
     def delete(self, key: SessionKey) -> bool:
         for _ in range(_ATTEMPTS):
+            known = self._generations.known(key)
             head = self.read_head(key)
-            if head is None:
-                self._unlist(key)
-                return False
-            keys = [self._keys.head(key), *self._keys.everything(key, head.generations)]
-            if self._client.run_script(DELETE, keys, [_fence(head)]):
-                self._unlist(key)
-                return True
+            if head is not None:
+                keys = [self._keys.head(key), *self._keys.everything(key, head.generations)]
+                if not self._client.run_script_durably(DELETE, keys, [_fence(head)]):
+                    continue
+            elif self._url.wait is not None:
+                # A deletion that too few acknowledged is asked for again: it must not come back either.
+                self._client.run_script_durably(CONFIRM_ABSENCE, [self._keys.absent(key)], [])
+            self._generations.delete(key, known, _REMEMBER_SECONDS)
+            self._index.unlist(key)
+            return head is not None
         raise SessionBusy("the session is being written to")
+
+    def usage(self, tenant: str) -> TenantUsage:
+        return self._index.usage(tenant)
+
+    def recount(self, tenant: str) -> TenantUsage:
+        after = None
+        while session_ids := self._index.page(tenant, _PAGE, after):
+            counted = self._index.counted(tenant, session_ids)
+            for session_id, raw, num_bytes in zip(
+                session_ids, self._read_heads(tenant, session_ids), counted, strict=True
+            ):
+                key = SessionKey(tenant, session_id)
+                if raw is None:
+                    self._forget_ghost(key)
+                    continue
+                with suppress(StateCorrupt):
+                    if num_bytes != (found := stored_num_bytes(decode_head(raw))):
+                        self._index.enlist(key, found)
+            after = session_ids[-1]
+        with suppress(StoreFull):
+            self._index.sum_up(tenant)
+        return self._index.usage(tenant)
 
     def list_sessions(self, tenant: str, limit: int, after: str | None = None) -> list[tuple[str, Head]]:
         page: list[tuple[str, Head]] = []
         while len(page) < limit:
-            session_ids = self._listed(tenant, limit, after)
+            session_ids = self._index.page(tenant, limit, after)
             for session_id, raw in zip(session_ids, self._read_heads(tenant, session_ids), strict=True):
                 if raw is None:
-                    self._unlist(SessionKey(tenant, session_id))
+                    self._forget_ghost(SessionKey(tenant, session_id))
                     continue
                 with suppress(StateCorrupt):
                     page.append((session_id, decode_head(raw)))
@@ -146,10 +204,7 @@ class RedisStore:
         return page[:limit]
 
     def quarantine(self, key: SessionKey, generation: Generation) -> None:
-        for source in self._keys.everything(key, [generation]):
-            target = source + b":quarantined"
-            self._client.control("COPY", source, target, "REPLACE")
-            self._client.control("EXPIRE", target, QUARANTINE_SECONDS)
+        self._generations.quarantine(key, generation, QUARANTINE_SECONDS)
 
     def acquire_lease(self, key: SessionKey, owner: str, seconds: float) -> bool:
         arguments = (owner.encode(), max(1, int(seconds * 1000)))
@@ -163,10 +218,11 @@ class RedisStore:
 
     def _commit(self, key: SessionKey, base: Head | None, new: NewGeneration, version: int) -> Head:
         """The flip alone decides. Before a large transfer the head is read too: a race that is lost costs none."""
-        head = next_head(base, new, version, self._num_kept)
+        head = next_head(base, new, version, self.num_kept)
         if head.num_bytes > SMALL_NUM_BYTES:
             current = self.read_head(key)
             if current is not None and new.generation in current.recent:
+                self._confirm(key, new.generation)
                 return current
             if not is_unchanged(base, current):
                 raise CommitConflict("another writer committed this session first")
@@ -174,7 +230,11 @@ class RedisStore:
             failpoint("commit.before_parts")
             names = [*self._keys.parts(key, head.committed), *self._keys.extras(key, head.committed)]
             values = zip(names, chain(new.parts, (new.extra,)), strict=False)
-            staged = stage(self._client, values, STAGING_SECONDS, self._entry(key))
+            entries = [
+                self._index.entry(key, stored_num_bytes(head)),
+                self._generations.entry(key, head.committed, _REMEMBER_SECONDS),
+            ]
+            staged = stage(self._client, values, STAGING_SECONDS, entries)
             try:
                 failpoint("commit.before_flip")
                 head = self._flip(key, base, head)
@@ -185,13 +245,13 @@ class RedisStore:
         if base is None:
             # A listing may have taken the id for a ghost between the first entry and the flip.
             with suppress(StoreUnavailable):
-                self._client.control(*self._entry(key))
+                self._index.enlist(key, stored_num_bytes(head))
         return head
 
     def _flip(self, key: SessionKey, base: Head | None, head: Head) -> Head:
         new = self._keys.everything(key, [head.committed])
         kept = self._keys.everything(key, head.kept)
-        dropped = self._keys.everything(key, generations_dropped(base, head) if base else ())
+        dropped = generations_dropped(base, head) if base else []
         arguments: list[bytes | int] = [
             _fence(base),
             _fence(head),
@@ -202,14 +262,25 @@ class RedisStore:
             GRACE_SECONDS * 1000,
             len(new),
             len(kept),
+            member(head.committed),
+            members(dropped),
+            _REMEMBER_SECONDS * 1000,
         ]
-        keys = [self._keys.head(key), *new, *kept, *dropped]
-        status, raw = self._client.run_script(FLIP, keys, arguments)
+        keys = [self._keys.head(key), self._keys.generations(key), *new, *kept, *self._keys.everything(key, dropped)]
+        status, raw = self._client.run_script_durably(FLIP, keys, arguments, lambda reply: reply[0] == b"flipped")
         if status == b"conflict":
             raise CommitConflict("another writer committed this session first")
         if status == b"missing":
             raise StoreUnavailable("parts that were just written are gone from Redis")
+        if status == b"mine":
+            self._confirm(key, head.generation)
         return head if status == b"flipped" else decode_head(raw)
+
+    def _confirm(self, key: SessionKey, generation: str) -> None:
+        if self._url.wait is None:
+            return
+        if not self._client.run_script_durably(CONFIRM, [self._keys.head(key)], [generation.encode()]):
+            raise StoreUnavailable("what was committed is not in Redis any more: a failover has lost it")
 
     def _find(self, key: SessionKey, version: int | None) -> tuple[Head, Generation]:
         head = self.read_head(key)
@@ -241,17 +312,10 @@ class RedisStore:
         keys = [self._keys.head(SessionKey(tenant, session_id)) for session_id in session_ids]
         return self._client.control_many([("HGET", key, "head") for key in keys])
 
-    def _listed(self, tenant: str, limit: int, after: str | None) -> list[str]:
-        low = "-" if after is None else f"({after}"
-        names = self._client.control("ZRANGEBYLEX", self._keys.index(tenant), low, "+", "LIMIT", 0, limit)
-        return [name.decode() for name in names]
-
-    def _entry(self, key: SessionKey) -> tuple[Argument, ...]:
-        """The command that puts a session into its tenant's index."""
-        return ("ZADD", self._keys.index(key.tenant), 0, key.session_id)
-
-    def _unlist(self, key: SessionKey) -> None:
-        self._client.control("ZREM", self._keys.index(key.tenant), key.session_id)
+    def _forget_ghost(self, key: SessionKey) -> None:
+        """An entry without a head: of a session that ended, or whose head was lost, or that is just being made."""
+        self._generations.retire(key, STAGING_SECONDS)
+        self._index.unlist(key)
 
 
 def _fence(head: Head | None) -> bytes:

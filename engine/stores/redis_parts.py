@@ -10,15 +10,16 @@ from engine.buffers import aligned_buffer
 from engine.errors import StateCorrupt, StoreFull, StoreUnavailable
 from engine.failpoints import failpoint
 from engine.stores.head import Buffer, buffer_num_bytes
-from engine.stores.redis_client import Argument, RedisClient, translated
+from engine.stores.redis_client import Command, RedisClient
+from engine.stores.redis_errors import translated
 
 BATCH_NUM_BYTES = 4 * 2**20
 
 Value = tuple[bytes, Buffer]
 
 
-def stage(client: RedisClient, values: Iterable[Value], seconds: int, entry: Sequence[Argument]) -> list[bytes]:
-    """Write values under their names, to live `seconds`, and send the small command `entry` along with the last ones.
+def stage(client: RedisClient, values: Iterable[Value], seconds: int, entries: Sequence[Command]) -> list[bytes]:
+    """Write values under their names, to live `seconds`, the small commands `entries` going ahead of the first ones.
 
     Returns the names that were not there before. The others were written by an earlier try of the same commit, which
     may have been applied after all: they are given no time-to-live here, and must not be unlinked.
@@ -26,17 +27,17 @@ def stage(client: RedisClient, values: Iterable[Value], seconds: int, entry: Seq
     """
     staged: list[bytes] = []
     try:
-        for batch, num_bytes, is_last in _batches(values):
-            commands: list[Sequence[Argument]] = [
-                ("SET", name, memoryview(value), "EX", seconds, "NX") for name, value in batch
-            ]
-            replies = client.bulk_many([*commands, entry] if is_last else commands, num_bytes)
-            staged += [name for (name, _), reply in zip(batch, replies, strict=False) if reply is True]
+        for batch, num_bytes in _batches(values):
+            commands: list[Command] = [("SET", name, memoryview(value), "EX", seconds, "NX") for name, value in batch]
+            replies = client.bulk_many([*entries, *commands], num_bytes)
+            written = replies[len(entries) :]
+            staged += [name for (name, _), reply in zip(batch, written, strict=True) if reply is True]
             with translated():
                 for reply in replies:
                     if isinstance(reply, Exception):
                         raise reply
             failpoint("commit.part")
+            entries = ()
     except StoreFull:
         unlink(client, staged)
         raise
@@ -73,14 +74,15 @@ def fetch(client: RedisClient, names: Sequence[bytes], num_bytes: int) -> memory
     return whole
 
 
-def _batches(values: Iterable[Value]) -> Iterator[tuple[list[Value], int, bool]]:
-    """Values that share a round trip, their size, and whether they are the last, which may be none at all."""
+def _batches(values: Iterable[Value]) -> Iterator[tuple[list[Value], int]]:
+    """Values that share a round trip, and their size; one empty batch when there are none."""
     batch: list[Value] = []
-    num_bytes = 0
+    num_bytes, is_first = 0, True
     for name, value in values:
         batch.append((name, value))
         num_bytes += buffer_num_bytes(value)
         if num_bytes >= BATCH_NUM_BYTES:
-            yield batch, num_bytes, False
-            batch, num_bytes = [], 0
-    yield batch, num_bytes, True
+            yield batch, num_bytes
+            batch, num_bytes, is_first = [], 0, False
+    if batch or is_first:
+        yield batch, num_bytes

@@ -20,9 +20,11 @@ from engine.sessions import (
     SessionManager,
     Storage,
     StoredTurn,
+    TenantQuota,
     Turn,
     TurnRequest,
 )
+from engine.sessions.quotas import UNLIMITED
 from engine.snapshot_codecs import Codec
 from engine.stores.base import Head, SessionKey, Store
 from engine.stores.memory import MemoryStore
@@ -78,12 +80,13 @@ async def house(
     store: Store | None = None,
     config: SessionConfig | None = None,
     engine_config: EngineConfig = SMALL,
+    quota: TenantQuota = UNLIMITED,
     codec: Codec = Codec.NONE,
 ) -> AsyncIterator[House]:
     checkpoint = tiny()
     engine = Engine(checkpoint, engine_config)
     engine.start()
-    storage = Storage(checkpoint.model.config, checkpoint.fingerprint, codec)
+    storage = Storage(checkpoint.model.config, checkpoint.fingerprint, quota, codec)
     storage.attach(store or MemoryStore())
     observed = Observed()
     config = config or SessionConfig(lease_seconds=1.0, commit_num_tokens=64)

@@ -1,6 +1,7 @@
 """A turn is a transaction, whatever goes wrong: clients, stores, other writers, the end of the process."""
 
 import asyncio
+import threading
 from contextlib import aclosing
 from dataclasses import replace
 from typing import Any
@@ -11,10 +12,11 @@ from engine.errors import (
     CommitConflict,
     Draining,
     SessionBusy,
+    SessionNotFound,
     StoreUnavailable,
 )
 from engine.sessions import SessionConfig, Turn
-from engine.stores.base import Head, NewGeneration, SessionKey
+from engine.stores.base import Buffer, Head, NewGeneration, SessionKey
 from engine.stores.memory import MemoryStore
 from tests.engine.sessions_harness import (
     ENDLESS,
@@ -254,5 +256,37 @@ def test_a_drain_that_runs_out_of_time_commits_what_was_said() -> None:
             text, _ = await running
             assert await it.head_version() == 1
             assert text
+
+    in_loop(test)
+
+
+def test_who_loads_a_session_that_is_being_deleted_keeps_no_copy_of_it() -> None:
+    class SlowStore(MemoryStore):
+        def __init__(self) -> None:
+            super().__init__()
+            self.may_return = threading.Event()
+            self.may_return.set()
+
+        def load(self, key: SessionKey, version: int | None = None) -> tuple[Head, list[Buffer]]:
+            loaded = super().load(key, version)
+            self.may_return.wait()
+            return loaded
+
+    store = SlowStore()
+
+    async def test() -> None:
+        async with house(store) as there, house(store) as here:
+            await run(there.sessions, asked("one"))
+            store.may_return.clear()
+            reader = asyncio.create_task(run(here.sessions, asked("two", read_only=True)))
+            await asyncio.sleep(0.05)
+            await here.sessions.delete(KEY)
+            store.may_return.set()
+            # It had read the session before, whole.
+            text, _ = await reader
+            assert text
+            assert here.sessions.num_host_copies == 0
+            with pytest.raises(SessionNotFound):
+                await run(here.sessions, asked("two", read_only=True))
 
     in_loop(test)

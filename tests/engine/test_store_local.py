@@ -4,13 +4,21 @@ import stat
 import subprocess
 import sys
 import textwrap
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
-from engine.errors import StateCorrupt, StateLost, StoreMisconfigured, StoreUnavailable
-from engine.stores import open_store
+from engine.errors import StateCorrupt, StateLost, StoreFull, StoreMisconfigured, StoreUnavailable
+from engine.stores import local_options, open_store
+from engine.stores.base import SessionKey, TenantUsage
+from engine.stores.blobs import BlobDirectory
+from engine.stores.head import stored_num_bytes
+from engine.stores.head_json import encode_head
+from engine.stores.index import Index
 from engine.stores.local import LocalStore
+from engine.stores.local_sweep import QUARANTINE_SECONDS, sweep_quarantine
 from engine.stores.succession import DEFAULT_NUM_KEPT
 from tests.engine.store_cases import KEY, PART_NUM_BYTES, commit_number, generation_of, whole_number
 
@@ -137,15 +145,105 @@ def test_a_flipped_bit_in_the_stored_answers_is_found(directory: Path) -> None:
     store.close()
 
 
-def test_a_quarantined_blob_outlives_its_session_and_every_sweep(directory: Path) -> None:
-    store = LocalStore(directory)
+def test_a_quarantined_blob_outlives_its_generation_and_every_sweep_and_goes_with_its_session(directory: Path) -> None:
+    store = LocalStore(directory, num_kept=0)
     head = commit_number(store, 1, base=None)
     whole = (directory / "blobs" / head.generation).read_bytes()
     store.quarantine(KEY, head.committed)
-    store.delete(KEY)
+    commit_number(store, 2, base=head)
     store.close()
-    LocalStore(directory).close()
+    store = LocalStore(directory)
+    assert head.generation not in blob_names(directory)
     assert (directory / "quarantine" / head.generation).read_bytes() == whole
+    store.delete(KEY)
+    assert not list((directory / "quarantine").iterdir())
+    store.close()
+
+
+def test_a_quarantined_blob_is_swept_after_thirty_days(directory: Path) -> None:
+    store = LocalStore(directory, num_kept=0)
+    head = commit_number(store, 1, base=None)
+    store.quarantine(KEY, head.committed)
+    store.close()
+    quarantined = BlobDirectory(directory / "quarantine")
+    quarantined.write("of-an-older-server", [b"whose, nobody knows"])
+    index = Index(directory / "index.sqlite3")
+    now = time.time()
+    sweep_quarantine(index, quarantined, now + QUARANTINE_SECONDS - 60)
+    assert set(quarantined.names()) == {head.generation, "of-an-older-server"}
+    assert index.quarantined() == [(head.generation, KEY)]
+    sweep_quarantine(index, quarantined, now + QUARANTINE_SECONDS + 60)
+    assert quarantined.names() == []
+    assert index.quarantined() == []
+    index.close()
+
+
+@pytest.mark.parametrize("num_short", [0, 1])
+def test_a_local_quota_is_of_all_sessions_and_a_refused_blob_is_not_left(directory: Path, num_short: int) -> None:
+    first = LocalStore(directory)
+    size = stored_num_bytes(commit_number(first, 1, base=None))
+    first.close()
+    max_num_bytes = 3 * size - num_short
+    store = open_store(f"local://{directory}?max_bytes={max_num_bytes}", num_kept=1)
+    head = commit_number(store, 2, base=store.read_head(KEY))
+    others = [SessionKey("another", "s"), SessionKey("tenant", "t")]
+    for other in others[: 1 - num_short]:
+        commit_number(store, 3, base=None, key=other)
+    living = blob_names(directory)
+    for other in others[1 - num_short :]:
+        with pytest.raises(StoreFull, match=f"may hold {max_num_bytes} bytes: "):
+            commit_number(store, 3, base=None, key=other)
+        assert blob_names(directory) == living
+    # One generation for another takes no room.
+    commit_number(store, 4, base=head)
+    for key in (others[0], KEY):
+        store.delete(key)
+    assert commit_number(store, 5, base=None, key=others[1]).version == 1
+    assert len(blob_names(directory)) == 1
+    store.close()
+
+
+def test_creations_at_once_never_pass_the_local_quota(directory: Path) -> None:
+    store = LocalStore(directory)
+    size = stored_num_bytes(commit_number(store, 1, base=None))
+    store.close()
+    store = LocalStore(directory, max_num_bytes=size * 4)
+    with ThreadPoolExecutor(8) as threads:
+        keys = [SessionKey("tenant", f"s{number}") for number in range(24)]
+        outcomes = [threads.submit(commit_number, store, 1, None, key) for key in keys]
+    failures = [outcome.exception() for outcome in outcomes]
+    assert failures.count(None) == 3
+    assert all(failure is None or isinstance(failure, StoreFull) for failure in failures)
+    assert len(blob_names(directory)) == 4
+    store.close()
+
+
+@pytest.mark.parametrize(
+    ("text", "num_bytes"),
+    [("1", 1), ("4096B", 4096), ("500MB", 500 * 10**6), ("10GB", 10**10), ("2k", 2000), ("1T", 10**12)],
+)
+def test_a_size_is_read_as_it_is_written(text: str, num_bytes: int) -> None:
+    assert local_options(f"/data?max_bytes={text}") == (Path("/data"), num_bytes)
+
+
+@pytest.mark.parametrize(
+    ("query", "reason"),
+    [
+        ("max_bytes=", "max_bytes"),
+        ("max_bytes=0", "max_bytes"),
+        ("max_bytes=-1", "max_bytes"),
+        ("max_bytes=1.5GB", "max_bytes"),
+        ("max_bytes=10GiB", "max_bytes"),
+        ("max_bytes=10g", "max_bytes"),
+        ("max_bytes=1&max_bytes=2", "max_bytes"),
+        ("max_byte=1", "'max_byte'"),
+        ("max_bytes=1&prefix=x", "'prefix'"),
+    ],
+)
+def test_an_option_that_cannot_be_used_is_refused_by_name(directory: Path, query: str, reason: str) -> None:
+    with pytest.raises(StoreMisconfigured, match=reason):
+        open_store(f"local://{directory}?{query}")
+    assert not directory.exists()
 
 
 def test_a_lost_index_beside_snapshots_stops_the_start_instead_of_sweeping_them(directory: Path) -> None:
@@ -168,6 +266,50 @@ def test_an_index_of_a_newer_schema_stops_the_start(directory: Path) -> None:
     for _ in range(2):
         with pytest.raises(StoreMisconfigured, match="schema 99"):
             LocalStore(directory)
+
+
+def test_an_index_of_the_first_schema_is_taken_over_with_nothing_of_what_it_had_deleted(directory: Path) -> None:
+    store = LocalStore(directory)
+    head = commit_number(store, 1, base=None)
+    store.close()
+    path = directory / "index.sqlite3"
+    path.unlink()
+    old = sqlite3.connect(path, isolation_level=None)
+    old.execute("PRAGMA journal_mode = WAL")
+    old.execute("PRAGMA secure_delete = OFF")
+    old.execute(
+        "CREATE TABLE sessions (tenant TEXT NOT NULL, session_id TEXT NOT NULL, head BLOB NOT NULL,"
+        " PRIMARY KEY (tenant, session_id)) WITHOUT ROWID"
+    )
+    old.execute("PRAGMA user_version = 1")
+    old.execute("INSERT INTO sessions VALUES (?, ?, ?)", (KEY.tenant, KEY.session_id, encode_head(head)))
+    old.execute("INSERT INTO sessions VALUES ('tenant', 'gone', ?)", (b"private-mark" * 900,))
+    old.execute("DELETE FROM sessions WHERE session_id = 'gone'")
+    old.close()
+    assert b"private-mark" in path.read_bytes()
+    for _ in range(2):
+        store = LocalStore(directory)
+        assert b"private-mark" not in b"".join(file.read_bytes() for file in directory.glob("index*"))
+        assert store.read_head(KEY) == head
+        assert whole_number(store) == 1
+        assert store.usage(KEY.tenant) == TenantUsage(1, stored_num_bytes(head))
+        store.close()
+    store = LocalStore(directory)
+    store.quarantine(KEY, head.committed)
+    assert commit_number(store, 2, base=head).version == 2
+    store.close()
+
+
+def test_a_file_that_is_no_index_stops_the_start_and_nothing_is_swept(directory: Path) -> None:
+    store = LocalStore(directory)
+    commit_number(store, 1, base=None)
+    store.close()
+    living = blob_names(directory)
+    (directory / "blobs" / ("1" * 32)).write_bytes(b"perhaps of value")
+    (directory / "index.sqlite3").write_bytes(b"not a database" * 1000)
+    with pytest.raises(StoreUnavailable, match="cannot be read"):
+        LocalStore(directory)
+    assert blob_names(directory) == {*living, "1" * 32}
 
 
 def test_one_head_that_cannot_be_read_harms_no_other_session_and_stops_the_sweep(directory: Path) -> None:

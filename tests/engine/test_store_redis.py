@@ -6,7 +6,6 @@ import traceback
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import redis
@@ -24,9 +23,10 @@ from engine.errors import (
 )
 from engine.snapshot import decode_snapshot, encode_snapshot
 from engine.stores import open_store
-from engine.stores.base import IngestMark, Store
+from engine.stores.base import IngestMark, SessionKey, Store, TenantUsage
+from engine.stores.head import stored_num_bytes
 from engine.stores.redis import GRACE_SECONDS, STAGING_SECONDS
-from engine.stores.redis_client import SMALL_NUM_BYTES, RedisUrl
+from engine.stores.redis_client import SMALL_NUM_BYTES
 from engine.stores.redis_parts import BATCH_NUM_BYTES
 from engine.stores.succession import MAX_RECENT
 from tests.engine.snapshot_cases import FINGERPRINT, equal_bits, full_record, tiny_config
@@ -37,24 +37,7 @@ pytestmark = [
     pytest.mark.redis,
     pytest.mark.skipif(not redis_is_installed(), reason="redis-server is not installed"),
 ]
-REPOSITORY = Path(__file__).resolve().parents[2]
 PREFIX = f"atlas:{{{KEY.tenant}/{KEY.session_id}}}:"
-
-
-@pytest.fixture
-def own(tmp_path: Path) -> Iterator[Callable[..., RedisServer]]:
-    """Starts servers of the test's own."""
-    servers: list[RedisServer] = []
-
-    def start(*extra_args: str) -> RedisServer:
-        server = RedisServer(tmp_path / f"redis{len(servers)}", *extra_args)
-        servers.append(server)
-        server.start()
-        return server
-
-    yield start
-    for server in servers:
-        server.kill()
 
 
 @pytest.fixture
@@ -83,9 +66,10 @@ def keys_of(raw: "redis.Redis") -> set[str]:
 def test_every_key_of_a_session_has_the_same_cluster_hash_tag(store: Store, raw: "redis.Redis") -> None:
     head = commit_number(store, 1, base=None)
     store.acquire_lease(KEY, "me", 10)
-    expected = {f"{PREFIX}head", f"{PREFIX}lease", f"{PREFIX}x:{head.generation}"}
+    expected = {f"{PREFIX}head", f"{PREFIX}lease", f"{PREFIX}generations", f"{PREFIX}x:{head.generation}"}
     expected |= {f"{PREFIX}p:{head.generation}:{index}" for index in range(NUM_PARTS)}
-    assert keys_of(raw) == {*expected, f"atlas:index:{KEY.tenant}"}
+    index = f"atlas:index:{KEY.tenant}"
+    assert keys_of(raw) == {*expected, index, f"atlas:usage:{{{index}}}"}
 
 
 def test_what_is_committed_never_expires_and_what_is_dropped_waits_for_its_readers(
@@ -238,6 +222,25 @@ def test_a_lost_head_is_an_absent_session_and_its_id_is_free(store: Store, raw: 
     assert [session_id for session_id, _ in store.list_sessions(KEY.tenant, 10)] == [KEY.session_id]
 
 
+def test_what_was_counted_wrongly_or_by_nobody_is_counted_again(store: Store, raw: "redis.Redis") -> None:
+    usage = f"atlas:usage:{{atlas:index:{KEY.tenant}}}"
+    others = [SessionKey(KEY.tenant, f"s{number}") for number in range(600)]
+    heads = [commit_number(store, 1, base=None, key=key) for key in (KEY, *others[:2])]
+    right = TenantUsage(3, sum(stored_num_bytes(head) for head in heads))
+    assert store.usage(KEY.tenant) == right
+    raw.delete(usage)
+    assert store.usage(KEY.tenant) == TenantUsage(0, 0)
+    assert store.recount(KEY.tenant) == store.usage(KEY.tenant) == right
+    raw.hset(usage, KEY.session_id, 7)
+    assert store.recount(KEY.tenant) == right
+    # Entries that no session stands behind, more than are looked at in one go.
+    for key in others[2:]:
+        raw.zadd(f"atlas:index:{KEY.tenant}", {key.session_id: 0})
+    raw.delete(usage)
+    assert store.recount(KEY.tenant) == right
+    assert raw.zcard(f"atlas:index:{KEY.tenant}") == 3
+
+
 def test_a_head_that_is_no_head_is_corrupt(store: Store, raw: "redis.Redis") -> None:
     for broken in (b"", b"{", b"[]", b"{}", b'{"committed":[1]}', b"\xff", b"[" * 100_000):
         raw.hset(f"{PREFIX}head", "head", broken)
@@ -272,7 +275,8 @@ def test_forgotten_scripts_are_sent_again(store: Store, raw: "redis.Redis") -> N
 def test_a_quarantined_generation_keeps_a_copy_that_no_commit_drops(store: Store, raw: "redis.Redis") -> None:
     head = commit_number(store, 1, base=None)
     store.quarantine(KEY, head.committed)
-    store.delete(KEY)
+    for number in (2, 3, 4):
+        head = commit_number(store, number, base=head)
     copies = [key for key in keys_of(raw) if key.endswith(":quarantined")]
     assert len(copies) == NUM_PARTS + 1
     assert all(raw.ttl(key) > 24 * 3600 for key in copies)
@@ -313,34 +317,6 @@ def test_durability_is_what_redis_was_told(
     store.close()
 
 
-def test_the_shipped_configuration_and_its_user_are_enough(own: Callable[..., RedisServer], tmp_path: Path) -> None:
-    shipped = (REPOSITORY / "deploy" / "redis.conf").read_text()
-    user = next(line for line in shipped.splitlines() if line.startswith("# user atlas"))
-    path = tmp_path / "redis.conf"
-    path.write_text(shipped + user.removeprefix("# ").replace("PASSWORD", "s3cret") + "\nuser default off\n")
-    server = RedisServer(tmp_path / "shipped", config=path)
-    with server:
-        store = open_store(server.url.replace("redis://", "redis://atlas:s3cret@"))
-        store.check()
-        assert store.durability == "everysec"
-        assert "s3cret" not in store.name
-        head = store.create(KEY, generation_of(0, ttl_seconds=60))
-        for number in (1, 2, 3):
-            head = store.commit(KEY, head, generation_of(number, ttl_seconds=60))
-        assert whole_number(store) == 3
-        assert store.load_extra(KEY) == b"extra 3"
-        assert store.acquire_lease(KEY, "me", 10)
-        store.release_lease(KEY, "me")
-        store.quarantine(KEY, head.committed)
-        assert len(store.list_sessions(KEY.tenant, 10)) == 1
-        assert store.delete(KEY) is True
-        store.close()
-        other = open_store(f"{server.url.replace('redis://', 'redis://atlas:s3cret@')}?prefix=other")
-        with pytest.raises(StoreUnavailable, match="permit"):
-            other.read_head(KEY)
-        other.close()
-
-
 def test_a_password_is_in_no_name_and_no_message(own: Callable[..., RedisServer]) -> None:
     server = own("--requirepass", "right-s3cret")
     urls = [
@@ -364,16 +340,6 @@ def test_a_password_is_in_no_name_and_no_message(own: Callable[..., RedisServer]
         with pytest.raises(StoreMisconfigured) as refused:
             open_store(url)
         assert "s3" not in "".join(traceback.format_exception(refused.value))
-
-
-def test_a_url_is_read_as_it_is_written() -> None:
-    url = RedisUrl.parse("rediss://us%40er:p%3Aw@example.org:6390/3?prefix=my-atlas&allow_eviction=1")
-    assert (url.username, url.password, url.prefix, url.allows_eviction) == ("us@er", "p:w", "my-atlas", True)
-    assert url.without_secrets == "rediss://example.org:6390/3"
-    assert RedisUrl.parse("redis://h").without_secrets == "redis://h:6379/0"
-    for bad in ("redis://h/0?allow_eviction=yes", "redis://h/0?prefix=a{b", "redis://h/0?prefix=", "redis://h/0?db=1"):
-        with pytest.raises(StoreMisconfigured):
-            RedisUrl.parse(bad)
 
 
 def test_a_server_that_is_down_is_unavailable_soon(own: Callable[..., RedisServer]) -> None:
@@ -428,31 +394,6 @@ def test_a_full_redis_refuses_the_commit_and_keeps_nothing_of_it(own: Callable[.
         raw.delete(*(f"filler{index}" for index in range(filler)))
     assert store.commit(KEY, head, new).version == 2
     store.close()
-
-
-@pytest.mark.parametrize(
-    ("setting", "value", "reason"),
-    [
-        ("replicaof", "127.0.0.1 1", "read-only"),
-        ("min-replicas-to-write", "1", "refused"),
-    ],
-)
-def test_a_server_that_takes_no_writes_is_unavailable_and_says_why(
-    setting: str, value: str, reason: str, store: Store, raw: "redis.Redis"
-) -> None:
-    head = commit_number(store, 1, base=None)
-    if setting == "replicaof":
-        raw.replicaof("127.0.0.1", "1")
-    else:
-        raw.config_set(setting, value)
-    with pytest.raises(StoreUnavailable, match=reason):
-        commit_number(store, 2, base=head)
-    assert whole_number(store) == 1
-    if setting == "replicaof":
-        raw.replicaof("NO", "ONE")
-    else:
-        raw.config_set(setting, "0")
-    assert commit_number(store, 2, base=head).version == 2
 
 
 def test_a_redis_killed_in_mid_save_keeps_the_last_committed_generation_or_the_new_one(

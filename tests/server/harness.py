@@ -196,6 +196,16 @@ def read_until(connection: socket.socket, mark: bytes) -> bytes:
     return said
 
 
+def raw_answer(port: int, request: bytes) -> bytes:
+    """All that a server says to bytes that need not be a request, up to where it hangs up."""
+    with socket.create_connection(("127.0.0.1", port), timeout=10) as connection:
+        connection.sendall(request)
+        answer = b""
+        while piece := connection.recv(4096):
+            answer += piece
+    return answer
+
+
 def until(condition: Any, seconds: float = 20.0) -> None:
     """Waits for what happens in another thread or process."""
     deadline = time.monotonic() + seconds

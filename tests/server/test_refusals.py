@@ -7,7 +7,7 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.server.harness import ThreadedServer, ask, assert_refused, session_of, user
+from tests.server.harness import ThreadedServer, ask, assert_refused, raw_answer, session_of, user
 
 JSON = {"Content-Type": "application/json"}
 SECRET = "xyzzy-secret"
@@ -310,18 +310,9 @@ def test_a_decoded_id_is_the_same_session(client: httpx.Client) -> None:
     assert session_of(client, "per%3Acent%2D1")["id"] == "per:cent-1"
 
 
-def raw_answer(server: ThreadedServer, request: bytes) -> bytes:
-    with socket.create_connection(("127.0.0.1", server.port), timeout=10) as connection:
-        connection.sendall(request)
-        answer = b""
-        while piece := connection.recv(4096):
-            answer += piece
-    return answer
-
-
 def test_a_body_of_two_lengths_is_refused(server: ThreadedServer) -> None:
     answer = raw_answer(
-        server,
+        server.port,
         b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
         b"Content-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
     )

@@ -1,7 +1,6 @@
 """/v1/sessions: create, list, tell, delete; and what a session's state in the store may do to a request."""
 
 import re
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +14,9 @@ from tests.server.harness import (
     new_name,
     open_stream,
     read_until,
-    sdk,
     serving,
     session_of,
     until,
-    user,
 )
 
 
@@ -190,22 +187,3 @@ def test_one_writes_one_waits_and_more_are_sent_away(
             assert "x-should-retry" not in refused.headers
     until(lambda: server.num_slots_in_use == 0)
     assert session_of(client, session_id)["version"] == 1
-
-
-def test_ten_clients_of_the_stock_library_end_up_one_after_the_other(server: ThreadedServer, session_id: str) -> None:
-    """Its two retries are not enough for ten at once; these wait longer."""
-
-    def say(number: int) -> int:
-        with sdk(server.base_url, max_retries=30) as library:
-            answer = library.chat.completions.create(
-                model="atlas-tiny",
-                messages=[user(f"I am {number}")],
-                max_tokens=2,
-                extra_body={"session_id": session_id},
-            )
-        version: int = (answer.model_extra or {})["session"]["version"]
-        return version
-
-    with ThreadPoolExecutor(6) as threads:
-        versions = list(threads.map(say, range(6)))
-    assert sorted(versions) == list(range(1, 7))

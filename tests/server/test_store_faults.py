@@ -7,7 +7,7 @@ import httpx
 import pytest
 import redis
 
-from tests.redis_server import RedisServer, redis_is_installed
+from tests.redis_server import RedisServer
 from tests.server.harness import (
     ThreadedServer,
     ask,
@@ -27,14 +27,6 @@ ENDLESS = {"max_tokens": 30_000, "ignore_eos": True, "session_id": "s"}
 @pytest.fixture
 def directory(tmp_path: Path) -> Path:
     return tmp_path / "sessions"
-
-
-@pytest.fixture
-def own_redis(tmp_path: Path) -> Iterator[RedisServer]:
-    if not redis_is_installed():
-        pytest.skip("redis-server is not installed")
-    with RedisServer(tmp_path / "redis", "--appendonly", "yes", "--appendfsync", "always") as running:
-        yield running
 
 
 @pytest.fixture

@@ -1,0 +1,115 @@
+"""What a tenant may store: so many sessions, so many bytes of all their kept generations and answers.
+
+Checked before anything is fed, where it is known by then that the commit cannot fit, and again at every commit. What
+this process is committing is reserved meanwhile, so that its own commits never overshoot together; those of other
+servers on the same Redis may, by what they commit at that moment.
+"""
+
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from engine.errors import StoreFull
+from engine.stores.base import Head, NewGeneration, SessionKey, Store, TenantUsage, new_generation_id
+from engine.stores.head import stored_num_bytes
+from engine.stores.succession import is_unchanged, next_head
+
+# Refusals in a flood do not make the store count for each of them.
+RECOUNT_SECONDS = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class TenantQuota:
+    """The same for every tenant; None is no limit."""
+
+    max_num_sessions: int | None = None
+    max_num_bytes: int | None = None
+
+    @property
+    def limits(self) -> bool:
+        return self.max_num_sessions is not None or self.max_num_bytes is not None
+
+
+UNLIMITED = TenantQuota()
+
+
+class Quotas:
+    """Safe to call from several threads; a call waits only for the store, and for commits that decide the answer."""
+
+    def __init__(self, quota: TenantQuota) -> None:
+        self.quota = quota
+        self._changed = threading.Condition()
+        self._reserved: dict[str, list[TenantUsage]] = {}
+        self._recounted: dict[str, float] = {}
+
+    def check_room(self, store: Store, key: SessionKey, base: Head | None) -> None:
+        """Raises StoreFull when no commit on top of `base` can fit, however small."""
+        smallest = NewGeneration(new_generation_id(), (), "", 0, 0.0, 0.0, extra=b"?")
+        more = _growth(store, base, smallest)
+        refusal = self._refusal(store, key.tenant, more)
+        if refusal is not None and _is_still(store, key, base):
+            raise StoreFull(refusal)
+
+    @contextmanager
+    def admitted(self, store: Store, key: SessionKey, base: Head | None, new: NewGeneration) -> Iterator[None]:
+        """Around a commit of `new` on top of `base`. Raises StoreFull before it."""
+        if not self.quota.limits:
+            yield
+            return
+        more = _growth(store, base, new)
+        self._reserve(store, key, base, more)
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._reserved[key.tenant].remove(more)
+                if not self._reserved[key.tenant]:
+                    del self._reserved[key.tenant]
+                self._changed.notify_all()
+
+    def _reserve(self, store: Store, key: SessionKey, base: Head | None, more: TenantUsage) -> None:
+        with self._changed:
+            # Others' commits may be in the store's count already: near the limit, wait until they are.
+            while (refusal := self._refusal(store, key.tenant, more)) and self._reserved.get(key.tenant):
+                self._changed.wait()
+            if refusal is not None and _is_still(store, key, base):
+                raise StoreFull(refusal)
+            self._reserved.setdefault(key.tenant, []).append(more)
+
+    def _refusal(self, store: Store, tenant: str, more: TenantUsage) -> str | None:
+        refusal = self._exceeded(store.usage(tenant), tenant, more)
+        if refusal is None and tenant in self._recounted:
+            return None
+        now = time.monotonic()
+        if now - self._recounted.get(tenant, -RECOUNT_SECONDS) >= RECOUNT_SECONDS:
+            self._recounted[tenant] = now
+            refusal = self._exceeded(store.recount(tenant), tenant, more)
+        return refusal
+
+    def _exceeded(self, used: TenantUsage, tenant: str, more: TenantUsage) -> str | None:
+        reserved = self._reserved.get(tenant, ())
+        num_sessions = used.num_sessions + sum(each.num_sessions for each in reserved)
+        num_bytes = used.num_bytes + sum(each.num_bytes for each in reserved)
+        quota = self.quota
+        if quota.max_num_sessions is not None and more.num_sessions > 0 and num_sessions >= quota.max_num_sessions:
+            return f"the quota is {quota.max_num_sessions} sessions, and {num_sessions} are stored: delete one first"
+        if quota.max_num_bytes is not None and more.num_bytes > 0 and num_bytes + more.num_bytes > quota.max_num_bytes:
+            return (
+                f"the quota is {quota.max_num_bytes} bytes, and {num_bytes} are stored, to which at least"
+                f" {more.num_bytes} would come: delete a session or a named version first"
+            )
+        return None
+
+
+def _growth(store: Store, base: Head | None, new: NewGeneration) -> TenantUsage:
+    """What a commit adds; fewer than no bytes when it drops more than it brings."""
+    head = next_head(base, new, 0 if base is None else base.version + 1, store.num_kept)
+    return TenantUsage(1 if base is None else 0, stored_num_bytes(head) - stored_num_bytes(base))
+
+
+def _is_still(store: Store, key: SessionKey, base: Head | None) -> bool:
+    """Otherwise the store has more to say about the commit than that there is no room: a conflict, or that it is a
+    retry of one that was applied."""
+    return is_unchanged(base, store.read_head(key))
