@@ -7,6 +7,9 @@ nearest, ties to even) or `int8` (symmetric, in units of its row's scale; the sc
 Coding is idempotent, bit for bit: what has been decoded is coded to the same bytes again, however often. A scale is a
 bfloat16, so that its product with a number of seven bits is exact in a float32, and a row's largest number is ±127
 (less in a row of tiny numbers, whose scale is the smallest).
+
+What a turn adds to a number is lost where it is less than half of the last bit that is kept: the more commits there are
+for the same tokens, the more is lost.
 """
 
 from collections.abc import Mapping
