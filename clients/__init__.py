@@ -17,6 +17,7 @@ from clients.messages import (
     Usage,
 )
 from clients.protocol import ChatOptions
+from clients.replay import ReplayProgress, ReplayResult
 from clients.versions import CreateOptions, ExportedSession, ForkOptions, RewindOptions, SessionVersion
 
 __all__ = [
@@ -36,6 +37,8 @@ __all__ = [
     "MemorySample",
     "OpenIngest",
     "ProtocolError",
+    "ReplayProgress",
+    "ReplayResult",
     "RewindOptions",
     "SessionCommit",
     "SessionInfo",

@@ -18,11 +18,12 @@ from typing import BinaryIO, Self, TypeVar, Unpack
 
 import httpx
 
-from clients import protocol, versions
+from clients import protocol, replay, versions
 from clients.client import OnProgress, ignore_progress
 from clients.errors import ApiError, ConnectionFailedError
 from clients.messages import ChatAnswer, ChatDelta, IngestResult, SessionCommit, SessionInfo, SessionMemory, SessionPage
 from clients.protocol import Call, ChatOptions, Messages, Request
+from clients.replay import OnReplayProgress, ReplayResult
 from clients.upload import PIECE_NUM_BYTES, Upload
 from clients.versions import CreateOptions, ExportedSession, ForkOptions, RewindOptions, SessionVersion
 
@@ -144,6 +145,20 @@ class AsyncClient:
         """A new session from what `export_session` wrote, from where `file` stands to its end."""
         call = versions.import_session(session_id, ttl_seconds, idempotency_key)
         return await self._call(call, _pieces_of(file))
+
+    async def replay_session(self, session_id: str, on_progress: OnReplayProgress | None = None) -> ReplayResult:
+        """Make the session's memory anew from its token log, as its next version; until then it stays as it is."""
+        result: ReplayResult | None = None
+        async with self._events(replay.replay_request(session_id)) as events:
+            async for data in events:
+                message = None if data == protocol.DONE else replay.parse_event(data)
+                if isinstance(message, ReplayResult):
+                    result = message
+                elif message is not None and on_progress is not None:
+                    on_progress(message)
+        if result is None:
+            raise ConnectionFailedError("the connection ended before the replay did")
+        return result
 
     async def tokenize(self, text: str) -> list[int]:
         return await self._call(protocol.tokenize(text))

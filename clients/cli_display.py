@@ -1,4 +1,4 @@
-"""How the `atlas` command shows quantities, versions, and the progress of a document (on standard error, only on a
+"""How the `atlas` command shows quantities, versions, and the progress of long work (on standard error, only on a
 terminal)."""
 
 from __future__ import annotations
@@ -9,22 +9,31 @@ from types import TracebackType
 from typing import Self
 
 from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    TextColumn,
+    TimeRemainingColumn,
+)
 from rich.table import Table
 
-from clients.messages import IngestProgress, IngestResult
+from clients.messages import IngestProgress, IngestResult, SessionCommit
+from clients.replay import ReplayProgress, ReplayResult
 from clients.versions import SessionVersion
 
 
-class IngestDisplay:
-    """A progress bar: committed bytes, tokens a second, time that remains."""
+class _Display:
+    """A progress bar: how much is done, tokens a second, time that remains."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, amount: ProgressColumn) -> None:
         console = Console(stderr=True)
         self._progress = Progress(
             TextColumn("{task.description}", markup=False),
             BarColumn(),
-            DownloadColumn(),
+            amount,
             TextColumn("{task.fields[rate]}"),
             TimeRemainingColumn(),
             console=console,
@@ -42,21 +51,40 @@ class IngestDisplay:
     ) -> None:
         self._progress.stop()
 
+    def _show(self, completed: int, total: int, tokens_per_second: float) -> None:
+        rate = f"{tokens_per_second:,.0f} tokens/s"
+        self._progress.update(self._task, total=total, completed=completed, rate=rate)
+
+
+class IngestDisplay(_Display):
+    """Of committed bytes."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(name, DownloadColumn())
+
     def update(self, progress: IngestProgress) -> None:
-        self._progress.update(
-            self._task,
-            total=progress.num_total_bytes,
-            completed=progress.num_committed_bytes,
-            rate=f"{progress.tokens_per_second:,.0f} tokens/s",
-        )
+        self._show(progress.num_committed_bytes, progress.num_total_bytes, progress.tokens_per_second)
+
+
+class ReplayDisplay(_Display):
+    """Of tokens fed again."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(name, MofNCompleteColumn())
+
+    def update(self, progress: ReplayProgress) -> None:
+        self._show(progress.num_tokens, progress.num_total_tokens, progress.tokens_per_second)
 
 
 def describe_ingest(name: str, result: IngestResult) -> str:
-    session = result.session
     return (
-        f"{name}: {result.num_bytes:,} bytes, {result.num_tokens:,} tokens in {result.seconds:.1f} s; session "
-        f"{session.session_id} is at version {session.version}, token {session.position:,} ({session.durability})"
+        f"{name}: {result.num_bytes:,} bytes, {result.num_tokens:,} tokens in {result.seconds:.1f} s; "
+        f"{_describe_commit(result.session)}"
     )
+
+
+def describe_replay(result: ReplayResult) -> str:
+    return f"{result.num_tokens:,} tokens replayed in {result.seconds:.1f} s; {_describe_commit(result.session)}"
 
 
 def versions_table(versions: Sequence[SessionVersion]) -> Table:
@@ -85,3 +113,10 @@ def age(seconds_since_epoch: float) -> str:
             count = int(seconds // unit_seconds)
             return f"{count} {unit}{'' if count == 1 else 's'} ago"
     return "just now"
+
+
+def _describe_commit(session: SessionCommit) -> str:
+    return (
+        f"session {session.session_id} is at version {session.version}, token {session.position:,}"
+        f" ({session.durability})"
+    )

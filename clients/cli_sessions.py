@@ -11,7 +11,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from clients.cli_display import age, describe_bytes, versions_table
+from clients.cli_display import ReplayDisplay, age, describe_bytes, describe_replay, versions_table
 from clients.cli_files import reading, writing
 from clients.cli_memory import heads_table, plot_samples, samples_table
 from clients.cli_shared import DEFAULT_BASE_URL, ApiKey, BaseUrl, connected
@@ -182,6 +182,19 @@ def import_session(
     with connected(base_url, api_key) as client, reading(file) as snapshot:
         info = client.import_session(snapshot, session_id)
     typer.echo(f"{info.session_id} begins at token {info.position:,}")
+
+
+@sessions_app.command("replay")
+def replay_session(session_id: SessionArgument, base_url: BaseUrl = DEFAULT_BASE_URL, api_key: ApiKey = None) -> None:
+    """Rebuild a memory from the log of its tokens.
+
+    For a snapshot that is lost, or a server that has another model with the same tokenizer. The session must have begun
+    on a server with --token-log.
+    """
+    with connected(base_url, api_key) as client:
+        with ReplayDisplay(session_id) as display:
+            result = client.replay_session(session_id, display.update)
+        typer.echo(describe_replay(result))
 
 
 @sessions_app.command("delete")

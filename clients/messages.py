@@ -46,7 +46,8 @@ class OpenIngest:
 class SessionInfo:
     """A session as the server describes it. `position` counts tokens, times are seconds since the epoch.
 
-    `tokens_digest` says which tokens were read, exactly; a list of sessions does not have it.
+    `tokens_digest` says which tokens were read, exactly; a list of sessions does not have it. `token_log_num_bytes` is
+    None for a session without a token log.
     """
 
     session_id: str
@@ -58,11 +59,12 @@ class SessionInfo:
     metadata: Mapping[str, str] = field(default_factory=dict)
     open_ingest: OpenIngest | None = None
     tokens_digest: str | None = None
+    token_log_num_bytes: int | None = None
 
     @classmethod
     def parse(cls, value: object) -> Self:
         body = as_object(value, "session")
-        open_ingest = body.get("open_ingest")
+        open_ingest, token_log = body.get("open_ingest"), body.get("token_log")
         return cls(
             session_id=required(body, "id", str, "session"),
             version=required(body, "version", int, "session"),
@@ -73,6 +75,9 @@ class SessionInfo:
             metadata=dict(body.get("metadata") or {}),
             open_ingest=None if open_ingest is None else OpenIngest.parse(open_ingest),
             tokens_digest=body.get("tokens_digest"),
+            token_log_num_bytes=(
+                None if token_log is None else required(as_object(token_log, "token_log"), "bytes", int, "token_log")
+            ),
         )
 
 

@@ -35,11 +35,13 @@ def choices_from(prompt: Sequence, state: SequenceState, num_choices: int) -> li
 
 def as_if_alone(output: SequenceOutput, shared: SequenceOutput) -> SequenceOutput:
     """A choice's output, told as if the choice had read the whole prompt itself."""
+    assert shared.fed_token_ids is not None
     return replace(
         output,
         num_prompt_tokens=shared.num_prompt_tokens + output.num_prompt_tokens,
         timings=shared.timings + output.timings,
         resume=shared.resume,
+        fed_token_ids=None if output.fed_token_ids is None else shared.fed_token_ids + output.fed_token_ids,
     )
 
 

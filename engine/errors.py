@@ -127,6 +127,10 @@ class StateLost(SnapshotError):
         self.last_whole_version = last_whole_version
 
 
+class LogLost(StateLost):
+    """The token log of a session is gone, or shorter than its head says."""
+
+
 class StateCorrupt(SnapshotError):
     """Bytes were flipped, cut or added. `last_whole_version` is the newest that could still be read, if any."""
 
@@ -160,6 +164,18 @@ class StateModelMismatch(SnapshotError):
         )
         self.snapshot_fingerprint = snapshot_fingerprint
         self.model_fingerprint = model_fingerprint
+
+
+class TokenizerMismatch(StateModelMismatch):
+    """A token log whose ids mean other texts to this server's model."""
+
+    def __init__(self, log_tokenizer: str, model_tokenizer: str) -> None:
+        AtlasError.__init__(
+            self,
+            f"the token log was written with tokenizer {log_tokenizer}, this server's model has tokenizer"
+            f" {model_tokenizer}",
+        )
+        self.snapshot_fingerprint, self.model_fingerprint = log_tokenizer, model_tokenizer
 
 
 class MemoryDiverged(AtlasError):

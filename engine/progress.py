@@ -81,7 +81,7 @@ class Progress:
         if cut.num_kept_tokens < num_fed:
             copy = [copy for copy in self._copies if copy.num_generated_tokens <= cut.num_kept_tokens][-1]
             pool.load(sequence.slot, copy.tensors)
-            sequence.tokens_digest, sequence.position = copy.tokens_digest, copy.position
+            sequence.mark_unfed(copy.position, copy.tokens_digest)
             num_fed = copy.num_generated_tokens
         kept = sequence.generated_token_ids[num_fed : cut.num_kept_tokens]
         sequence.unfed = [*kept, *encode(cut.visible.decode("utf-8"))]
@@ -107,4 +107,5 @@ class Progress:
             num_generated_tokens=len(self.sequence.generated_token_ids),
             timings=self.timings(now),
             resume=self.resume,
+            fed_token_ids=None if state is None else self.sequence.fed_token_ids,
         )

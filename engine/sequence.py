@@ -5,6 +5,7 @@ asked of the engine together with how far it has come: the scheduler reads it, o
 `SequenceOutput` is what one step has to say about one sequence.
 """
 
+from array import array
 from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import StrEnum
@@ -88,6 +89,7 @@ class SequenceOutput:
     token_ids: sampled in this step, without `<end>`, and also when their text is held back or cut off.
     finish_reason: None while it goes on.
     state: after `stop` and `length` only: what a commit stores.
+    fed_token_ids: with `state`, the ids that lead to it from the state that the sequence began with.
     error: with `error` always; with `abort` when the engine, not the caller, ended it.
     num_prompt_tokens: fed before the first sampled token, the state's pending ones included.
     num_generated_tokens: sampled so far, without `<end>`.
@@ -104,6 +106,7 @@ class SequenceOutput:
     num_generated_tokens: int = 0
     timings: Timings = Timings()
     resume: Resume | None = None
+    fed_token_ids: "array[int] | None" = None
 
 
 class Sequence:
@@ -134,11 +137,13 @@ class Sequence:
         if not self.prompt_token_ids:
             raise EmptyPrompt("there is nothing to feed")
 
-        # Progress. `unfed` is fed before anything is sampled; `next_token_id` is sampled and not fed yet.
+        # Progress. `unfed` is fed before anything is sampled; `next_token_id` is sampled and not fed yet;
+        # `fed_token_ids` are what `position` and `tokens_digest` have gone on by since `state`.
         self.slot: int | None = None
         self.unfed: list[int] = list(self.prompt_token_ids)
         self.next_token_id: int | None = None
         self.generated_token_ids: list[int] = []
+        self.fed_token_ids = array("I")
         self.position = state.position if state is not None else 0
         self.tokens_digest = state.tokens_digest if state is not None else INITIAL_DIGEST
         self.memory_samples = state.memory_samples if state is not None else NO_SAMPLES
@@ -158,8 +163,14 @@ class Sequence:
         """Counts what `next_token_ids(num_tokens)` returned as read."""
         token_ids = self.next_token_ids(num_tokens)
         self.tokens_digest = extend_digest(self.tokens_digest, token_ids)
+        self.fed_token_ids.extend(token_ids)
         self.position += len(token_ids)
         if self.unfed:
             del self.unfed[:num_tokens]
         else:
             self.next_token_id = None
+
+    def mark_unfed(self, position: int, tokens_digest: bytes) -> None:
+        """Takes back what was fed after `position`, where the digest was `tokens_digest`."""
+        del self.fed_token_ids[len(self.fed_token_ids) - (self.position - position) :]
+        self.position, self.tokens_digest = position, tokens_digest

@@ -63,6 +63,9 @@ class ServerConfig:
     max_num_batched_tokens: Annotated[int, "tokens that one step may prefill"] = 2048
     max_tokens_limit: Annotated[int, "the largest max_tokens that a request may ask for"] = 32768
     ingest_commit_tokens: Annotated[int, "a document is committed about every so many tokens"] = 8192
+    token_log: Annotated[
+        bool, "sessions that begin keep a log of their tokens, 4 bytes each, for POST /v1/sessions/{id}/replay"
+    ] = False
     memory_sample_tokens: Annotated[
         int, "a session's memory is sampled every so many tokens, for GET /v1/sessions/{id}/memory; 0: never"
     ] = 8192

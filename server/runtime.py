@@ -140,7 +140,7 @@ class Runtime:
             storage,
             checkpoint.tokenizer,
             checkpoint.chat_format,
-            SessionConfig(config.lease_seconds, config.ingest_commit_tokens, config.host_cache_bytes),
+            SessionConfig(config.lease_seconds, config.ingest_commit_tokens, config.host_cache_bytes, config.token_log),
             self.metrics,
         )
         self.metrics.watch(engine.stats, lambda: sessions.num_host_copies)

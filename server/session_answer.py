@@ -18,6 +18,7 @@ def describe_session(session_id: str, head: Head) -> dict[str, Any]:
         "ttl_seconds": head.ttl_seconds,
         "metadata": dict(head.metadata),
         "open_ingest": None if mark is None else {"document_id": mark.document_id, "offset": mark.offset},
+        "token_log": None if head.log_num_bytes is None else {"bytes": head.log_num_bytes},
     }
 
 

@@ -5,6 +5,7 @@ from engine.sessions.ledger import History, Message
 from engine.sessions.manager import SessionConfig, SessionManager
 from engine.sessions.observer import SessionObserver
 from engine.sessions.quotas import TenantQuota
+from engine.sessions.replay import ReplayProgress, ReplayRequest, ReplayResult
 from engine.sessions.storage import Storage
 from engine.sessions.stored_turns import RequestIdentity, StoredTurn
 from engine.sessions.turn import Answer, CommittedSession, Turn, TurnRequest, Usage
@@ -18,6 +19,9 @@ __all__ = [
     "IngestRequest",
     "IngestResult",
     "Message",
+    "ReplayProgress",
+    "ReplayRequest",
+    "ReplayResult",
     "RequestIdentity",
     "SessionConfig",
     "SessionManager",

@@ -3,22 +3,29 @@ store, which is asked once for all who want the same. A copy's state may have a 
 the state's identity, so it is as confirmed as the copy. Counts what it does; who may write is decided elsewhere."""
 
 import asyncio
+import logging
 import time
 from dataclasses import replace
 
-from engine.errors import AtlasError, SessionError, SessionNotFound, VersionConflict
+from engine.errors import AtlasError, LogLost, SessionError, SessionNotFound, VersionConflict
 from engine.sequence import Resume, Tier
 from engine.sessions.host_copies import HostCopies, LoadedSession
 from engine.sessions.observer import SessionObserver
 from engine.sessions.storage import Storage
 from engine.sessions.stored_turns import StoredTurns
+from engine.sessions.token_logs import Fed, TokenLogs
 from engine.snapshot import SessionRecord
 from engine.stores.base import Head, SessionKey
 
+_logger = logging.getLogger(__name__)
+
 
 class CommittedSessions:
-    def __init__(self, storage: Storage, max_host_num_bytes: int, observer: SessionObserver) -> None:
+    def __init__(
+        self, storage: Storage, max_host_num_bytes: int, observer: SessionObserver, token_logs: TokenLogs
+    ) -> None:
         self._storage = storage
+        self._token_logs = token_logs
         self._copies = HostCopies(max_host_num_bytes)
         self._observer = observer
         self._num_deletions = 0
@@ -69,16 +76,28 @@ class CommittedSessions:
         self._observer.resumed(tier, base.seconds + resume.seconds)
 
     async def commit(
-        self, key: SessionKey, base: Head | None, record: SessionRecord | None, stored: StoredTurns
+        self,
+        key: SessionKey,
+        base: Head | None,
+        record: SessionRecord | None,
+        stored: StoredTurns,
+        fed: Fed | None,
     ) -> LoadedSession:
-        """The session after the commit; its record is `record` as the snapshot's codec leaves it.
+        """The session after the commit; its record is `record` as the snapshot's codec leaves it. `fed` goes to its
+        token log, if it has one; None when the log leads to `record` as it is.
 
         Raises CommitConflict, StoreUnavailable, StoreFull.
         """
         started = time.monotonic()
         try:
             record = None if record is None else await self._storage.coded(record)
-            head = await self._storage.commit(key, base, record, stored)
+            appended = self._token_logs.appended(base, record, fed)
+            try:
+                head = await self._storage.commit(key, base, record, stored, appended)
+            except LogLost as error:
+                # A log is there to save a session, not to end it.
+                _logger.warning("%s: it goes on without one", error.message)
+                head = await self._storage.commit(key, base, record, stored, None)
         except AtlasError:
             self._copies.drop(key)
             raise

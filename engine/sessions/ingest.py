@@ -20,6 +20,7 @@ from engine.sessions.document_reader import DocumentPosition, DocumentReader
 from engine.sessions.host_copies import LoadedSession
 from engine.sessions.shielding import finish_even_if_cancelled
 from engine.sessions.stored_turns import StoredDocument, StoredTurns
+from engine.sessions.token_logs import Fed
 from engine.sessions.turn import CommittedSession, new_sequence_id
 from engine.snapshot import OpenIngest, SessionRecord
 from engine.stores.base import SessionKey
@@ -143,9 +144,9 @@ class Ingest:
         position: DocumentPosition,
     ) -> tuple[LoadedSession, StoredTurns]:
         mark = OpenIngest(document_id=document_id, offset=position.offset, digest=position.digest)
-        record = replace(await self._feed(base, token_ids), open_ingest=mark)
+        record, fed = await self._feed(base, token_ids)
         stored = replace(stored, tokens_digest=record.state.tokens_digest.hex())
-        return await self._keep(base, record, stored), stored
+        return await self._keep(base, replace(record, open_ingest=mark), stored, fed), stored
 
     async def _finish(
         self,
@@ -155,7 +156,7 @@ class Ingest:
         document_id: str,
         position: DocumentPosition,
     ) -> IngestResult:
-        record = await self._feed(base, token_ids)
+        record, fed = await self._feed(base, token_ids)
         session = CommittedSession(
             session_id=self._request.session.session_id,
             version=1 if base is None else base.head.version + 1,
@@ -173,32 +174,33 @@ class Ingest:
             response=asdict(result),
         )
         stored = replace(stored.with_document(document), tokens_digest=record.state.tokens_digest.hex())
-        await self._keep(base, record, stored)
+        await self._keep(base, record, stored, replace(fed, document=document))
         return result
 
-    async def _keep(self, base: LoadedSession | None, record: SessionRecord, stored: StoredTurns) -> LoadedSession:
+    async def _keep(
+        self, base: LoadedSession | None, record: SessionRecord, stored: StoredTurns, fed: Fed
+    ) -> LoadedSession:
         head = None if base is None else base.head
+        commit = self._committed.commit(self._request.session, head, record, stored, fed)
         try:
-            kept = await finish_even_if_cancelled(self._committed.commit(self._request.session, head, record, stored))
+            return await finish_even_if_cancelled(commit)
         except AtlasError:
             self._engine.forget(record.state)
             raise
-        assert kept.record is not None
-        if kept.record.state is not record.state:
-            self._engine.forget(record.state)
-        return kept
 
-    async def _feed(self, base: LoadedSession | None, token_ids: list[int]) -> SessionRecord:
-        """The session's record after `token_ids`, no document open."""
+    async def _feed(self, base: LoadedSession | None, token_ids: list[int]) -> tuple[SessionRecord, Fed]:
+        """The session's record after `token_ids`, no document open; and what was fed, pending ones included."""
         record = None if base is None else base.record
         sequence = Sequence(new_sequence_id(), token_ids, state=None if record is None else record.state)
         output = await self._engine.feed(sequence)
         assert output.state is not None
+        assert output.fed_token_ids is not None
         self._committed.resumed(base, output.resume)
         self._num_tokens += len(token_ids)
+        fed = Fed(output.fed_token_ids)
         if record is not None:
-            return replace(record, state=output.state, open_ingest=None)
-        return SessionRecord(state=output.state)
+            return replace(record, state=output.state, open_ingest=None), fed
+        return SessionRecord(state=output.state), fed
 
     def _progress(self, position: DocumentPosition, base: LoadedSession) -> IngestProgress:
         rate = self._num_tokens / max(time.monotonic() - self._started, 1e-9)

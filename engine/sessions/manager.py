@@ -19,9 +19,11 @@ from engine.sessions.ingest import Ingest, IngestProgress, IngestRequest, Ingest
 from engine.sessions.leases import Leases
 from engine.sessions.ledger import Reading, read_messages
 from engine.sessions.observer import SessionObserver
+from engine.sessions.replay import Replay, ReplayProgress, ReplayRequest, ReplayResult
 from engine.sessions.shielding import finish_even_if_cancelled
 from engine.sessions.storage import Storage
 from engine.sessions.stored_turns import RequestIdentity, StoredTurn
+from engine.sessions.token_logs import TokenLogs
 from engine.sessions.turn import CommittedSession, Turn, TurnRequest, new_sequence_id, prompt_token_ids
 from engine.sessions.versions import Versions
 from engine.snapshot import SessionRecord
@@ -31,11 +33,13 @@ from engine.stores.base import Head, SessionKey
 @dataclass(frozen=True, slots=True)
 class SessionConfig:
     """commit_num_tokens: an ingest commits about so often.
-    max_host_num_bytes: of committed sessions kept in memory."""
+    max_host_num_bytes: of committed sessions kept in memory.
+    token_log: whether sessions that begin have a token log."""
 
     lease_seconds: float = 10.0
     commit_num_tokens: int = 8192
     max_host_num_bytes: int = 2**30
+    token_log: bool = False
 
 
 class SessionManager:
@@ -55,8 +59,9 @@ class SessionManager:
         self._tokenizer = tokenizer
         self._chat_format = chat_format
         self._config = config
-        self._committed = CommittedSessions(storage, config.max_host_num_bytes, observer)
-        self._versions = Versions(storage, self._committed, engine.config.max_state_norm)
+        self._token_logs = TokenLogs(config.token_log, tokenizer)
+        self._committed = CommittedSessions(storage, config.max_host_num_bytes, observer, self._token_logs)
+        self._versions = Versions(storage, self._committed, self._token_logs, engine.config.max_state_norm)
         self._leases = Leases(storage, config.lease_seconds)
         self._is_draining = False
         self._num_open = 0
@@ -154,6 +159,23 @@ class SessionManager:
                     self._config.commit_num_tokens,
                 )
                 yield ingest.run(pieces)
+
+    @asynccontextmanager
+    async def replay(
+        self, request: ReplayRequest
+    ) -> AsyncIterator[AsyncGenerator[ReplayProgress | ReplayResult, None]]:
+        """A session that is ready to be made anew from its token log: iterate to do it."""
+        with self._open():
+            async with self._leases.hold(request.session):
+                replay = Replay(
+                    request,
+                    self._storage,
+                    self._committed,
+                    self._token_logs,
+                    self._engine,
+                    self._config.commit_num_tokens,
+                )
+                yield replay.run()
 
     async def drain(self, seconds: float) -> None:
         """Refuses new work, gives what runs `seconds` to finish, and waits until every commit has ended."""

@@ -29,12 +29,13 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class Beginning:
-    """What a session is made with, at version 0. No record is one that has read nothing."""
+    """What a session is made with, at version 0. No record is one that has read nothing, no log one without."""
 
     metadata: Mapping[str, str] = field(default_factory=dict)
     ttl_seconds: int | None = None
     record: SessionRecord | None = None
     stored: StoredTurns = field(default_factory=StoredTurns)
+    log: Buffer | None = None
 
 
 class Storage:
@@ -92,6 +93,10 @@ class Storage:
         """
         return await self._call(lambda store: self._load_snapshot(store, key, version)[:2])
 
+    async def load_log(self, key: SessionKey, log_id: str, num_bytes: int) -> Buffer:
+        """The first bytes of a token log, not looked into. Raises LogLost."""
+        return await self._call(lambda store: store.load_log(key, log_id, num_bytes))
+
     async def decode(self, parts: Sequence[Buffer]) -> SessionRecord:
         """Bytes from elsewhere. Raises what `decode_snapshot` does."""
         threads = asyncio.get_running_loop().run_in_executor
@@ -114,13 +119,18 @@ class Storage:
         return await self._call(lambda store: self._create(store, key, beginning))
 
     async def commit(
-        self, key: SessionKey, base: Head | None, record: SessionRecord | None, stored: StoredTurns
+        self,
+        key: SessionKey,
+        base: Head | None,
+        record: SessionRecord | None,
+        stored: StoredTurns,
+        log: Buffer | None = None,
     ) -> Head:
-        """No record is a session that has read nothing.
+        """No record is a session that has read nothing; `log` is appended to the token log, None for no log.
 
-        Raises StoreFull, and CommitConflict when `base` is not the head any more.
+        Raises StoreFull, LogLost, and CommitConflict when `base` is not the head any more.
         """
-        return await self._call(lambda store: self._commit(store, key, base, record, stored))
+        return await self._call(lambda store: self._commit(store, key, base, record, stored, log))
 
     async def confirm(self, key: SessionKey, head: Head) -> None:
         """Returns when what `head` commits is as durable as `durability` says. Raises StoreUnavailable."""
@@ -191,18 +201,24 @@ class Storage:
 
     def _create(self, store: Store, key: SessionKey, beginning: Beginning) -> Head:
         new = self._generation(
-            beginning.record, beginning.stored, time.time(), beginning.metadata, beginning.ttl_seconds
+            beginning.record, beginning.stored, time.time(), beginning.metadata, beginning.ttl_seconds, beginning.log
         )
         with self._quotas.admitted(store, key, None, new):
             return _until_answered(lambda: store.create(key, new))
 
     def _commit(
-        self, store: Store, key: SessionKey, base: Head | None, record: SessionRecord | None, stored: StoredTurns
+        self,
+        store: Store,
+        key: SessionKey,
+        base: Head | None,
+        record: SessionRecord | None,
+        stored: StoredTurns,
+        log: Buffer | None,
     ) -> Head:
         if base is not None:
-            new = self._generation(record, stored, base.created, base.metadata, base.ttl_seconds)
+            new = self._generation(record, stored, base.created, base.metadata, base.ttl_seconds, log)
         else:
-            new = self._generation(record, stored, time.time(), {}, None)
+            new = self._generation(record, stored, time.time(), {}, None, log)
         with self._quotas.admitted(store, key, base, new):
             return _until_answered(lambda: store.commit(key, base, new))
 
@@ -213,6 +229,7 @@ class Storage:
         created: float,
         metadata: Mapping[str, str],
         ttl_seconds: int | None,
+        log: Buffer | None,
     ) -> NewGeneration:
         mark, snapshot = None, None
         if record is not None:
@@ -230,6 +247,7 @@ class Storage:
             open_ingest=None if mark is None else IngestMark(mark.document_id, mark.offset),
             extra=stored.encode(),
             ttl_seconds=ttl_seconds,
+            log=log,
         )
 
 

@@ -98,6 +98,11 @@ class StoredTurns:
             documents.append(replace(document, response={**document.response, "session": session}))
         return replace(self, turns=(), documents=tuple(documents))
 
+    def told_to(self, session_id: str) -> Self:
+        """These, with documents that another session has read and this one was forked from as a fork has them."""
+        is_own = all(document.response["session"]["session_id"] == session_id for document in self.documents)
+        return self if is_own else self.forked(session_id)
+
     def encode(self) -> bytes:
         turns = [[t.version, t.key, t.request_digest, t.response, t.note] for t in self.turns]
         documents = [[d.document_id, d.key, d.num_bytes, d.content_digest, d.response] for d in self.documents]
@@ -117,3 +122,8 @@ class StoredTurns:
         except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise StateCorrupt("the stored answers of the session cannot be read") from error
         return cls(turns, documents, tokens_digest)
+
+
+def stored_change(version: int, identity: RequestIdentity, response: Mapping[str, Any]) -> StoredTurn:
+    """A change of the session that is no turn."""
+    return StoredTurn(version, identity.idempotency_key, identity.digest, response, {})

@@ -20,6 +20,7 @@ from engine.sessions.host_copies import LoadedSession
 from engine.sessions.ledger import ASSISTANT, History, Message, Reading, extend_ledger, message_digest
 from engine.sessions.shielding import finish_even_if_cancelled
 from engine.sessions.stored_turns import RequestIdentity, StoredTurn, StoredTurns
+from engine.sessions.token_logs import Fed
 from engine.snapshot import SessionRecord
 from engine.stores.base import SessionKey
 
@@ -112,7 +113,7 @@ class Turn:
         self._texts = [""] * request.num_choices
         # Of each choice, the latest.
         self._outputs: dict[int, SequenceOutput] = {}
-        self._committed_state: SequenceState | None = None
+        self._is_committed = False
 
     @property
     def base_version(self) -> int:
@@ -176,11 +177,13 @@ class Turn:
         request = self._request
         if request.session is None or not request.writes:
             return
+        fed_token_ids = self._outputs[0].fed_token_ids
+        assert fed_token_ids is not None
         base, record = self._base, None if self._base is None else self._base.record
-        answer = message_digest(Message(ASSISTANT, self.text))
+        entries = (*self._reading.entries, message_digest(Message(ASSISTANT, self.text)))
         new = SessionRecord(
             state=self._state,
-            ledger=extend_ledger(record.ledger if record else (), (*self._reading.entries, answer)),
+            ledger=extend_ledger(record.ledger if record else (), entries),
             system_digest=self._reading.system_digest,
             open_ingest=None,
         )
@@ -188,14 +191,15 @@ class Turn:
         stored = (base.stored if base and base.stored else StoredTurns()).with_turn(turn)
         stored = replace(stored, tokens_digest=new.state.tokens_digest.hex())
         head = None if base is None else base.head
-        committed = await finish_even_if_cancelled(self._committed.commit(request.session, head, new, stored))
-        assert committed.record is not None
-        self._committed_state = committed.record.state
+        since = None if head is None else head.find(self._rewound_to)
+        fed = Fed(fed_token_ids, entries, since=since)
+        await finish_even_if_cancelled(self._committed.commit(request.session, head, new, stored, fed))
+        self._is_committed = True
 
     def close(self) -> None:
         """To be called when the turn is over: no session goes on from what it has not committed."""
-        for output in self._outputs.values():
-            if output.state is not None and output.state is not self._committed_state:
+        for choice, output in self._outputs.items():
+            if output.state is not None and not (choice == 0 and self._is_committed):
                 self._engine.forget(output.state)
 
     @property

@@ -5,13 +5,18 @@ and can itself be undone while what it left behind is kept.
 """
 
 import asyncio
-from collections.abc import Mapping, Sequence
+import logging
+from array import array
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, replace
-from typing import Any
+from typing import TypeVar
 
 from engine.errors import (
     IngestOpen,
     InvalidState,
+    LogLost,
+    SessionBusy,
     SessionExists,
     SessionNotFound,
     StateCorrupt,
@@ -24,25 +29,35 @@ from engine.sessions.host_copies import LoadedSession
 from engine.sessions.ledger import Message, num_known_messages
 from engine.sessions.shielding import finish_even_if_cancelled
 from engine.sessions.storage import Beginning, Storage
-from engine.sessions.stored_turns import RequestIdentity, StoredTurn, StoredTurns
+from engine.sessions.stored_turns import RequestIdentity, StoredTurns, stored_change
+from engine.sessions.token_logs import Fed, TokenLogs
 from engine.sessions.turn import CommittedSession
 from engine.state_pool import diverged_tensor
 from engine.stores.base import Buffer, Generation, Head, SessionKey
+
+_ATTEMPTS = 8
+
+T = TypeVar("T")
+_logger = logging.getLogger(__name__)
 
 
 class Versions:
     """Who may write, and when, is decided by the caller: `rewind` wants the session's lease."""
 
-    def __init__(self, storage: Storage, committed: CommittedSessions, max_state_norm: float) -> None:
+    def __init__(
+        self, storage: Storage, committed: CommittedSessions, token_logs: TokenLogs, max_state_norm: float
+    ) -> None:
         self._storage = storage
         self._committed = committed
+        self._token_logs = token_logs
         self._max_state_norm = max_state_norm
 
     async def create(
         self, key: SessionKey, metadata: Mapping[str, str], ttl_seconds: int | None, identity: RequestIdentity
     ) -> Head:
         """A session that has read nothing, at version 0. Raises SessionExists, StoreFull."""
-        return await self._begin(key, Beginning(metadata, ttl_seconds), identity)
+        beginning = Beginning(metadata, ttl_seconds, log=self._token_logs.beginning())
+        return await self._begin(key, beginning, identity)
 
     async def fork(
         self,
@@ -54,26 +69,32 @@ class Versions:
         identity: RequestIdentity,
     ) -> Head:
         """A new session, at version 0, that has learned what `source` had at `version` (its number or name; None is
-        the committed one) and shares nothing with it. Metadata and time to live are the source's unless given.
+        the committed one) and shares nothing with it. Metadata and time to live are the source's unless given; of the
+        token log it has a copy up to that version.
 
         Raises SessionNotFound, VersionNotFound, SessionExists, StoreFull.
         """
-        head, generation = await self.find(source, version)
+        # The source need not have that version any more when the request comes again.
+        if (begun := await self._begun(key, identity)) is not None:
+            return begun
         await self._storage.check_room(key, None)
-        loaded = await self._committed.load_version(source, generation.version)
+        generation, loaded = await self._load_found(source, version, self._committed.load_version)
+        head = loaded.head
         stored = StoredTurns() if loaded.stored is None else loaded.stored.forked(key.session_id)
         beginning = Beginning(
             metadata=head.metadata if metadata is None else metadata,
             ttl_seconds=head.ttl_seconds if ttl_seconds is None else ttl_seconds,
             record=loaded.record,
             stored=stored,
+            log=await self._load_log(source, head, generation),
         )
         return await self._begin(key, beginning, identity)
 
     async def import_snapshot(
         self, key: SessionKey, parts: Sequence[Buffer], ttl_seconds: int | None, identity: RequestIdentity
     ) -> Head:
-        """A new session, at version 0, from exported bytes; in one writable buffer they are not copied.
+        """A new session, at version 0, from exported bytes; in one writable buffer they are not copied. It has no
+        token log, for they do not tell its tokens.
 
         Raises SessionExists, StoreFull, StateModelMismatch, StateTooNew, and InvalidState for bytes that are no whole
         snapshot and for numbers that no session may have.
@@ -91,10 +112,12 @@ class Versions:
         return await self._begin(key, Beginning(record.metadata, ttl_seconds, record, stored), identity)
 
     async def export(self, key: SessionKey, version: int | str | None) -> tuple[Head, Generation, list[Buffer]]:
-        """The snapshot of a kept version, whole and checked. Raises SessionNotFound, VersionNotFound, and what loading
-        does; SessionNotFound also for a version that has read nothing, of which there is no snapshot."""
-        _, generation = await self.find(key, version)
-        head, parts = await self._storage.load_snapshot(key, generation.version)
+        """The snapshot of a kept version, whole and checked.
+
+        Raises SessionNotFound, VersionNotFound, also for a version that has read nothing, of which there is no
+        snapshot, and what loading does.
+        """
+        generation, (head, parts) = await self._load_found(key, version, self._storage.load_snapshot)
         if not parts:
             raise VersionNotFound("this version has read nothing: there is nothing to export")
         return head, generation, parts
@@ -123,11 +146,13 @@ class Versions:
 
         Raises SessionNotFound, VersionNotFound, VersionConflict, StoreFull.
         """
-        head, generation = await self.find(key, version)
+        head, _ = await self.find(key, None)
         repeated = (await self._stored_now(key)).find_turn(head.version, identity)
         if repeated is not None:
             await self._committed.confirm(key, head)
             return CommittedSession(**repeated.response)
+        # What was gone back to may be the version that this very commit has dropped: only now.
+        _, generation = await self.find(key, version)
         if if_match is not None and if_match != head.version:
             raise VersionConflict(f"the session is at version {head.version}", current=head.version)
         loaded = await self._committed.load_version(key, generation.version)
@@ -140,8 +165,9 @@ class Versions:
             rewound_to=generation.version,
         )
         assert loaded.stored is not None
-        stored = loaded.stored.with_turn(_stored_change(session.version, identity, asdict(session)))
-        await finish_even_if_cancelled(self._committed.commit(key, loaded.head, loaded.record, stored))
+        stored = loaded.stored.with_turn(stored_change(session.version, identity, asdict(session)))
+        fed = Fed(array("I"), since=generation)
+        await finish_even_if_cancelled(self._committed.commit(key, loaded.head, loaded.record, stored, fed))
         return session
 
     async def last_common(
@@ -167,26 +193,51 @@ class Versions:
             raise VersionNotFound("this version of the session is not kept")
         return head, generation
 
+    async def _load_found(
+        self, key: SessionKey, version: int | str | None, load: Callable[[SessionKey, int], Awaitable[T]]
+    ) -> tuple[Generation, T]:
+        """As `find`, and loaded: where no writer is held off, what was found may be dropped before it is loaded."""
+        for _ in range(_ATTEMPTS):
+            _, generation = await self.find(key, version)
+            with suppress(VersionNotFound):
+                return generation, await load(key, generation.version)
+        raise SessionBusy("the session is being written to")
+
     async def _begin(self, key: SessionKey, beginning: Beginning, identity: RequestIdentity) -> Head:
-        change = _stored_change(0, identity, {})
+        change = stored_change(0, identity, {})
         beginning = replace(beginning, stored=beginning.stored.with_turn(change))
         try:
             return await finish_even_if_cancelled(self._storage.create(key, beginning))
         except SessionExists:
-            head, _ = await self.find(key, None)
-            repeated = (await self._stored_now(key)).find_turn(head.version, identity)
-            if repeated is None or repeated.version != 0:
+            begun = await self._begun(key, identity)
+            if begun is None:
                 raise
-            await self._committed.confirm(key, head)
-            return head
+            return begun
+
+    async def _begun(self, key: SessionKey, identity: RequestIdentity) -> Head | None:
+        """The session's head when this very request has begun it. Raises IdempotencyMismatch."""
+        head = await self._storage.read_head(key)
+        if head is None:
+            return None
+        repeated = (await self._stored_now(key)).find_turn(head.version, identity)
+        if repeated is None or repeated.version != 0:
+            return None
+        await self._committed.confirm(key, head)
+        return head
 
     async def _stored_now(self, key: SessionKey) -> StoredTurns:
-        """None where they are lost with the state that they belong to."""
+        """None where they are lost with the state that they belong to, or gone with the session."""
         try:
             return await self._storage.load_stored(key)
-        except (StateLost, StateCorrupt):
+        except (SessionNotFound, StateLost, StateCorrupt):
             return StoredTurns()
 
-
-def _stored_change(version: int, identity: RequestIdentity, response: Mapping[str, Any]) -> StoredTurn:
-    return StoredTurn(version, identity.idempotency_key, identity.digest, response, {})
+    async def _load_log(self, key: SessionKey, head: Head, generation: Generation) -> Buffer | None:
+        """The token log up to a version; None without one, and where it is lost."""
+        if head.log_id is None or generation.log_num_bytes is None:
+            return None
+        try:
+            return await self._storage.load_log(key, head.log_id, generation.log_num_bytes)
+        except LogLost as error:
+            _logger.warning("%s: the fork has none", error.message)
+            return None

@@ -7,6 +7,9 @@ lost and this is the retry). A reader therefore always sees one whole generation
 The last generations before the committed one are kept, and those with a name (`succession`); what falls out is dropped
 when no reader can still be loading it.
 
+A session may have a token log beside its generations: bytes that only grow, and are committed by the flip that commits
+their generation. What is behind the committed length does not exist: the next commit writes over it.
+
 All methods are synchronous and safe to call from several threads. Any of them may raise `StoreUnavailable`.
 """
 
@@ -91,13 +94,17 @@ class Store(Protocol):
     def load_extra(self, key: SessionKey, version: int | None = None) -> bytes:
         """The `extra` of that generation. Raises as `load`, and `StateCorrupt` when it was altered."""
 
+    def load_log(self, key: SessionKey, log_id: str, num_bytes: int) -> Buffer:
+        """The first `num_bytes` of a token log, which a head has named. Raises `LogLost`."""
+
     def create(self, key: SessionKey, new: NewGeneration) -> Head:
         """Commit as version 0. Raises `SessionExists`. `new.parts` may be empty: a session that has read nothing."""
 
     def commit(self, key: SessionKey, base: Head | None, new: NewGeneration) -> Head:
         """Commit as version `base.version + 1`; `base` None means that the session must not exist, and makes version 1.
 
-        Raises `CommitConflict` when the head is not `base` any more, and `StoreFull`. After `StoreUnavailable` it may
+        Raises `CommitConflict` when the head is not `base` any more, `StoreFull`, and `LogLost` when the bytes are gone
+        that `new.log` is to be appended to. After `StoreUnavailable` it may
         or may not have been applied: the same call with the same `new.generation` finds out, and is never applied
         twice.
         """

@@ -30,6 +30,7 @@ class Generation:
     """One committed snapshot, as far as a store has to know it. Sizes in bytes, digests in hex.
 
     created: when it was committed, seconds since the epoch; 0 when an older server did.   name: keeps it for ever.
+    log_num_bytes: where the token log ended when it was committed; None in a session without one.
     """
 
     version: int
@@ -42,6 +43,7 @@ class Generation:
     extra_digest: str
     created: float = 0.0
     name: str | None = None
+    log_num_bytes: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +52,7 @@ class Head:
 
     kept: generations from before it that can still be loaded, newest first.
     revision: counts the changes of the head that were no commits: names given and taken.
+    log_id: what the token log is stored under; None without one.
     """
 
     committed: Generation
@@ -61,6 +64,7 @@ class Head:
     ttl_seconds: int | None = None
     kept: tuple[Generation, ...] = ()
     revision: int = 0
+    log_id: str | None = None
 
     @property
     def generations(self) -> tuple[Generation, ...]:
@@ -92,6 +96,11 @@ class Head:
         return self.committed.position
 
     @property
+    def log_num_bytes(self) -> int | None:
+        """The token log's length, as far as it is committed; None without one."""
+        return None if self.log_id is None else self.committed.log_num_bytes
+
+    @property
     def fence(self) -> tuple[int, str, int]:
         """Equal versions alone could belong to a session that was deleted and made anew."""
         return self.version, self.generation, self.revision
@@ -111,6 +120,7 @@ class NewGeneration:
     `extra` is opaque to the store and lives and dies with the generation (the stored answers of the last turns).
     `created` and `updated` are seconds since the epoch, for display only: nothing is decided by them.
     `ttl_seconds` counts from the last commit, load or touch, by the store's own clock; None keeps the session for ever.
+    `log` is appended to the session's token log; None leaves a session without one, and ends the one that it had.
     """
 
     generation: str
@@ -123,6 +133,7 @@ class NewGeneration:
     open_ingest: IngestMark | None = None
     extra: Buffer = b""
     ttl_seconds: int | None = None
+    log: Buffer | None = None
 
     def __post_init__(self) -> None:
         assert GENERATION_ID.fullmatch(self.generation), "a generation id comes from new_generation_id()"
@@ -135,5 +146,7 @@ def buffer_num_bytes(buffer: Buffer) -> int:
 
 
 def stored_num_bytes(head: Head | None) -> int:
-    """What a session takes in the store: the snapshots and the extras of all its generations."""
-    return 0 if head is None else sum(g.num_bytes + g.extra_num_bytes for g in head.generations)
+    """What a session takes in the store: the snapshots and the extras of all its generations, and its token log."""
+    if head is None:
+        return 0
+    return sum(g.num_bytes + g.extra_num_bytes for g in head.generations) + (head.log_num_bytes or 0)

@@ -21,7 +21,7 @@ def decode_head(raw: bytes) -> Head:
 
 
 def _to_dict(head: Head) -> dict[str, Any]:
-    return {
+    value = {
         "committed": _generation_to_list(head.committed),
         "recent": head.recent,
         "created": head.created,
@@ -32,10 +32,13 @@ def _to_dict(head: Head) -> dict[str, Any]:
         "kept": [_generation_to_list(generation) for generation in head.kept],
         "revision": head.revision,
     }
+    return value if head.log_id is None else {**value, "log": head.log_id}
 
 
 def _from_dict(value: dict[str, Any]) -> Head:
-    mark = value["open_ingest"]
+    mark, log_id = value["open_ingest"], value.get("log")
+    if log_id is not None and not GENERATION_ID.fullmatch(log_id):
+        raise ValueError("not the id of a log")
     ttl_seconds = value["ttl_seconds"]
     return Head(
         committed=_generation_from_list(value["committed"]),
@@ -47,11 +50,12 @@ def _from_dict(value: dict[str, Any]) -> Head:
         ttl_seconds=None if ttl_seconds is None else _count(ttl_seconds),
         kept=tuple(_generation_from_list(generation) for generation in value["kept"]),
         revision=_count(value.get("revision", 0)),
+        log_id=log_id,
     )
 
 
 def _generation_to_list(generation: Generation) -> list[int | float | str | None]:
-    return [
+    value: list[int | float | str | None] = [
         generation.version,
         generation.generation,
         generation.num_parts,
@@ -63,12 +67,13 @@ def _generation_to_list(generation: Generation) -> list[int | float | str | None
         generation.created,
         generation.name,
     ]
+    return value if generation.log_num_bytes is None else [*value, generation.log_num_bytes]
 
 
 def _generation_from_list(value: list[Any]) -> Generation:
     version, generation, num_parts, num_bytes, digest, position, extra_num_bytes, extra_digest, *since = value
-    # Heads of older servers end here.
-    created, name = since or (0.0, None)
+    # Heads of older servers end here; sessions without a token log have no length of it.
+    created, name, *log_num_bytes = since or (0.0, None)
     if not GENERATION_ID.fullmatch(generation):
         raise ValueError("not a generation id")
     return Generation(
@@ -82,6 +87,7 @@ def _generation_from_list(value: list[Any]) -> Generation:
         extra_digest=_text(extra_digest),
         created=_seconds(created),
         name=None if name is None else _text(name),
+        log_num_bytes=_count(*log_num_bytes) if log_num_bytes else None,
     )
 
 

@@ -1,8 +1,9 @@
 """`local:///absolute/path`: blob files and a SQLite index in one directory. The default; nothing to set up.
 
-A commit writes one blob (the snapshot's parts and the extra behind them), and then flips the session's row. Both are
-fsynced before it is acknowledged, so an acknowledged commit survives `kill -9` and a power cut. One server at a time
-may have the directory open: a lock file, held by the kernel, refuses the second.
+A commit writes one blob (the snapshot's parts and the extra behind them), and then flips the session's row; what it
+adds to the token log is written within the flip, where nobody else can write. All are fsynced before it is
+acknowledged, so an acknowledged commit survives `kill -9` and a power cut. One server at a time may have the directory
+open: a lock file, held by the kernel, refuses the second.
 A deletion takes the row first, then the blobs and the quarantined copies, and then what SQLite still has of the row.
 What the disk does not give up at once goes with the session's next commit or deletion, or at the next start.
 """
@@ -18,6 +19,7 @@ from pathlib import Path
 from engine.checksums import part_checksum
 from engine.errors import (
     CommitConflict,
+    LogLost,
     SessionExists,
     SessionNotFound,
     StateCorrupt,
@@ -31,12 +33,13 @@ from engine.failpoints import failpoint
 from engine.stores.base import Buffer, Generation, Head, NewGeneration, SessionKey, TenantUsage
 from engine.stores.blobs import BlobDirectory, make_directory
 from engine.stores.expiry import IdleTimes
-from engine.stores.head import stored_num_bytes
+from engine.stores.head import buffer_num_bytes, stored_num_bytes
 from engine.stores.index import Index
 from engine.stores.leases import ProcessLeases
 from engine.stores.local_errors import reading, writing
 from engine.stores.local_lock import lock_file
-from engine.stores.local_sweep import sweep_blobs, sweep_quarantine
+from engine.stores.local_sweep import sweep_files, sweep_quarantine
+from engine.stores.logs import LogDirectory
 from engine.stores.succession import DEFAULT_NUM_KEPT, generations_dropped, is_unchanged, next_head, renamed_head
 
 
@@ -55,7 +58,7 @@ class LocalStore:
         self.num_kept = num_kept
         self._max_num_bytes = max_num_bytes
         # Blobs that no head names any more and that could not be removed yet.
-        self._left: dict[SessionKey, set[str]] = {}
+        self._left: dict[SessionKey, set[tuple[BlobDirectory | LogDirectory, str]]] = {}
         self._left_lock = threading.Lock()
         self._idle_times = IdleTimes()
         self._leases = ProcessLeases()
@@ -64,12 +67,13 @@ class LocalStore:
             opened.callback(os.close, lock_file(directory / "lock"))
             self._blobs = BlobDirectory(directory / "blobs")
             self._quarantined = BlobDirectory(directory / "quarantine")
+            self._logs = LogDirectory(directory / "logs")
             index_path = directory / "index.sqlite3"
             if not index_path.exists() and self._blobs.names():
                 raise StoreMisconfigured(f"{index_path} is gone, but snapshots are there: restore it, or move them")
             self._index = Index(index_path)
             opened.callback(self._index.close)
-            sweep_blobs(self._index, self._blobs)
+            sweep_files(self._index, self._blobs, self._logs)
             sweep_quarantine(self._index, self._quarantined)
             self._opened = opened.pop_all()
 
@@ -100,6 +104,10 @@ class LocalStore:
             raise StateCorrupt("the stored answers of a session were altered")
         return bytes(extra)
 
+    def load_log(self, key: SessionKey, log_id: str, num_bytes: int) -> Buffer:
+        with reading():
+            return self._logs.read(log_id, num_bytes)
+
     def create(self, key: SessionKey, new: NewGeneration) -> Head:
         try:
             return self._commit(key, None, new, version=0)
@@ -126,7 +134,7 @@ class LocalStore:
 
         with writing():
             self._index.update(key, decide)
-            self._drop(key, dropped)
+            self._drop(key, dropped, ())
         return head
 
     def delete(self, key: SessionKey) -> bool:
@@ -190,37 +198,45 @@ class LocalStore:
             self._check_room(base, head)
             failpoint("commit.before_parts")
             self._blobs.write(new.generation, chain(new.parts, (new.extra,)))
-            self._flip(key, base, head)
+            self._flip(key, base, head, new.log)
             failpoint("commit.after_flip")
         self._idle_times.touch(key, head)
         with suppress(OSError):
-            self._drop(key, generations_dropped(base, head) if base else [])
+            ended = [base.log_id] if base is not None and base.log_id != head.log_id else []
+            self._drop(key, generations_dropped(base, head) if base else [], ended)
             failpoint("commit.after_drop")
         return head
 
-    def _flip(self, key: SessionKey, base: Head | None, head: Head) -> None:
+    def _flip(self, key: SessionKey, base: Head | None, head: Head, log: Buffer | None) -> None:
         def decide(current: Head | None) -> Head:
             if not is_unchanged(base, current):
                 raise CommitConflict("another writer committed this session first")
             if not self._blobs.has(head.generation):
                 raise StoreUnavailable("the snapshot that was just written is gone")
             self._check_room(base, head)
+            if head.log_id is not None and head.log_num_bytes is not None and log is not None:
+                self._logs.write(head.log_id, head.log_num_bytes - buffer_num_bytes(log), log)
             failpoint("commit.in_flip")
             return head
 
         try:
             failpoint("commit.before_flip")
             self._index.update(key, decide)
-        except (CommitConflict, StoreFull):
-            self._blobs.remove(head.generation)
+        except (CommitConflict, LogLost, StoreFull):
+            self._remove_new(head)
             raise
         except (OSError, sqlite3.Error):
             # A commit that failed may still have reached the disk: the blob goes only if the index does not name it.
             with suppress(OSError, sqlite3.Error):
                 current = self._index.read(key)
                 if current is None or head.generation not in current.recent:
-                    self._blobs.remove(head.generation)
+                    self._remove_new(head)
             raise
+
+    def _remove_new(self, head: Head) -> None:
+        """What only the commit of `head` has brought: its blob, and the log that it began."""
+        self._blobs.remove(head.generation)
+        self._logs.remove(head.generation)
 
     def _check_room(self, base: Head | None, head: Head) -> None:
         if self._max_num_bytes is None:
@@ -259,32 +275,34 @@ class LocalStore:
                 whole = (kept.version for kept in head.kept if self._blobs.has(kept.generation))
                 raise StateLost("the session's state is gone", last_whole_version=next(whole, None))
 
-    def _drop(self, key: SessionKey, generations: Iterable[Generation]) -> None:
+    def _drop(self, key: SessionKey, generations: Iterable[Generation], log_ids: Iterable[str | None]) -> None:
         with self._left_lock:
             left = self._left.setdefault(key, set())
-            left.update(generation.generation for generation in generations)
+            left.update((self._blobs, generation.generation) for generation in generations)
+            left.update((self._logs, log_id) for log_id in log_ids if log_id is not None)
         failpoint("commit.before_drop")
-        for name in tuple(left):
-            self._blobs.remove(name)
-            left.discard(name)
+        for directory, name in tuple(left):
+            directory.remove(name)
+            left.discard((directory, name))
         with self._left_lock:
             if not left:
                 self._left.pop(key, None)
 
     def _remove(self, key: SessionKey, is_wanted: Callable[[Head], bool]) -> bool:
-        """Delete a session's row and blobs; False when there is none, or it is still wanted."""
-        removed: list[Generation] = []
+        """Delete a session's row, blobs and log; False when there is none, or it is still wanted."""
+        removed: list[Head] = []
 
         def decide(head: Head | None) -> Head | None:
             if head is None or not is_wanted(head):
                 return head
-            removed.extend(head.generations)
+            removed.append(head)
             return None
 
         self._index.update(key, decide)
         if removed:
             self._idle_times.forget(key)
-        self._drop(key, removed)
+        generations = chain.from_iterable(head.generations for head in removed)
+        self._drop(key, generations, [head.log_id for head in removed])
         return bool(removed)
 
     def _end(self, key: SessionKey) -> None:

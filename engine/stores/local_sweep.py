@@ -4,12 +4,13 @@ import time
 
 from engine.stores.blobs import BlobDirectory
 from engine.stores.index import Index
+from engine.stores.logs import LogDirectory
 
 QUARANTINE_SECONDS = 30 * 24 * 3600
 
 
-def sweep_blobs(index: Index, blobs: BlobDirectory) -> None:
-    """Delete what no head names: temporary files, blobs never flipped to, generations that were left.
+def sweep_files(index: Index, blobs: BlobDirectory, logs: LogDirectory) -> None:
+    """Delete what no head names: temporary files, blobs never flipped to, generations that were left, token logs.
 
     Nothing is deleted while a head cannot be read.
     """
@@ -20,6 +21,8 @@ def sweep_blobs(index: Index, blobs: BlobDirectory) -> None:
     for name in blobs.names():
         if name not in named:
             blobs.remove(name)
+    for name in {*logs.names()} - {head.log_id for head in heads if head}:
+        logs.remove(name)
 
 
 def sweep_quarantine(index: Index, quarantined: BlobDirectory, now: float | None = None) -> None:

@@ -7,7 +7,7 @@ import threading
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from engine.errors import CommitConflict, SessionExists, SessionNotFound, StateLost, VersionNotFound
+from engine.errors import CommitConflict, LogLost, SessionExists, SessionNotFound, StateLost, VersionNotFound
 from engine.stores.base import Buffer, Generation, Head, NewGeneration, SessionKey, TenantUsage
 from engine.stores.expiry import IdleTimes
 from engine.stores.head import stored_num_bytes
@@ -31,6 +31,7 @@ class MemoryStore:
         self._heads: dict[SessionKey, Head] = {}
         self._blobs: dict[str, _Blob] = {}
         self._quarantined: dict[SessionKey, dict[str, _Blob]] = {}
+        self._logs: dict[str, bytearray] = {}
         self._idle_times = IdleTimes()
         self._leases = ProcessLeases()
 
@@ -57,6 +58,13 @@ class MemoryStore:
         with self._lock:
             head = self._existing_head(key)
             return self._blob(head, _generation(head, version)).extra
+
+    def load_log(self, key: SessionKey, log_id: str, num_bytes: int) -> Buffer:
+        with self._lock:
+            log = self._logs.get(log_id, b"")
+            if len(log) < num_bytes:
+                raise LogLost("the session's token log is gone")
+            return bytes(log[:num_bytes])
 
     def create(self, key: SessionKey, new: NewGeneration) -> Head:
         try:
@@ -128,11 +136,22 @@ class MemoryStore:
             if not is_unchanged(base, current):
                 raise CommitConflict("another writer committed this session first")
             head = next_head(base, new, version, self.num_kept)
+            self._append_log(base, head, new)
             self._blobs[new.generation] = blob
             self._heads[key] = head
             self._idle_times.touch(key, head)
             self._drop(generations_dropped(base, head) if base else ())
             return head
+
+    def _append_log(self, base: Head | None, head: Head, new: NewGeneration) -> None:
+        if head.log_id is not None and new.log is not None:
+            if head.log_id == new.generation:
+                self._logs[head.log_id] = bytearray()
+            elif head.log_id not in self._logs:
+                raise LogLost("the session's token log is gone")
+            self._logs[head.log_id] += new.log
+        elif base is not None and base.log_id is not None:
+            self._logs.pop(base.log_id, None)
 
     def _live_head(self, key: SessionKey) -> Head | None:
         head = self._heads.get(key)
@@ -159,6 +178,8 @@ class MemoryStore:
         self._quarantined.pop(key, None)
         head = self._heads.pop(key, None)
         self._drop(head.generations if head else ())
+        if head is not None and head.log_id is not None:
+            self._logs.pop(head.log_id, None)
 
     def _drop(self, generations: Iterable[Generation]) -> None:
         for generation in generations:

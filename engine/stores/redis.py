@@ -17,6 +17,7 @@ from itertools import chain
 from engine.checksums import part_checksum
 from engine.errors import (
     CommitConflict,
+    LogLost,
     SessionBusy,
     SessionExists,
     SessionNotFound,
@@ -28,7 +29,7 @@ from engine.errors import (
 )
 from engine.failpoints import failpoint
 from engine.stores.base import Buffer, Generation, Head, NewGeneration, SessionKey, TenantUsage
-from engine.stores.head import stored_num_bytes
+from engine.stores.head import buffer_num_bytes, stored_num_bytes
 from engine.stores.head_json import decode_head, encode_head
 from engine.stores.redis_check import RedisCheck
 from engine.stores.redis_client import SMALL_NUM_BYTES, RedisClient
@@ -36,6 +37,7 @@ from engine.stores.redis_errors import translated
 from engine.stores.redis_generations import RedisGenerations, member, members
 from engine.stores.redis_index import RedisIndex
 from engine.stores.redis_keys import RedisKeys
+from engine.stores.redis_log import check_log_fits, first_piece, read_log, stage_rest
 from engine.stores.redis_parts import fetch, stage, unlink
 from engine.stores.redis_scripts import (
     ACQUIRE_LEASE,
@@ -99,7 +101,7 @@ class RedisStore:
 
     def touch(self, key: SessionKey, head: Head) -> None:
         if head.ttl_seconds is not None:
-            everything = self._keys.everything(key, head.generations)
+            everything = [*self._keys.everything(key, head.generations), *self._keys.logs(key, head)]
             keys = [self._keys.head(key), self._keys.generations(key), *everything]
             arguments: list[bytes | int] = [_fence(head), _ttl_milliseconds(head), _REMEMBER_SECONDS * 1000]
             with suppress(StoreUnavailable):
@@ -118,6 +120,9 @@ class RedisStore:
                     raise StateCorrupt("the stored answers of a session were altered")
                 return extra
             missing = generation
+
+    def load_log(self, key: SessionKey, log_id: str, num_bytes: int) -> Buffer:
+        return read_log(self._client, self._keys.log(key, log_id), num_bytes)
 
     def create(self, key: SessionKey, new: NewGeneration) -> Head:
         try:
@@ -151,11 +156,12 @@ class RedisStore:
         raise SessionBusy("the session is being written to")
 
     def delete(self, key: SessionKey) -> bool:
-        for _ in range(_ATTEMPTS):
+        for attempt in range(_ATTEMPTS):
             known = self._generations.known(key)
             head = self.read_head(key)
             if head is not None:
-                keys = [self._keys.head(key), *self._keys.everything(key, head.generations)]
+                logs = self._keys.logs(key, head)
+                keys = [self._keys.head(key), *self._keys.everything(key, head.generations), *logs]
                 if not self._client.run_script_durably(DELETE, keys, [_fence(head)]):
                     continue
             elif self._url.wait is not None:
@@ -163,7 +169,8 @@ class RedisStore:
                 self._client.run_script_durably(CONFIRM_ABSENCE, [self._keys.absent(key)], [])
             self._generations.delete(key, known, _REMEMBER_SECONDS)
             self._index.unlist(key)
-            return head is not None
+            # Gone since the first look: deleted by a script of ours whose reply was lost.
+            return head is not None or attempt > 0
         raise SessionBusy("the session is being written to")
 
     def usage(self, tenant: str) -> TenantUsage:
@@ -219,6 +226,9 @@ class RedisStore:
     def _commit(self, key: SessionKey, base: Head | None, new: NewGeneration, version: int) -> Head:
         """The flip alone decides. Before a large transfer the head is read too: a race that is lost costs none."""
         head = next_head(base, new, version, self.num_kept)
+        check_log_fits(head.log_num_bytes or 0)
+        begun = self._keys.logs(key, head) if head.log_id == new.generation else []
+        log = b"" if new.log is None else new.log
         if head.num_bytes > SMALL_NUM_BYTES:
             current = self.read_head(key)
             if current is not None and new.generation in current.recent:
@@ -230,16 +240,19 @@ class RedisStore:
             failpoint("commit.before_parts")
             names = [*self._keys.parts(key, head.committed), *self._keys.extras(key, head.committed)]
             values = zip(names, chain(new.parts, (new.extra,)), strict=False)
+            pieces = [(name, first_piece(log)) for name in begun]
             entries = [
                 self._index.entry(key, stored_num_bytes(head)),
                 self._generations.entry(key, head.committed, _REMEMBER_SECONDS),
             ]
-            staged = stage(self._client, values, STAGING_SECONDS, entries)
+            staged = stage(self._client, chain(values, pieces), STAGING_SECONDS, entries)
             try:
+                for name in begun:
+                    stage_rest(self._client, name, log)
                 failpoint("commit.before_flip")
-                head = self._flip(key, base, head)
+                head = self._flip(key, base, head, b"" if begun else log)
                 failpoint("commit.after_flip")
-            except (CommitConflict, StoreFull):
+            except (CommitConflict, LogLost, StoreFull):
                 unlink(self._client, staged)
                 raise
         if base is None:
@@ -248,8 +261,9 @@ class RedisStore:
                 self._index.enlist(key, stored_num_bytes(head))
         return head
 
-    def _flip(self, key: SessionKey, base: Head | None, head: Head) -> Head:
-        new = self._keys.everything(key, [head.committed])
+    def _flip(self, key: SessionKey, base: Head | None, head: Head, appended: Buffer) -> Head:
+        logs = self._keys.logs(key, head)
+        new = [*self._keys.everything(key, [head.committed]), *logs]
         kept = self._keys.everything(key, head.kept)
         dropped = generations_dropped(base, head) if base else []
         arguments: list[bytes | int] = [
@@ -265,11 +279,18 @@ class RedisStore:
             member(head.committed),
             members(dropped),
             _REMEMBER_SECONDS * 1000,
+            -1 if head.log_num_bytes is None else head.log_num_bytes - buffer_num_bytes(appended),
+            bytes(appended),
         ]
-        keys = [self._keys.head(key), self._keys.generations(key), *new, *kept, *self._keys.everything(key, dropped)]
+        gone = self._keys.everything(key, dropped)
+        if not logs:
+            gone += self._keys.logs(key, base)
+        keys = [self._keys.head(key), self._keys.generations(key), *new, *kept, *gone]
         status, raw = self._client.run_script_durably(FLIP, keys, arguments, lambda reply: reply[0] == b"flipped")
         if status == b"conflict":
             raise CommitConflict("another writer committed this session first")
+        if status == b"log lost":
+            raise LogLost("the session's token log is gone")
         if status == b"missing":
             raise StoreUnavailable("parts that were just written are gone from Redis")
         if status == b"mine":

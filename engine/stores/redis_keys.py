@@ -4,6 +4,7 @@
 {prefix}:{<tenant>/<session>}:p:<generation>:<i>   one part
 {prefix}:{<tenant>/<session>}:x:<generation>       the extra, if there is one
 {prefix}:{<tenant>/<session>}:generations          sorted set of all generations with bytes (redis_generations.py)
+{prefix}:{<tenant>/<session>}:log:<id>             the token log, if there is one
 {prefix}:{<tenant>/<session>}:lease
 {prefix}:{<tenant>/<session>}:absent               a second long, where a deletion waits for replicas
 {prefix}:index:<tenant>                            sorted set of session ids, for listing; never trusted
@@ -15,7 +16,7 @@ A copy in quarantine has the name of its part or extra with `:quarantined` behin
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from engine.stores.base import Generation, SessionKey
+from engine.stores.base import Generation, Head, SessionKey
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +52,13 @@ class RedisKeys:
         return [
             name for generation in generations for name in (*self.parts(key, generation), *self.extras(key, generation))
         ]
+
+    def log(self, key: SessionKey, log_id: str) -> bytes:
+        return self._name(key, f"log:{log_id}")
+
+    def logs(self, key: SessionKey, head: Head | None) -> list[bytes]:
+        """One name, or none when the session has no token log."""
+        return [] if head is None or head.log_id is None else [self.log(key, head.log_id)]
 
     def index(self, tenant: str) -> bytes:
         return f"{self.prefix}:index:{tenant}".encode()

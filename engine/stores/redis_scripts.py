@@ -2,8 +2,8 @@
 
 A head is a hash: `fence` (version:generation, and :revision when that is not 0), `recent` (ids, separated by spaces)
 and `head` (JSON, opaque here).
-A time-to-live of 0 milliseconds means none. Every script checks first and writes afterwards, HSET before all others: it
-is the only write that Redis refuses for lack of memory.
+A time-to-live of 0 milliseconds means none. Every script checks first and writes afterwards, SETRANGE and HSET before
+all others: Redis refuses them for lack of memory or a string that is too long, and only while nothing is written.
 """
 
 _SET_EXPIRY = """
@@ -27,9 +27,11 @@ local function enter_dropped(key, members, milliseconds)
 end
 """
 
-# KEYS: head, generations, the new generation's keys, the kept ones', the dropped ones'.
+# KEYS: head, generations, the new generation's keys (the token log last, if there is one), the kept ones', the dropped
+# ones'.
 # ARGV: the base's fence or '', the new one, its generation, recent, head, ttl, grace, numbers of new and of kept keys,
-# the new member and the dropped ones of the generations, and how long these are remembered at least.
+# the new member and the dropped ones of the generations, and how long these are remembered at least, the token log's
+# length before (-1: there is none) and what is appended to it.
 FLIP = (
     _SET_EXPIRY
     + _NOW
@@ -42,9 +44,12 @@ end
 if (current[1] or '') ~= ARGV[1] then return {'conflict', ''} end
 local last_new = 2 + tonumber(ARGV[8])
 local last_kept = last_new + tonumber(ARGV[9])
+local log_length = tonumber(ARGV[13])
+if log_length >= 0 and redis.call('STRLEN', KEYS[last_new]) < log_length then return {'log lost', ''} end
 for i = 3, last_new do
   if redis.call('EXISTS', KEYS[i]) == 0 then return {'missing', ''} end
 end
+if ARGV[14] ~= '' then redis.call('SETRANGE', KEYS[last_new], log_length, ARGV[14]) end
 redis.call('HSET', KEYS[1], 'fence', ARGV[2], 'recent', ARGV[4], 'head', ARGV[5])
 redis.call('ZREMRANGEBYSCORE', KEYS[2], '-inf', now_milliseconds())
 redis.call('ZADD', KEYS[2], '+inf', ARGV[10])
@@ -71,7 +76,7 @@ return 1
 """
 )
 
-# KEYS: head, generations, all keys of its generations.   ARGV: fence, ttl, the least for the generations.
+# KEYS: head, generations, all keys of its generations, the token log.   ARGV: fence, ttl, the least for generations.
 RENEW = (
     _SET_EXPIRY
     + """
@@ -105,7 +110,7 @@ end
 return 1
 """
 
-# KEYS: head, all keys of its generations.   ARGV: fence.
+# KEYS: head, all keys of its generations, the token log.   ARGV: fence.
 DELETE = """
 if redis.call('HGET', KEYS[1], 'fence') ~= ARGV[1] then return 0 end
 for i = 1, #KEYS do redis.call('UNLINK', KEYS[i]) end

@@ -22,6 +22,7 @@ _NAME = re.compile(r"[A-Za-z0-9._:-]{1,64}")
 
 def next_head(base: Head | None, new: NewGeneration, version: int, num_kept: int) -> Head:
     """The head that a commit on top of `base` leaves behind: named generations stay, and `num_kept` of the others."""
+    log_id, log_num_bytes = _appended_log(base, new)
     committed = Generation(
         version=version,
         generation=new.generation,
@@ -32,6 +33,7 @@ def next_head(base: Head | None, new: NewGeneration, version: int, num_kept: int
         extra_num_bytes=buffer_num_bytes(new.extra),
         extra_digest=part_checksum(new.extra).hex(),
         created=new.updated,
+        log_num_bytes=log_num_bytes,
     )
     recent = (*(base.recent if base else ()), new.generation)[-MAX_RECENT:]
     kept: tuple[Generation, ...] = ()
@@ -47,6 +49,7 @@ def next_head(base: Head | None, new: NewGeneration, version: int, num_kept: int
         open_ingest=new.open_ingest,
         ttl_seconds=new.ttl_seconds,
         kept=kept,
+        log_id=log_id,
     )
 
 
@@ -87,6 +90,16 @@ def generations_dropped(base: Head, head: Head) -> list[Generation]:
 def _parts_num_bytes(parts: Sequence[Buffer]) -> int:
     """Lazy parts know it without being put together."""
     return parts.num_bytes if isinstance(parts, LazyParts) else sum(buffer_num_bytes(part) for part in parts)
+
+
+def _appended_log(base: Head | None, new: NewGeneration) -> tuple[str | None, int | None]:
+    """The token log's id and length after the commit. It has the id of the generation that it began with."""
+    if new.log is None:
+        return None, None
+    num_bytes = buffer_num_bytes(new.log)
+    if base is None or base.log_id is None or base.log_num_bytes is None:
+        return new.generation, num_bytes
+    return base.log_id, base.log_num_bytes + num_bytes
 
 
 def _retained(generations: Iterable[Generation], num_kept: int) -> tuple[Generation, ...]:

@@ -6,35 +6,33 @@ The end of the body is the end of the document. Query: `document_id` names it, s
 """
 
 import asyncio
-import logging
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import asdict
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from atlas_model.inspection import HeadReport, inspect_memory
-from engine.errors import AtlasError
 from engine.sessions import IngestProgress, IngestRequest, IngestResult
 from server.bodies import cut_in_pieces, media_type, read_json, read_pieces
 from server.chat_answer import session_object
 from server.dependencies import idempotency_key, if_match, path_session, runtime_of
-from server.errors import UnsupportedMediaType, code_of, error_body, status_of
+from server.errors import UnsupportedMediaType
 from server.middleware import RequestContext
+from server.progress import progress_events
 from server.runtime import Runtime
 from server.schemas import IngestTextRequest, request_body, validate
 from server.session_answer import describe_session, session_headers
-from server.streaming import DONE, MEDIA_TYPE, EventStream, event, latest
+from server.streaming import MEDIA_TYPE, EventStream, latest
 
 Limit = Annotated[int, Query(ge=1, le=1000)]
 DocumentId = Annotated[str | None, Query(pattern=r"\A[A-Za-z0-9._:-]{1,128}\z")]
 Offset = Annotated[int, Query(ge=0, lt=2**63)]
 
 router = APIRouter(prefix="/v1/sessions")
-_logger = logging.getLogger(__name__)
 
 
 @router.get("")
@@ -97,14 +95,14 @@ async def ingest(request: Request, document_id: DocumentId = None, offset: Offse
     pieces = await _pieces(request, runtime)
     steps = _run(runtime, wanted, pieces)
     if MEDIA_TYPE in request.headers.get("accept", ""):
-        events = _events(runtime, latest(steps))
+        events = progress_events(runtime, latest(steps), _body)
         first = await anext(events)
         headers, stall_seconds = {"X-Session-Id": key.session_id}, runtime.config.body_timeout_seconds
         return EventStream(first, events, headers, stall_seconds=stall_seconds, watches=False)
     async with aclosing(steps):
         async for step in steps:
             if isinstance(step, IngestResult):
-                return JSONResponse(_result(step), headers=session_headers(key, step.session.version))
+                return JSONResponse(_body(step), headers=session_headers(key, step.session.version))
     raise AssertionError("an ingest ends with its result")
 
 
@@ -129,41 +127,16 @@ async def _run(
             yield step
 
 
-async def _events(
-    runtime: Runtime, steps: AsyncGenerator[IngestProgress | IngestResult, None]
-) -> AsyncGenerator[bytes, None]:
-    """Raises what comes before the first event, and tells in an event what comes after it."""
-    is_first = True
-    async with aclosing(steps):
-        try:
-            while isinstance(step := await anext(steps), IngestProgress):
-                yield event(_progress(step))
-                is_first = False
-        except Exception as error:
-            if is_first or isinstance(error, ClientDisconnect):
-                raise
-            # Boundary: the status has been sent, so whatever failed is told inside the stream.
-            if not isinstance(error, AtlasError):
-                _logger.exception("an ingest failed")
-            runtime.metrics.refused(status_of(error), code_of(error))
-            yield event(error_body(error))
-            return
-        yield event(_result(step))
-        yield DONE
-
-
-def _progress(step: IngestProgress) -> dict[str, Any]:
-    return {
-        "object": "session.ingest.progress",
-        "bytes": step.num_bytes,
-        "tokens": step.num_tokens,
-        "tokens_per_second": step.tokens_per_second,
-        "position": step.position,
-        "version": step.version,
-    }
-
-
-def _result(step: IngestResult) -> dict[str, Any]:
+def _body(step: IngestProgress | IngestResult) -> dict[str, Any]:
+    if isinstance(step, IngestProgress):
+        return {
+            "object": "session.ingest.progress",
+            "bytes": step.num_bytes,
+            "tokens": step.num_tokens,
+            "tokens_per_second": step.tokens_per_second,
+            "position": step.position,
+            "version": step.version,
+        }
     return {
         "object": "session.ingest",
         "done": True,

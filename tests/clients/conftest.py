@@ -8,7 +8,12 @@ from clients import Client
 from tests.server_process import ServerProcess, tiny_server
 
 # Documents of a few hundred tokens are committed, and their memory sampled, several times on their way.
-SMALL_COMMITS = {"ingest_commit_tokens": "100", "memory_sample_tokens": "100", "lease_seconds": "1"}
+SMALL_COMMITS = {
+    "ingest_commit_tokens": "100",
+    "memory_sample_tokens": "100",
+    "token_log": "1",
+    "lease_seconds": "1",
+}
 
 
 @pytest.fixture(scope="session")

@@ -4,7 +4,7 @@ from multiprocessing.connection import Connection
 
 from engine import failpoints
 from engine.stores import open_store
-from tests.engine.store_cases import KEY, commit_number
+from tests.engine.store_cases import KEY, logged_generation_of
 
 
 def commit_until_killed(url: str, failpoint_spec: str, acknowledged: "Connection[int, int]") -> None:
@@ -14,5 +14,5 @@ def commit_until_killed(url: str, failpoint_spec: str, acknowledged: "Connection
     head = store.read_head(KEY)
     failpoints.arm(failpoint_spec)
     while True:
-        head = commit_number(store, head.position + 1 if head else 1, base=head)
+        head = store.commit(KEY, head, logged_generation_of(head.position + 1 if head else 1))
         acknowledged.send(head.version)

@@ -6,6 +6,7 @@ from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+from atlas_model.checkpoint import Checkpoint
 from engine.config import EngineConfig
 from engine.engine import Engine
 from engine.sampling_params import SamplingParams
@@ -80,10 +81,11 @@ async def house(
     store: Store | None = None,
     config: SessionConfig | None = None,
     engine_config: EngineConfig = SMALL,
+    checkpoint: Checkpoint | None = None,
     quota: TenantQuota = UNLIMITED,
     codec: Codec = Codec.NONE,
 ) -> AsyncIterator[House]:
-    checkpoint = tiny()
+    checkpoint = checkpoint or tiny()
     engine = Engine(checkpoint, engine_config)
     engine.start()
     storage = Storage(checkpoint.model.config, checkpoint.fingerprint, quota, codec)

@@ -1,5 +1,8 @@
 """What the store tests share: generations whose bytes tell which version they are, and a check that nothing is torn."""
 
+import re
+from dataclasses import replace
+
 from engine.stores.base import Head, NewGeneration, SessionKey, Store, new_generation_id
 
 KEY = SessionKey("tenant", "session:1")
@@ -25,6 +28,27 @@ def generation_of(number: int, ttl_seconds: int | None = None) -> NewGeneration:
         extra=f"extra {number}".encode(),
         ttl_seconds=ttl_seconds,
     )
+
+
+def log_of(number: int) -> bytes:
+    """What generation `number` appends to the token log."""
+    return f"log {number};".encode() * number
+
+
+def logged_generation_of(number: int, ttl_seconds: int | None = None) -> NewGeneration:
+    return replace(generation_of(number, ttl_seconds), log=log_of(number))
+
+
+def logged_numbers(store: Store, key: SessionKey = KEY) -> list[int]:
+    """Whose appendices the token log is, oldest first; fails when it is not whole ones of `logged_generation_of`."""
+    head = store.read_head(key)
+    assert head is not None
+    assert head.log_id is not None
+    assert head.log_num_bytes is not None
+    log = bytes(store.load_log(key, head.log_id, head.log_num_bytes))
+    numbers = [int(number) for number in dict.fromkeys(re.findall(rb"log (\d+);", log))]
+    assert log == b"".join(log_of(number) for number in numbers)
+    return numbers
 
 
 def whole_number(store: Store, key: SessionKey = KEY, version: int | None = None) -> int:

@@ -1,6 +1,7 @@
 """The shipped Redis configurations and their users: enough for everything a store does, and for nothing else."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ import redis
 from engine.errors import StoreUnavailable
 from engine.stores import open_store
 from engine.stores.base import Store, TenantUsage
-from tests.engine.store_cases import KEY, generation_of, whole_number
+from tests.engine.store_cases import KEY, generation_of, logged_generation_of, logged_numbers, whole_number
 from tests.redis_server import RedisServer, redis_is_installed, valkey_program
 from tests.redis_topologies import Cluster, ask, wait_until
 
@@ -39,12 +40,13 @@ def as_atlas(url: str) -> str:
 
 def do_everything(store: Store) -> None:
     store.check()
-    head = store.create(KEY, generation_of(0, ttl_seconds=60))
+    head = store.create(KEY, replace(generation_of(0, ttl_seconds=60), log=b""))
     for number in (1, 2, 3):
-        head = store.commit(KEY, head, generation_of(number, ttl_seconds=60))
+        head = store.commit(KEY, head, logged_generation_of(number, ttl_seconds=60))
     store.confirm(KEY, head)
     head = store.name_version(KEY, 2, "two")
     assert whole_number(store) == 3
+    assert logged_numbers(store) == [1, 2, 3]
     assert store.load_extra(KEY) == b"extra 3"
     assert store.acquire_lease(KEY, "me", 10)
     store.release_lease(KEY, "me")

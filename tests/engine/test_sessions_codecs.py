@@ -78,7 +78,7 @@ def test_a_restart_in_the_middle_of_a_document_changes_nothing(codec: Codec) -> 
 
 
 @pytest.mark.parametrize("codec", ROUNDING)
-def test_the_row_of_the_unrounded_state_is_zeroed_and_never_gone_on_from(codec: Codec) -> None:
+def test_nobody_goes_on_from_the_row_of_the_unrounded_state(codec: Codec) -> None:
     async def test() -> None:
         async with house(codec=codec) as it, house() as exact:
             for question in QUESTIONS:
@@ -95,7 +95,7 @@ def test_the_row_of_the_unrounded_state_is_zeroed_and_never_gone_on_from(codec: 
 
 
 @pytest.mark.parametrize("codec", ROUNDING)
-def test_a_document_leaves_no_unrounded_row_behind(codec: Codec) -> None:
+def test_nobody_can_start_from_the_unrounded_row_that_a_document_leaves(codec: Codec) -> None:
     async def test() -> None:
         async with house(codec=codec) as it:
             await ingest(it.sessions, in_pieces(text_of(14), 333))

@@ -142,6 +142,18 @@ def test_a_repeated_rewind_is_answered_and_not_made_twice() -> None:
     in_loop(test)
 
 
+def test_a_rewind_that_drops_the_version_it_goes_back_to_is_still_answered_when_repeated() -> None:
+    async def test() -> None:
+        async with house(MemoryStore(num_kept=1)) as it:
+            for text in ("one", "two"):
+                await run(it.sessions, asked(text))
+            by_key = RequestIdentity("back to 1", "key")
+            assert [await rewind(it, 1, by_key) for _ in range(2)] == [3, 3]
+            assert await kept_versions(it) == [3, 2]
+
+    in_loop(test)
+
+
 def test_a_rewind_forgets_the_answers_and_the_documents_that_it_undoes() -> None:
     async def test() -> None:
         async with house() as it:
@@ -296,6 +308,20 @@ def test_a_session_is_begun_once_and_the_retry_is_told_so() -> None:
             await run(it.sessions, asked("two", session=OTHER))
             with pytest.raises(SessionExists):
                 await fork(it, identity=by_library)
+
+    in_loop(test)
+
+
+def test_a_repeated_fork_is_answered_when_what_it_came_from_is_gone() -> None:
+    async def test() -> None:
+        async with house() as it:
+            await run(it.sessions, asked("one"))
+            by_key = RequestIdentity("fork it", "key")
+            head = await fork(it, 1, by_key)
+            await it.sessions.delete(KEY)
+            assert await fork(it, 1, by_key) == head
+            with pytest.raises(IdempotencyMismatch):
+                await fork(it, 1, RequestIdentity("another", "key"))
 
     in_loop(test)
 

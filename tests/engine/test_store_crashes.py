@@ -5,6 +5,7 @@ import multiprocessing
 import signal
 import time
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,7 @@ from engine.stores import open_store
 from engine.stores.base import Store
 from engine.stores.succession import DEFAULT_NUM_KEPT
 from tests.engine.commit_loop import commit_until_killed
-from tests.engine.store_cases import KEY, commit_number, generation_of, whole_number
+from tests.engine.store_cases import KEY, generation_of, logged_generation_of, logged_numbers, whole_number
 
 LOCAL_STEPS = (
     "commit.before_parts",
@@ -24,6 +25,8 @@ LOCAL_STEPS = (
     "commit.before_rename",
     "commit.before_directory_sync",
     "commit.before_flip",
+    "commit.before_log",
+    "commit.before_log_sync",
     "commit.in_flip",
     "commit.after_flip",
     "commit.before_drop",
@@ -76,8 +79,10 @@ def check_after_crash(url: str, acknowledged: int) -> None:
         if head is not None:
             assert whole_number(store) == head.version
             assert store.load_extra(KEY) == f"extra {head.version}".encode()
-        committed = commit_number(store, version + 1, base=head)
+            assert logged_numbers(store) == list(range(1, head.version + 1))
+        committed = store.commit(KEY, head, logged_generation_of(version + 1))
         assert whole_number(store) == committed.version == version + 1
+        assert logged_numbers(store) == list(range(1, version + 2))
     finally:
         store.close()
 
@@ -114,6 +119,7 @@ def test_a_server_killed_at_random_moments_loses_no_acknowledged_version(store_u
         assert head is not None
         assert head.version in (acknowledged, acknowledged + 1)
         assert whole_number(store) == head.version
+        assert logged_numbers(store) == list(range(1, head.version + 1))
         store.close()
 
 
@@ -125,8 +131,8 @@ def test_a_local_commit_that_fails_at_any_step_leaves_one_whole_generation_and_c
 ) -> None:
     url = f"local://{tmp_path_factory.mktemp('store')}"
     store = open_store(url)
-    head = commit_number(store, 1, base=None)
-    new = generation_of(2)
+    head = store.commit(KEY, None, logged_generation_of(1))
+    new = logged_generation_of(2)
     failpoints.arm(f"{step}=1:{errno_name}")
     if step in ("commit.before_drop", "commit.after_drop"):
         assert store.commit(KEY, head, new).version == 2
@@ -136,9 +142,11 @@ def test_a_local_commit_that_fails_at_any_step_leaves_one_whole_generation_and_c
             store.commit(KEY, head, new)
         assert whole_number(store) == (2 if step == "commit.after_flip" else 1)
         num_blobs = 2 if step == "commit.after_flip" else 1
+        assert logged_numbers(store) == [1, 2][:num_blobs]
         assert len(list(_blob_directory(url).iterdir())) == num_blobs
     assert store.commit(KEY, head, new).version == 2
     assert whole_number(store) == 2
+    assert logged_numbers(store) == [1, 2]
     store.close()
 
 
@@ -149,10 +157,10 @@ def test_a_local_commit_that_fails_at_any_step_leaves_one_whole_generation_and_c
 def test_whichever_redis_command_of_a_commit_fails_one_whole_generation_is_seen_and_a_retry_succeeds(
     step: str, store: Store
 ) -> None:
-    head = commit_number(store, 1, base=None)
+    head = store.commit(KEY, None, logged_generation_of(1))
     failed = 0
     for number in range(2, 40):
-        new = generation_of(number)
+        new = logged_generation_of(number)
         failpoints.arm(f"{step}={number - 1}:error")
         try:
             committed = store.commit(KEY, head, new)
@@ -167,6 +175,7 @@ def test_whichever_redis_command_of_a_commit_fails_one_whole_generation_is_seen_
             break
         assert committed.version == number
         assert whole_number(store) == number
+        assert logged_numbers(store) == list(range(1, number + 1))
         head = committed
     # The parts, the extra and the entry in the index in one round trip, and the flip in another.
     assert failed == 2
@@ -176,15 +185,16 @@ def test_whichever_redis_command_of_a_commit_fails_one_whole_generation_is_seen_
 @durable
 @pytest.mark.parametrize("step", ["commit.part", "commit.before_flip", "commit.after_flip"])
 def test_readers_see_a_whole_generation_between_a_failure_and_its_retry(step: str, store: Store) -> None:
-    head = store.create(KEY, generation_of(0))
+    head = store.create(KEY, replace(generation_of(0), log=b""))
     for number in range(1, 6):
-        new = generation_of(number)
+        new = logged_generation_of(number)
         failpoints.arm(f"{step}=1:ETIMEDOUT")
         with pytest.raises(StoreUnavailable):
             store.commit(KEY, head, new)
         assert whole_number(store) == (number if step == "commit.after_flip" else number - 1)
         head = store.commit(KEY, head, new)
         assert (head.version, whole_number(store)) == (number, number)
+        assert logged_numbers(store) == list(range(1, number + 1))
 
 
 def test_a_failpoint_that_cannot_be_read_is_refused_by_name() -> None:

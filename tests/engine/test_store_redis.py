@@ -6,6 +6,7 @@ import traceback
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import redis
@@ -26,11 +27,18 @@ from engine.stores import open_store
 from engine.stores.base import IngestMark, SessionKey, Store, TenantUsage
 from engine.stores.head import stored_num_bytes
 from engine.stores.redis import GRACE_SECONDS, STAGING_SECONDS
-from engine.stores.redis_client import SMALL_NUM_BYTES
+from engine.stores.redis_client import SMALL_NUM_BYTES, RedisClient
 from engine.stores.redis_parts import BATCH_NUM_BYTES
 from engine.stores.succession import MAX_RECENT
 from tests.engine.snapshot_cases import FINGERPRINT, equal_bits, full_record, tiny_config
-from tests.engine.store_cases import KEY, NUM_PARTS, PART_NUM_BYTES, commit_number, generation_of, whole_number
+from tests.engine.store_cases import (
+    KEY,
+    NUM_PARTS,
+    PART_NUM_BYTES,
+    commit_number,
+    generation_of,
+    whole_number,
+)
 from tests.redis_server import RedisServer, redis_is_installed
 
 pytestmark = [
@@ -61,6 +69,24 @@ def raw(server: RedisServer) -> Iterator["redis.Redis"]:
 
 def keys_of(raw: "redis.Redis") -> set[str]:
     return {key.decode() for key in raw.scan_iter("*")}
+
+
+def test_a_script_that_is_sent_again_because_its_reply_was_lost_answers_as_if_it_were_sent_once(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_script = RedisClient.run_script
+
+    def run_script_twice(client: RedisClient, *arguments: Any) -> Any:
+        run_script(client, *arguments)
+        return run_script(client, *arguments)
+
+    monkeypatch.setattr(RedisClient, "run_script", run_script_twice)
+    head = store.create(KEY, generation_of(0))
+    head = commit_number(store, 1, head)
+    assert (head.version, whole_number(store)) == (1, 1)
+    assert store.name_version(KEY, 1, "one").find("one") is not None
+    assert store.delete(KEY)
+    assert not store.delete(KEY)
 
 
 def test_every_key_of_a_session_has_the_same_cluster_hash_tag(store: Store, raw: "redis.Redis") -> None:

@@ -4,22 +4,24 @@ before it, whole; and the same request again ends in the state of a run that not
 
 import itertools
 from collections.abc import Awaitable, Callable
-from contextlib import suppress
+from contextlib import aclosing, suppress
 from dataclasses import dataclass
 
 import pytest
 
 from engine.errors import SessionNotFound, StoreUnavailable
 from engine.sampling_params import SamplingParams
-from engine.sessions import RequestIdentity, SessionConfig, Turn
+from engine.sessions import ReplayRequest, ReplayResult, RequestIdentity, SessionConfig, Turn
 from engine.sessions.stored_turns import StoredTurns
 from engine.stores.base import Head, NewGeneration, SessionKey, Store
+from engine.token_log import read_history
+from engine.tokens_digest import INITIAL_DIGEST
 from tests.engine.sessions_harness import House, asked, house, in_loop, in_pieces, ingest, run, text_of
 from tests.faults.wrapped_store import FailingStore, WrappedStore
 
 DOCUMENT = text_of(6)
 SHORT = SamplingParams(temperature=0, max_tokens=2)
-CONFIG = SessionConfig(lease_seconds=0.1, commit_num_tokens=64)
+CONFIG = SessionConfig(lease_seconds=0.1, commit_num_tokens=64, token_log=True)
 IDENTITY = RequestIdentity("what is asked for", "k")
 
 # Version, position, tokens_digest and the names of its generations; None for no session.
@@ -86,6 +88,11 @@ async def rewind(it: House, key: SessionKey) -> None:
     await it.sessions.rewind(key, 1, None, IDENTITY)
 
 
+async def replay(it: House, key: SessionKey) -> None:
+    async with it.sessions.replay(ReplayRequest(key, None, IDENTITY)) as steps, aclosing(steps):
+        assert [type(step) async for step in steps][-1] is ReplayResult
+
+
 async def name(it: House, key: SessionKey) -> None:
     with it.sessions.versions() as versions:
         await versions.name(key, 1, "beginning")
@@ -124,6 +131,7 @@ CASES = {
     "fork": Case(fork, 4),
     "export and import": Case(carry, 3),
     "rewind": Case(rewind, 6, num_turns=2),
+    "replay": Case(replay, 6, num_turns=2),
     "name": Case(name, 2, num_turns=2),
     "delete": Case(delete, 3),
 }
@@ -137,6 +145,9 @@ async def look(it: House, key: SessionKey) -> Seen:
     stored = await it.storage.load_stored(key)
     if record is not None:
         assert (record.state.position, record.state.tokens_digest.hex()) == (head.position, stored.tokens_digest)
+    if head.log_id is not None and head.log_num_bytes is not None:
+        history = read_history(await it.storage.load_log(key, head.log_id, head.log_num_bytes))
+        assert (history[-1].tokens_digest.hex() if history else INITIAL_DIGEST.hex()) == stored.tokens_digest
     return seen(head, stored.tokens_digest)
 
 

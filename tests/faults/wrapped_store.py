@@ -47,6 +47,9 @@ class WrappedStore:
     def load_extra(self, key: SessionKey, version: int | None = None) -> bytes:
         return self._call(lambda: self._store.load_extra(key, version))
 
+    def load_log(self, key: SessionKey, log_id: str, num_bytes: int) -> Buffer:
+        return self._call(lambda: self._store.load_log(key, log_id, num_bytes))
+
     def confirm(self, key: SessionKey, head: Head) -> None:
         self._call(lambda: self._store.confirm(key, head))
 
