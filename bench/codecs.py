@@ -2,8 +2,8 @@
 
 The same documents are ingested under each codec, in commits of `--commit-tokens`, so that a document goes through the
 codec at every commit. The server keeps no copy in its memory, so that each of the same questions, asked read-only, is
-answered by a session that was just loaded. Beside the right answers stand those that are worded differently without a
-codec, right or wrong: the finer measure.
+answered by a session that was just loaded. Beside the right answers stand those that are worded differently in the
+first run, without a codec, right or wrong: the finer measure.
 Save and load are timed on random numbers in a local store, the codecs in turns.
 """
 
@@ -14,6 +14,7 @@ import tempfile
 import uuid
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from itertools import product
 from pathlib import Path
 from statistics import median
 
@@ -53,7 +54,7 @@ class CodecCost:
 @dataclass(frozen=True, slots=True)
 class CodecRecall:
     """snapshot_num_bytes: of a session, as its server tells it.
-    num_changed: of the answers, those that are not word for word what they are without a codec."""
+    num_changed: of the answers, those that are not word for word the first run's."""
 
     codec: str
     commit_num_tokens: int
@@ -97,17 +98,19 @@ def run(arguments: argparse.Namespace) -> None:
         arguments.seed,
     )
     rows: list[CodecRecall] = []
-    records: list[report.Json] = []
-    for commit_num_tokens in parse_counts(arguments.commit_tokens):
-        exact: list[Answer] = []
-        for codec in Codec:
-            num_bytes, answers = _ask(arguments, items, codec, commit_num_tokens)
-            exact = exact or answers
-            for length in lengths:
-                right, num_changed = _compare(length, answers, exact)
-                rows.append(CodecRecall(codec, commit_num_tokens, num_bytes, length, right, num_changed))
-                print(rows[-1], flush=True)
-            records += [{"codec": codec, "commit_num_tokens": commit_num_tokens, **asdict(each)} for each in answers]
+    first: list[Answer] = []
+    changed: list[report.Json] = []
+    for commit_num_tokens, codec in product(parse_counts(arguments.commit_tokens), Codec):
+        num_bytes, answers = _ask(arguments, items, codec, commit_num_tokens)
+        first = first or answers
+        others = [answer for answer, before in zip(answers, first, strict=True) if answer.answer != before.answer]
+        for length in lengths:
+            right = [answer.is_right for answer in answers if answer.length == length]
+            num_changed = sum(answer.length == length for answer in others)
+            accuracy = proportion(sum(right), len(right))
+            rows.append(CodecRecall(codec, commit_num_tokens, num_bytes, length, accuracy, num_changed))
+            print(rows[-1], flush=True)
+        changed += [{"codec": codec, "commit_num_tokens": commit_num_tokens, **asdict(each)} for each in others]
     document: report.Json = {
         **report.header("codecs"),
         "model": arguments.model.name,
@@ -119,7 +122,8 @@ def run(arguments: argparse.Namespace) -> None:
         "costs": [asdict(cost) for cost in costs],
         "recall": [asdict(row) for row in rows],
     }
-    report.publish(document, {"answers": records}, arguments.json)
+    records = {"answers": [asdict(answer) for answer in first], "changed_answers": changed}
+    report.publish(document, records, arguments.json)
 
 
 def measure_costs(checkpoint: Checkpoint, num_rounds: int) -> list[CodecCost]:
@@ -173,13 +177,6 @@ def _ask(
         recall.read()
         num_bytes = client.list_sessions(limit=1).sessions[0].num_bytes
         return num_bytes, recall.ask(asker, conditions=("on",))
-
-
-def _compare(length: int, answers: Sequence[Answer], exact: Sequence[Answer]) -> tuple[Proportion, int]:
-    """Right answers at that length, and how many are worded differently."""
-    pairs = [pair for pair in zip(answers, exact, strict=True) if pair[0].length == length]
-    num_right = sum(answer.is_right for answer, _ in pairs)
-    return proportion(num_right, len(pairs)), sum(answer.answer != other.answer for answer, other in pairs)
 
 
 def _median_ratio(seconds: Sequence[float], others: Sequence[float]) -> float:
