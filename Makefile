@@ -5,6 +5,8 @@ VENV ?= .venv
 # Where torch comes from: empty is pip's own index (on Linux the CUDA build); the CPU build: https://download.pytorch.org/whl/cpu
 TORCH_INDEX ?=
 ARGS ?=
+# Processes that the tests are shared among.
+WORKERS ?= 2
 
 PORT_AND_HOST := $(if $(filter command,$(origin PORT)),ATLAS_PORT=$(PORT)) $(if $(filter command,$(origin HOST)),ATLAS_HOST=$(HOST))
 PIP_INSTALL := $(VENV)/bin/python -m pip install --disable-pip-version-check --constraint constraints.txt
@@ -31,7 +33,7 @@ serve: $(VENV)/.installed ## install what is missing and run the server (PORT=, 
 	$(PORT_AND_HOST) exec $(VENV)/bin/python -m server $(ARGS)
 
 test: $(VENV)/.installed-for-tests ## run the tests; those marked slow and gpu have targets of their own
-	$(VENV)/bin/python -m pytest -m 'not slow and not gpu' $(ARGS)
+	$(VENV)/bin/python -m pytest -n $(WORKERS) --dist worksteal -m 'not slow and not gpu' $(ARGS)
 
 test-slow: $(VENV)/.installed-for-tests ## run the soaks and the long state machines
 	$(VENV)/bin/python -m pytest -m 'slow and not gpu' --timeout 3600 $(ARGS)
