@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import argparse
 import uuid
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from io import BytesIO
@@ -136,10 +136,10 @@ class Recall:
 
         return self._in_parallel(read_one, self._items)
 
-    def ask(self, asker: Asker, writing: bool) -> list[Answer]:
-        """Every question under every condition. With `writing`, `on` comes last: its turns change the sessions."""
+    def ask(self, asker: Asker, writing: bool = False, conditions: Sequence[str] = CONDITIONS) -> list[Answer]:
+        """Every question under each condition. With `writing`, `on` comes last: its turns change the sessions."""
         answers: list[Answer] = []
-        for condition in reversed(CONDITIONS):
+        for condition in reversed(conditions):
             asked = [(condition, item) for item in self._items]
             if condition == "on" and writing:
                 groups = self._in_parallel(lambda pair: self._ask_in_order(asker, pair[1]), asked)

@@ -194,11 +194,13 @@ class BenchServer:
 
 
 @contextmanager
-def bench_server(base_url: str | None, model: Path, store: str | None) -> Iterator[BenchServer]:
+def bench_server(
+    base_url: str | None, model: Path, store: str | None, settings: Mapping[str, str] | None = None
+) -> Iterator[BenchServer]:
     """The server at `base_url`; without one, a new one with that model and that store (default: a temporary folder).
 
-    A server of our own takes the other ATLAS_* settings from our environment. Raises SystemExit when both a server and
-    a store are named, since a running server's store is its own affair.
+    A server of our own takes `settings`, by their variables, and the other ATLAS_* ones from our environment. Raises
+    SystemExit when both a server and a store are named, since a running server's store is its own affair.
     """
     if base_url is not None:
         if store is not None:
@@ -212,5 +214,5 @@ def bench_server(base_url: str | None, model: Path, store: str | None) -> Iterat
             "ATLAS_STORE": store or f"local://{folder}/store",
         }
         given = {name: value for name, value in os.environ.items() if name.startswith("ATLAS_")}
-        with ServerProcess({**given, **ours}) as process:
+        with ServerProcess({**given, **(settings or {}), **ours}) as process:
             yield BenchServer(process.base_url, process)

@@ -11,7 +11,8 @@ from atlas_model.config import AtlasConfig
 from atlas_model.state import State, state_spec
 from engine.sequence import SequenceState
 from engine.sessions.storage import PART_NUM_BYTES
-from engine.snapshot import SessionRecord, decode_snapshot, encode_snapshot
+from engine.snapshot import SessionRecord, coded_record, decode_snapshot, encode_snapshot
+from engine.snapshot_codecs import Codec
 from engine.stores.base import Head, NewGeneration, SessionKey, Store, new_generation_id
 
 
@@ -19,7 +20,14 @@ class StoredSession:
     """`extra` is stored with every generation, as the answers of the last turns are."""
 
     def __init__(
-        self, store: Store, session_id: str, config: AtlasConfig, fingerprint: str, state: SequenceState, extra: bytes
+        self,
+        store: Store,
+        session_id: str,
+        config: AtlasConfig,
+        fingerprint: str,
+        state: SequenceState,
+        extra: bytes,
+        codec: Codec = Codec.NONE,
     ) -> None:
         self.key = SessionKey("bench", session_id)
         self.head: Head | None = None
@@ -28,9 +36,11 @@ class StoredSession:
         self._fingerprint = fingerprint
         self._record = SessionRecord(state=state, created=time.time())
         self._extra = extra
+        self._codec = codec
 
     def save(self) -> Head:
-        snapshot = encode_snapshot(self._record, self._fingerprint, PART_NUM_BYTES)
+        record = coded_record(self._record, self._config, self._codec)
+        snapshot = encode_snapshot(record, self._fingerprint, PART_NUM_BYTES, self._codec)
         now = time.time()
         new = NewGeneration(
             generation=new_generation_id(),

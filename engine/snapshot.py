@@ -1,22 +1,21 @@
-"""A session as bytes, and back, bit for bit.
+"""A session as bytes, and back, bit for bit; with a codec that rounds, to the bits of `coded_record`.
 
     "ATLS" | u32 header length | msgpack header | zeros up to a multiple of 4,096 | raw little-endian tensors
 
-Tensors are 64-byte aligned and lie in the order of `state_spec`. The bytes are cut into parts of `part_num_bytes`; the
+Tensors are 64-byte aligned and lie in the order of `stored_spec`. The bytes are cut into parts of `part_num_bytes`; the
 header has an xxh3-64 of each (of what lies behind the header, in the first) and ends with an xxh3-128 of everything
 before it, so every byte is covered and a flipped one is found before it is parsed. The layout is recomputed from our
-own configuration and must equal the header's before anything is allocated.
+own configuration, for each codec, and one of them must equal the header's before anything is allocated: that also says
+which codec wrote the bytes, so any is read, whichever is written.
 
 The size depends on the model, and within bounds on the ledger, never on how much was read. Draws are counter-based on
 (seed, position), so no sampler state is stored. What the numbers mean, and whether they are finite, is not judged here.
 """
 
-import math
 import struct
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -30,9 +29,19 @@ from engine.errors import InvalidState, StateCorrupt, StateModelMismatch
 from engine.lazy_parts import Extent, LazyParts, ScatteredBytes
 from engine.memory_samples import NO_SAMPLES, MemorySamples, pack_samples, unpack_samples
 from engine.sequence import SequenceState
-from engine.snapshot_header import MAX_HEADER_NUM_BYTES, Header, OpenIngest, pack_table, unpack
+from engine.snapshot_codecs import Codec, code, coded, decode
+from engine.snapshot_header import MAX_HEADER_NUM_BYTES, Header, OpenIngest, unpack
+from engine.snapshot_layout import Layout, align, lay_out, layouts_of
 
-__all__ = ["OpenIngest", "SessionRecord", "Snapshot", "decode_snapshot", "encode_snapshot", "max_snapshot_num_bytes"]
+__all__ = [
+    "OpenIngest",
+    "SessionRecord",
+    "Snapshot",
+    "coded_record",
+    "decode_snapshot",
+    "encode_snapshot",
+    "max_snapshot_num_bytes",
+]
 
 Buffer = bytes | bytearray | memoryview
 
@@ -70,15 +79,27 @@ class Snapshot:
         return self.parts.num_bytes
 
 
-def encode_snapshot(record: SessionRecord, fingerprint: str, part_num_bytes: int) -> Snapshot:
-    """Reads each tensor once, for the checksums, and copies none; the parts are good as long as nobody changes them.
+def coded_record(record: SessionRecord, config: AtlasConfig, codec: Codec) -> SessionRecord:
+    """The record that its snapshot is decoded to: itself without a codec, else one with a new State, rounded. Of that,
+    the coded record is the same bits again. Raises `InvalidState` for numbers that cannot be coded."""
+    if codec is Codec.NONE:
+        return record
+    tensors = State.from_named_tensors(config, coded(record.state.tensors.named_tensors(), codec))
+    return replace(record, state=replace(record.state, tensors=tensors))
 
-    Raises `InvalidState` when the record is beyond the header's bounds.
+
+def encode_snapshot(
+    record: SessionRecord, fingerprint: str, part_num_bytes: int, codec: Codec = Codec.NONE
+) -> Snapshot:
+    """Without a codec, reads each tensor once, for the checksums, and copies none; the parts are good as long as nobody
+    changes them. With one, the coded tensors are kept beside the state: half or a quarter of its memory.
+
+    Raises `InvalidState` when the record is beyond the header's bounds, or has numbers that cannot be coded.
     """
     assert sys.byteorder == "little"
     assert record.state.tensors.batch_size == 1
-    tensors = record.state.tensors.named_tensors()
-    layout = _lay_out(tuple((name, TensorSpec(tuple(t.shape[1:]), t.dtype)) for name, t in tensors.items()))
+    tensors = code(record.state.tensors.named_tensors(), codec)
+    layout = lay_out(tuple((name, TensorSpec(tuple(t.shape[1:]), t.dtype)) for name, t in tensors.items()))
 
     samples = pack_samples(record.state.memory_samples, len(record.state.tensors.layers))
     num_parts = -(-layout.num_bytes // part_num_bytes)
@@ -100,7 +121,7 @@ def encode_snapshot(record: SessionRecord, fingerprint: str, part_num_bytes: int
         )
         packed = header.pack()
         header_end = _FRAME.size + len(packed)
-        data_start = _align(header_end, _PAGE_NUM_BYTES)
+        data_start = align(header_end, _PAGE_NUM_BYTES)
         num_bytes = data_start + layout.num_bytes
         # The number of checksums moves the size, which moves their number: at most a few rounds.
         if num_parts == -(-num_bytes // part_num_bytes):
@@ -117,9 +138,10 @@ def encode_snapshot(record: SessionRecord, fingerprint: str, part_num_bytes: int
 def decode_snapshot(
     parts: Sequence[Buffer], config: AtlasConfig, fingerprint: str, expected_digest: str | None = None
 ) -> SessionRecord:
-    """The record whose snapshot the parts, put together, are; however they are cut.
+    """The record whose snapshot the parts, put together, are; however they are cut, and whichever codec wrote them.
 
-    The tensors lie in the buffer itself when it is one, writable and aligned; otherwise in one copy of it.
+    Without a codec the tensors lie in the buffer itself when it is one, writable and aligned; otherwise in one copy of
+    it. Coded ones are decoded into memory of their own, and the buffer is not held.
     Raises `StateCorrupt` (flipped, cut or added bytes, or not the snapshot that `expected_digest` names),
     `StateModelMismatch`, `StateTooNew`, and `InvalidState` for bytes that are whole and still no state of this model.
     """
@@ -130,12 +152,10 @@ def decode_snapshot(
     if header.fingerprint != fingerprint:
         raise StateModelMismatch(header.fingerprint, fingerprint)
 
-    layout = _layout_of(config)
-    if header.tensors != layout.table:
-        raise InvalidState("the snapshot's tensors are not laid out as this model's configuration demands")
+    codec, layout = _find_layout(config, header.tensors)
     if any(token_id >= config.vocab_size for token_id in header.pending_token_ids):
         raise InvalidState("the snapshot has pending tokens that are not in the vocabulary")
-    data_start = _align(header_end, _PAGE_NUM_BYTES)
+    data_start = align(header_end, _PAGE_NUM_BYTES)
     if num_bytes != data_start + layout.num_bytes:
         raise StateCorrupt("the snapshot was cut or has bytes behind its end")
     if len(header.part_checksums) != -(-num_bytes // header.part_num_bytes):
@@ -147,14 +167,14 @@ def decode_snapshot(
         raise StateCorrupt("the snapshot's bytes do not match their checksums")
     # The whole buffer once as each dtype, and the tensors as windows of it: all offsets are multiples of every size.
     typed = {dtype: raw.view(dtype) for dtype in {place.dtype for place in layout.places}}
-    tensors = {
+    stored = {
         place.name: torch.as_strided(
             typed[place.dtype], place.shape, place.strides, (data_start + place.offset) // place.dtype.itemsize
         )
         for place in layout.places
     }
     state = SequenceState(
-        tensors=State.from_named_tensors(config, tensors),
+        tensors=State.from_named_tensors(config, decode(stored, state_spec(config), codec)),
         tokens_digest=header.tokens_digest,
         pending_token_ids=header.pending_token_ids,
         memory_samples=_samples(header, config.num_layers),
@@ -173,7 +193,15 @@ def decode_snapshot(
 
 def max_snapshot_num_bytes(config: AtlasConfig) -> int:
     """No snapshot of a session of this model is larger, whatever it has read."""
-    return _align(_FRAME.size + MAX_HEADER_NUM_BYTES, _PAGE_NUM_BYTES) + _layout_of(config).num_bytes
+    largest = max(layout.num_bytes for layout in layouts_of(config).values())
+    return align(_FRAME.size + MAX_HEADER_NUM_BYTES, _PAGE_NUM_BYTES) + largest
+
+
+def _find_layout(config: AtlasConfig, table: bytes) -> tuple[Codec, Layout]:
+    for codec, layout in layouts_of(config).items():
+        if table == layout.table:
+            return codec, layout
+    raise InvalidState("the snapshot's tensors are not laid out as this model's configuration demands")
 
 
 def _seal(extents: Sequence[Extent], num_bytes: int, header: Header, header_end: int) -> Snapshot:
@@ -226,47 +254,6 @@ def _beginning(views: Sequence[memoryview], num_bytes: int) -> bytes:
     return bytes(collected)
 
 
-@dataclass(frozen=True, slots=True)
-class _Place:
-    """One tensor: `shape` and `strides` with a batch of one, `offset` from the first tensor's byte."""
-
-    name: str
-    dtype: torch.dtype
-    shape: tuple[int, ...]
-    strides: tuple[int, ...]
-    offset: int
-    num_bytes: int
-
-
-@dataclass(frozen=True, slots=True)
-class _Layout:
-    places: tuple[_Place, ...]
-    num_bytes: int
-    table: bytes
-
-
-@lru_cache(maxsize=8)
-def _layout_of(config: AtlasConfig) -> _Layout:
-    return _lay_out(tuple(state_spec(config).items()))
-
-
-@lru_cache(maxsize=8)
-def _lay_out(specs: tuple[tuple[str, TensorSpec], ...]) -> _Layout:
-    places = []
-    end = 0
-    for name, each in specs:
-        offset = _align(end, ALIGNMENT)
-        strides = tuple(math.prod(each.shape[axis:]) for axis in range(len(each.shape) + 1))
-        num_bytes = strides[0] * each.dtype.itemsize
-        places.append(_Place(name, each.dtype, (1, *each.shape), strides, offset, num_bytes))
-        end = offset + num_bytes
-    table = pack_table(
-        (place.name, str(place.dtype).removeprefix("torch."), place.shape[1:], place.offset, place.num_bytes)
-        for place in places
-    )
-    return _Layout(tuple(places), _align(end, ALIGNMENT), table)
-
-
 def _spans(num_bytes: int, header_end: int, part_num_bytes: int) -> Iterator[tuple[int, int]]:
     """What each part's checksum is over: what lies behind the header, which has its own digest."""
     for start in range(0, num_bytes, part_num_bytes):
@@ -290,7 +277,3 @@ def _as_one(views: Sequence[memoryview], num_bytes: int) -> tuple[memoryview, Te
 def _raw_bytes(tensor: Tensor) -> memoryview:
     """A tensor's bytes without a copy when it is contiguous, as it is in a State."""
     return tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy().data
-
-
-def _align(offset: int, alignment: int) -> int:
-    return -(-offset // alignment) * alignment

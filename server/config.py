@@ -16,6 +16,7 @@ from typing import Annotated, Any, NoReturn, Self
 import platformdirs
 
 import atlas_model
+from engine.snapshot_codecs import Codec
 from engine.stores.succession import DEFAULT_NUM_KEPT
 from server.auth import ApiKeys
 
@@ -52,6 +53,9 @@ class ServerConfig:
     kept_versions: Annotated[
         int, "versions without a name that a session keeps beside the committed one, to go back to or to fork from"
     ] = DEFAULT_NUM_KEPT
+    snapshot_codec: Annotated[
+        str, "how a session's numbers are stored: none, bf16 (half the bytes) or int8 (a quarter); any of them is read"
+    ] = Codec.NONE.value
     device: Annotated[str, "where the model runs: cpu or cuda"] = "cpu"
     threads: Annotated[int | None, "torch's threads on the CPU; default: torch's own choice"] = None
     max_num_sequences: Annotated[int, "sequences that run at once"] = 16
@@ -94,6 +98,8 @@ class ServerConfig:
                 raise ConfigError(f"{_flag(name)} must be at least 1; leave it out for no limit")
         if not 0 <= self.port < 65536:
             raise ConfigError("--port must be between 0 and 65535")
+        if self.snapshot_codec not in list(Codec):
+            raise ConfigError(f"--snapshot-codec must be one of {', '.join(Codec)}")
         if self.log_level not in LOG_LEVELS:
             raise ConfigError(f"--log-level must be one of {', '.join(LOG_LEVELS)}")
         if not self.keys and not self.allow_insecure and not _is_loopback(self.host):

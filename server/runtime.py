@@ -15,6 +15,7 @@ from engine.config import EngineConfig
 from engine.engine import Engine
 from engine.errors import AtlasError, Draining, EngineDead, Loading, StoreUnavailable
 from engine.sessions import SessionConfig, SessionManager, Storage, TenantQuota
+from engine.snapshot_codecs import Codec
 from engine.stores import open_store
 from engine.stores.base import Store
 from server.config import ServerConfig
@@ -129,7 +130,7 @@ class Runtime:
             return
         engine.start()
         quota = TenantQuota(config.tenant_max_sessions, config.tenant_max_bytes)
-        storage = Storage(checkpoint.model.config, checkpoint.fingerprint, quota)
+        storage = Storage(checkpoint.model.config, checkpoint.fingerprint, quota, Codec(config.snapshot_codec))
         if self._store is not None:
             storage.attach(self._store)
         else:

@@ -24,6 +24,7 @@ MAY_IMPORT = {
 BENCHES_THAT_LOOK_INSIDE = {
     "bench/capacity.py",
     "bench/chain.py",
+    "bench/codecs.py",
     "bench/cost.py",
     "bench/cost_resume.py",
     "bench/cost_store.py",

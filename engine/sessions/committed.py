@@ -83,10 +83,14 @@ class CommittedSessions:
         stored: StoredTurns,
         fed: Fed | None,
     ) -> LoadedSession:
-        """The session after the commit. `fed` goes to its token log, if it has one; None when the log leads to
-        `record` as it is. Raises CommitConflict, StoreUnavailable, StoreFull."""
+        """The session after the commit; its record is `record` as the snapshot's codec leaves it. `fed` goes to its
+        token log, if it has one; None when the log leads to `record` as it is.
+
+        Raises CommitConflict, StoreUnavailable, StoreFull.
+        """
         started = time.monotonic()
         try:
+            record = None if record is None else await self._storage.coded(record)
             appended = self._token_logs.appended(base, record, fed)
             try:
                 head = await self._storage.commit(key, base, record, stored, appended)

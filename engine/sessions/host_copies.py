@@ -29,7 +29,11 @@ class LoadedSession:
 
     @property
     def num_bytes(self) -> int:
-        return self.head.num_bytes + self.head.committed.extra_num_bytes
+        """In this process' memory: the snapshot that the tensors lie in, or they alone where a codec has made less of
+        them."""
+        tensors = {} if self.record is None else self.record.state.tensors.named_tensors()
+        num_bytes = max(self.head.num_bytes, sum(tensor.nbytes for tensor in tensors.values()))
+        return num_bytes + self.head.committed.extra_num_bytes
 
 
 class HostCopies:

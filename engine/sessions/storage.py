@@ -15,7 +15,8 @@ from atlas_model.config import AtlasConfig
 from engine.errors import StateCorrupt, StateLost, StoreUnavailable
 from engine.sessions.quotas import UNLIMITED, Quotas, TenantQuota
 from engine.sessions.stored_turns import StoredTurns
-from engine.snapshot import SessionRecord, decode_snapshot, encode_snapshot
+from engine.snapshot import SessionRecord, coded_record, decode_snapshot, encode_snapshot
+from engine.snapshot_codecs import Codec
 from engine.stores.base import Buffer, Head, IngestMark, NewGeneration, SessionKey, Store, new_generation_id
 
 NUM_THREADS = 8
@@ -38,12 +39,22 @@ class Beginning:
 
 
 class Storage:
-    """`attach` a store before the first call; until then each raises StoreUnavailable."""
+    """`attach` a store before the first call; until then each raises StoreUnavailable.
 
-    def __init__(self, config: AtlasConfig, fingerprint: str, quota: TenantQuota = UNLIMITED) -> None:
+    codec: of the snapshots that are written; those of any are read.
+    """
+
+    def __init__(
+        self,
+        config: AtlasConfig,
+        fingerprint: str,
+        quota: TenantQuota = UNLIMITED,
+        codec: Codec = Codec.NONE,
+    ) -> None:
         self._config = config
         self._fingerprint = fingerprint
         self._quotas = Quotas(quota)
+        self._codec = codec
         self._store: Store | None = None
         self._threads = ThreadPoolExecutor(NUM_THREADS, thread_name_prefix="store")
 
@@ -90,6 +101,13 @@ class Storage:
         """Bytes from elsewhere. Raises what `decode_snapshot` does."""
         threads = asyncio.get_running_loop().run_in_executor
         return await threads(self._threads, decode_snapshot, parts, self._config, self._fingerprint)
+
+    async def coded(self, record: SessionRecord) -> SessionRecord:
+        """What a commit of this record leaves: see `coded_record`. Raises InvalidState."""
+        if self._codec is Codec.NONE:
+            return record
+        threads = asyncio.get_running_loop().run_in_executor
+        return await threads(self._threads, coded_record, record, self._config, self._codec)
 
     async def check_room(self, key: SessionKey, base: Head | None) -> None:
         """Raises StoreFull when it is known before the commit on top of `base` that a quota forbids it."""
@@ -217,7 +235,7 @@ class Storage:
         if record is not None:
             mark = record.open_ingest
             record = replace(record, created=created, metadata=dict(metadata))
-            snapshot = encode_snapshot(record, self._fingerprint, PART_NUM_BYTES)
+            snapshot = encode_snapshot(record, self._fingerprint, PART_NUM_BYTES, self._codec)
         return NewGeneration(
             generation=new_generation_id(),
             parts=() if snapshot is None else snapshot.parts,

@@ -68,6 +68,22 @@ def test_recall_can_be_asked_of_a_second_server_through_the_openai_package(
     assert [answer["condition"] for answer in answers] == ["swapped"] * 8 + ["off"] * 8 + ["on"] * 8
 
 
+def test_codecs_asks_the_same_of_every_codec(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "codecs.json"
+    size = ["--lengths", "300", "--documents", "1", "--questions", "3", "--commit-tokens", "100", "--store-rounds", "2"]
+    document, _ = run(capsys, "codecs", "--model", str(model), *size, "--json", str(path))
+    codecs = ["none", "bf16", "int8"]
+    costs, recall = document["costs"], document["recall"]
+    assert [row["codec"] for row in costs] == [row["codec"] for row in recall] == codecs
+    for sizes in ([row["num_bytes"] for row in costs], [row["snapshot_num_bytes"] for row in recall]):
+        assert sizes[0] > sizes[1] > sizes[2]
+    assert [row["accuracy"]["n"] for row in recall] == [3] * 3
+    assert recall[0]["num_changed"] == 0
+    records = json.loads(path.read_text())
+    assert [answer["condition"] for answer in records["answers"]] == ["on"] * 3
+    assert len(records["changed_answers"]) == sum(row["num_changed"] for row in recall)
+
+
 def test_load_records_every_request_of_every_stream(
     model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -26,6 +26,7 @@ from engine.sessions import (
     TurnRequest,
 )
 from engine.sessions.quotas import UNLIMITED
+from engine.snapshot_codecs import Codec
 from engine.stores.base import Head, SessionKey, Store
 from engine.stores.memory import MemoryStore
 from tests.engine.harness import SMALL, tiny
@@ -82,11 +83,12 @@ async def house(
     engine_config: EngineConfig = SMALL,
     checkpoint: Checkpoint | None = None,
     quota: TenantQuota = UNLIMITED,
+    codec: Codec = Codec.NONE,
 ) -> AsyncIterator[House]:
     checkpoint = checkpoint or tiny()
     engine = Engine(checkpoint, engine_config)
     engine.start()
-    storage = Storage(checkpoint.model.config, checkpoint.fingerprint, quota)
+    storage = Storage(checkpoint.model.config, checkpoint.fingerprint, quota, codec)
     storage.attach(store or MemoryStore())
     observed = Observed()
     config = config or SessionConfig(lease_seconds=1.0, commit_num_tokens=64)

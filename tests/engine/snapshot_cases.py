@@ -79,6 +79,18 @@ def full_record(config: AtlasConfig, position: int = 123_456, seed: int = 0) -> 
     )
 
 
+def finite_record(config: AtlasConfig) -> SessionRecord:
+    """The same, of numbers that can be coded: normal ones, and of each tensor the first is large and the next zero."""
+    generator = torch.Generator().manual_seed(0)
+    tensors = full_record(config).state.tensors.named_tensors()
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point():
+            tensors[name] = torch.randn(tensor.shape, generator=generator, dtype=torch.float64).to(tensor.dtype)
+            tensors[name].view(-1)[:2] = torch.tensor([1000.0, 0.0])
+    record = full_record(config)
+    return replace(record, state=replace(record.state, tensors=State.from_named_tensors(config, tensors)))
+
+
 def full_snapshot(config: AtlasConfig) -> bytes:
     return b"".join(encode_snapshot(full_record(config), FINGERPRINT, PART_NUM_BYTES).parts)
 
@@ -121,6 +133,17 @@ def with_header(snapshot: bytes, change: Callable[[dict[str, Any]], object]) -> 
     fields = changed if isinstance(changed, dict) else fields
     fields.setdefault("digest", bytes(16))
     return with_header_bytes(snapshot, msgpack.packb(fields))
+
+
+def with_tensor_bytes(snapshot: bytes, name: str, raw: bytes) -> bytes:
+    """A snapshot of one part whose tensor begins with other bytes, sealed as if it were ours."""
+    end = header_end(snapshot)
+    rows = msgpack.unpackb(msgpack.unpackb(snapshot[8:end])["tensors"])
+    offset, num_bytes = next((offset, num_bytes) for each, _, _, offset, num_bytes in rows if each == name)
+    assert len(raw) <= num_bytes
+    start = -(-end // 4096) * 4096 + offset
+    changed = snapshot[:start] + raw + snapshot[start + len(raw) :]
+    return with_header(changed, lambda fields: fields.update(part_checksums=part_checksum(changed[end:])))
 
 
 def as_schema_1(snapshot: bytes) -> bytes:

@@ -1,4 +1,4 @@
-"""Snapshots of every schema version that was ever written, kept in tests/golden: they must load for ever."""
+"""Snapshots of every schema version and codec that were ever written, kept in tests/golden: they must load for ever."""
 
 import json
 from pathlib import Path
@@ -8,15 +8,18 @@ import pytest
 from atlas_model.config import AtlasConfig
 from engine.memory_samples import NO_SAMPLES
 from engine.snapshot import OpenIngest, decode_snapshot, encode_snapshot
+from engine.snapshot_codecs import Codec
 from engine.snapshot_header import SCHEMA_VERSION
 from tests.engine.snapshot_cases import PART_NUM_BYTES, samples_digest, tensor_digests
-from tests.golden.write import GOLDEN
+from tests.golden.write import GOLDEN, golden_path
 
 PATHS = sorted(GOLDEN.glob("snapshot-v*.atls"))
+# Schema 1 is from before there were codecs.
+WRITTEN = [(1, Codec.NONE), *((schema, codec) for schema in range(2, SCHEMA_VERSION + 1) for codec in Codec)]
 
 
-def test_there_is_a_golden_snapshot_of_every_schema_version() -> None:
-    assert [path.stem for path in PATHS] == [f"snapshot-v{version}" for version in range(1, SCHEMA_VERSION + 1)]
+def test_there_is_a_golden_snapshot_of_every_schema_version_and_codec() -> None:
+    assert set(PATHS) == {golden_path(schema, codec) for schema, codec in WRITTEN}
 
 
 @pytest.mark.parametrize("path", PATHS, ids=lambda path: path.stem)
@@ -37,9 +40,10 @@ def test_a_golden_snapshot_still_loads_to_the_state_that_was_saved(path: Path) -
     assert samples_digest(record.state.memory_samples) == expected.get("memory_samples", samples_digest(NO_SAMPLES))
 
 
-def test_the_newest_golden_snapshot_is_what_we_would_write_today() -> None:
-    path = PATHS[-1]
+@pytest.mark.parametrize("codec", Codec)
+def test_the_newest_golden_snapshots_are_what_we_would_write_today(codec: Codec) -> None:
+    path = golden_path(SCHEMA_VERSION, codec)
     expected = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
     config = AtlasConfig.from_dict(expected["config"])
     record = decode_snapshot([path.read_bytes()], config, expected["fingerprint"])
-    assert b"".join(encode_snapshot(record, expected["fingerprint"], PART_NUM_BYTES).parts) == path.read_bytes()
+    assert b"".join(encode_snapshot(record, expected["fingerprint"], PART_NUM_BYTES, codec).parts) == path.read_bytes()

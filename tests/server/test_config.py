@@ -45,6 +45,7 @@ def test_every_setting_is_a_flag_and_a_variable() -> None:
         (["--lease-seconds", "0"], {}, "--lease-seconds"),
         (["--kept-versions", "-1"], {}, "--kept-versions"),
         (["--kept-versions", "65"], {}, "--kept-versions"),
+        (["--snapshot-codec", "zip"], {}, "--snapshot-codec"),
         (["--log-level", "loud"], {}, "--log-level"),
         (["--host", "0.0.0.0"], {}, "ATLAS_API_KEYS"),
         (["--host", "192.0.2.1"], {}, "--allow-insecure"),
