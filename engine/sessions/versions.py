@@ -34,6 +34,7 @@ from engine.sessions.token_logs import Fed, TokenLogs
 from engine.sessions.turn import CommittedSession
 from engine.state_pool import diverged_tensor
 from engine.stores.base import Buffer, Generation, Head, SessionKey
+from engine.stores.head import MAX_METADATA_KEY_LENGTH, MAX_METADATA_VALUE_LENGTH, MAX_NUM_METADATA
 
 _ATTEMPTS = 8
 
@@ -108,6 +109,11 @@ class Versions:
         layer = await asyncio.to_thread(diverged_tensor, record.state.tensors, self._max_state_norm)
         if layer is not None:
             raise InvalidState(f"{layer} of the snapshot is not finite or too large")
+        if len(record.metadata) > MAX_NUM_METADATA or any(
+            not 1 <= len(name) <= MAX_METADATA_KEY_LENGTH or len(value) > MAX_METADATA_VALUE_LENGTH
+            for name, value in record.metadata.items()
+        ):
+            raise InvalidState("the snapshot has more metadata than a session may have")
         stored = StoredTurns(tokens_digest=record.state.tokens_digest.hex())
         return await self._begin(key, Beginning(record.metadata, ttl_seconds, record, stored), identity)
 
