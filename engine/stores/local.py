@@ -40,7 +40,14 @@ from engine.stores.local_errors import reading, writing
 from engine.stores.local_lock import lock_file
 from engine.stores.local_sweep import sweep_files, sweep_quarantine
 from engine.stores.logs import LogDirectory
-from engine.stores.succession import DEFAULT_NUM_KEPT, generations_dropped, is_unchanged, next_head, renamed_head
+from engine.stores.succession import (
+    DEFAULT_NUM_KEPT,
+    applied_head,
+    generations_dropped,
+    is_unchanged,
+    next_head,
+    renamed_head,
+)
 
 
 class LocalStore:
@@ -189,12 +196,12 @@ class LocalStore:
             with suppress(StoreFull, StoreUnavailable):
                 self._end_idle_sessions()
         current = self.read_head(key)
+        head = next_head(base, new, version, self.num_kept)
         if current is not None and new.generation in current.recent:
-            return current
+            return applied_head(current, head)
         if not is_unchanged(base, current):
             raise CommitConflict("another writer committed this session first")
         with writing():
-            head = next_head(base, new, version, self.num_kept)
             self._check_room(base, head)
             failpoint("commit.before_parts")
             self._blobs.write(new.generation, chain(new.parts, (new.extra,)))

@@ -50,7 +50,14 @@ from engine.stores.redis_scripts import (
     REPLACE_HEAD,
 )
 from engine.stores.redis_url import RedisUrl
-from engine.stores.succession import DEFAULT_NUM_KEPT, generations_dropped, is_unchanged, next_head, renamed_head
+from engine.stores.succession import (
+    DEFAULT_NUM_KEPT,
+    applied_head,
+    generations_dropped,
+    is_unchanged,
+    next_head,
+    renamed_head,
+)
 
 STAGING_SECONDS = 600
 GRACE_SECONDS = 300
@@ -233,7 +240,7 @@ class RedisStore:
             current = self.read_head(key)
             if current is not None and new.generation in current.recent:
                 self._confirm(key, new.generation)
-                return current
+                return applied_head(current, head)
             if not is_unchanged(base, current):
                 raise CommitConflict("another writer committed this session first")
         with translated():
@@ -295,7 +302,7 @@ class RedisStore:
             raise StoreUnavailable("parts that were just written are gone from Redis")
         if status == b"mine":
             self._confirm(key, head.generation)
-        return head if status == b"flipped" else decode_head(raw)
+        return head if status == b"flipped" else applied_head(decode_head(raw), head)
 
     def _confirm(self, key: SessionKey, generation: str) -> None:
         if self._url.wait is None:

@@ -88,17 +88,24 @@ def test_a_retried_commit_is_applied_once_even_when_another_followed(store: Stor
     new = generation_of(2)
     second = store.commit(KEY, first, new)
     assert store.commit(KEY, first, new) == second
-    third = commit_number(store, 3, base=second)
-    assert store.commit(KEY, first, new) == third
+    commit_number(store, 3, base=second)
+    assert store.commit(KEY, first, new) == second
     assert whole_number(store) == 3
+
+
+def test_a_retried_commit_whose_version_has_a_name_by_now_is_told_with_it(store: Store) -> None:
+    new = generation_of(1)
+    store.commit(KEY, None, new)
+    named = store.name_version(KEY, 1, "first")
+    assert store.commit(KEY, None, new) == named
 
 
 def test_a_head_remembers_the_last_sixteen_generations(store: Store) -> None:
     first = generation_of(1)
-    head = store.commit(KEY, None, first)
+    head = made = store.commit(KEY, None, first)
     for number in range(2, 17):
         head = commit_number(store, number, base=head)
-    assert store.commit(KEY, None, first) == head
+    assert store.commit(KEY, None, first) == made
     commit_number(store, 17, base=head)
     with pytest.raises(CommitConflict):
         store.commit(KEY, None, first)
