@@ -114,7 +114,7 @@ class SessionManager:
     async def delete(self, key: SessionKey) -> None:
         """Raises SessionNotFound, SessionBusy."""
         with self._open():
-            async with self._leases.hold(key):
+            async with self._leases.hold(key, makes_room=True):
                 if not await finish_even_if_cancelled(self._committed.delete(key)):
                     raise SessionNotFound("there is no session with this id")
 

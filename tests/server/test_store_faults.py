@@ -186,6 +186,17 @@ def test_a_full_redis_is_a_507_and_the_session_stays(client: httpx.Client, own_r
 
 
 @pytest.mark.redis
+def test_a_session_can_be_deleted_from_a_full_redis(client: httpx.Client, own_redis: RedisServer) -> None:
+    ask(client, "a", session_id="s")
+    with redis.Redis.from_url(own_redis.url) as direct:
+        direct.config_set("maxmemory", 1)
+        assert client.delete("/v1/sessions/s").status_code == 200
+        assert_refused(client.get("/v1/sessions/s"), 404, "session_not_found")
+        assert not [key for key in direct.keys() if b"default/s" in key]
+        direct.config_set("maxmemory", 0)
+
+
+@pytest.mark.redis
 def test_two_servers_on_one_redis_take_turns(model: Path, client: httpx.Client, own_redis: RedisServer) -> None:
     with (
         serving(model, store=own_redis.url, lease_seconds="1") as other,
