@@ -175,7 +175,7 @@ class RedisStore:
                 # A deletion that too few acknowledged is asked for again: it must not come back either.
                 self._client.run_script_durably(CONFIRM_ABSENCE, [self._keys.absent(key)], [])
             self._generations.delete(key, known, _REMEMBER_SECONDS)
-            self._index.unlist(key)
+            self._unlist(key)
             # Gone since the first look: deleted by a script of ours whose reply was lost.
             return head is not None or attempt > 0
         raise SessionBusy("the session is being written to")
@@ -343,7 +343,15 @@ class RedisStore:
     def _forget_ghost(self, key: SessionKey) -> None:
         """An entry without a head: of a session that ended, or whose head was lost, or that is just being made."""
         self._generations.retire(key, STAGING_SECONDS)
+        self._unlist(key)
+
+    def _unlist(self, key: SessionKey) -> None:
+        """Take the entry of a session away that was not there; not of one that was made while it was looked for."""
         self._index.unlist(key)
+        with suppress(StateCorrupt, StoreFull):
+            head = self.read_head(key)
+            if head is not None:
+                self._index.enlist(key, stored_num_bytes(head))
 
 
 def _fence(head: Head | None) -> bytes:
