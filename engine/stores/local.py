@@ -207,7 +207,6 @@ class LocalStore:
             self._blobs.write(new.generation, chain(new.parts, (new.extra,)))
             self._flip(key, base, head, new.log)
             failpoint("commit.after_flip")
-        self._idle_times.touch(key, head)
         with suppress(OSError):
             ended = [base.log_id] if base is not None and base.log_id != head.log_id else []
             self._drop(key, generations_dropped(base, head) if base else [], ended)
@@ -224,6 +223,8 @@ class LocalStore:
             if head.log_id is not None and head.log_num_bytes is not None and log is not None:
                 self._logs.write(head.log_id, head.log_num_bytes - buffer_num_bytes(log), log)
             failpoint("commit.in_flip")
+            # Before anyone can see the new head, and take the session for one whose time is over.
+            self._idle_times.touch(key, head)
             return head
 
         try:
