@@ -11,14 +11,14 @@ from pydantic.json_schema import models_json_schema
 from engine.errors import InvalidRequest
 from engine.sampling_params import SamplingParams
 from engine.sessions import History, Message
+from engine.sessions.versions import MAX_METADATA_KEY_LENGTH, MAX_METADATA_VALUE_LENGTH, MAX_NUM_METADATA
 from server.strict_json import canonical
 
 DEFAULT_MAX_TOKENS = 512
-MAX_NUM_METADATA = 16
 MAX_NUM_CHOICES = 16
 
-MetadataKey = Annotated[str, StringConstraints(min_length=1, max_length=64)]
-MetadataValue = Annotated[str, StringConstraints(max_length=512)]
+MetadataKey = Annotated[str, StringConstraints(min_length=1, max_length=MAX_METADATA_KEY_LENGTH)]
+MetadataValue = Annotated[str, StringConstraints(max_length=MAX_METADATA_VALUE_LENGTH)]
 Metadata = Annotated[dict[MetadataKey, MetadataValue], Field(max_length=MAX_NUM_METADATA)]
 M = TypeVar("M", bound="_Body")
 

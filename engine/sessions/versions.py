@@ -35,6 +35,11 @@ from engine.sessions.turn import CommittedSession
 from engine.state_pool import diverged_tensor
 from engine.stores.base import Buffer, Generation, Head, SessionKey
 
+# Metadata stands in the head, which is read at every turn and listed by the thousand.
+MAX_NUM_METADATA = 16
+MAX_METADATA_KEY_LENGTH = 64
+MAX_METADATA_VALUE_LENGTH = 512
+
 _ATTEMPTS = 8
 
 T = TypeVar("T")
@@ -108,6 +113,8 @@ class Versions:
         layer = await asyncio.to_thread(diverged_tensor, record.state.tensors, self._max_state_norm)
         if layer is not None:
             raise InvalidState(f"{layer} of the snapshot is not finite or too large")
+        if not _is_fit(record.metadata):
+            raise InvalidState("the snapshot has more metadata than a session may have")
         stored = StoredTurns(tokens_digest=record.state.tokens_digest.hex())
         return await self._begin(key, Beginning(record.metadata, ttl_seconds, record, stored), identity)
 
@@ -241,3 +248,11 @@ class Versions:
         except LogLost as error:
             _logger.warning("%s: the fork has none", error.message)
             return None
+
+
+def _is_fit(metadata: Mapping[str, str]) -> bool:
+    """As the wire demands it of metadata that it is given."""
+    return len(metadata) <= MAX_NUM_METADATA and all(
+        1 <= len(key) <= MAX_METADATA_KEY_LENGTH and len(value) <= MAX_METADATA_VALUE_LENGTH
+        for key, value in metadata.items()
+    )

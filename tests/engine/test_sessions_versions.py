@@ -369,6 +369,23 @@ def test_numbers_that_no_session_may_have_are_not_imported(value: float) -> None
     in_loop(test)
 
 
+@pytest.mark.parametrize(
+    "metadata", [{str(i): "" for i in range(17)}, {"": "text"}, {"k" * 65: "text"}, {"key": "v" * 513}]
+)
+def test_more_metadata_than_a_client_may_give_is_not_imported_either(metadata: dict[str, str]) -> None:
+    async def test() -> None:
+        async with house() as it:
+            await run(it.sessions, asked("one"))
+            await it.storage.create(BAD, Beginning(metadata, record=SessionRecord(state=await it.state())))
+            with it.sessions.versions() as versions:
+                _, _, parts = await versions.export(BAD, None)
+            with pytest.raises(InvalidState, match="metadata"):
+                await imported(it, parts)
+            assert await it.storage.read_head(OTHER) is None
+
+    in_loop(test)
+
+
 def test_bytes_that_are_no_session_are_not_imported() -> None:
     async def test() -> None:
         async with house() as it:
