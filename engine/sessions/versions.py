@@ -13,6 +13,7 @@ from dataclasses import asdict, replace
 from typing import TypeVar
 
 from engine.errors import (
+    CommitConflict,
     IngestOpen,
     InvalidState,
     LogLost,
@@ -151,7 +152,7 @@ class Versions:
         """Make a kept version the committed one again, as a new version; also out of the middle of a document, and
         away from a state that cannot be loaded. The answers stored with it are those of that time.
 
-        Raises SessionNotFound, VersionNotFound, VersionConflict, StoreFull.
+        Raises SessionNotFound, VersionNotFound, VersionConflict, CommitConflict, StoreFull.
         """
         head, _ = await self.find(key, None)
         repeated = (await self._stored_now(key)).find_turn(head.version, identity)
@@ -163,6 +164,8 @@ class Versions:
         if if_match is not None and if_match != head.version:
             raise VersionConflict(f"the session is at version {head.version}", current=head.version)
         loaded = await self._committed.load_version(key, generation.version)
+        if loaded.head.generation != head.generation:
+            raise CommitConflict("another writer committed this session first")
         session = CommittedSession(
             session_id=key.session_id,
             version=loaded.head.version + 1,
