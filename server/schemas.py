@@ -11,7 +11,7 @@ from pydantic.json_schema import models_json_schema
 from engine.errors import InvalidRequest
 from engine.sampling_params import SamplingParams
 from engine.sessions import History, Message
-from engine.stores.head import MAX_METADATA_KEY_LENGTH, MAX_METADATA_VALUE_LENGTH, MAX_NUM_METADATA
+from engine.sessions.versions import MAX_METADATA_KEY_LENGTH, MAX_METADATA_VALUE_LENGTH, MAX_NUM_METADATA
 from server.strict_json import canonical
 
 DEFAULT_MAX_TOKENS = 512

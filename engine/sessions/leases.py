@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 
-from engine.errors import SessionBusy, StoreUnavailable
+from engine.errors import SessionBusy, StoreFull, StoreUnavailable
 from engine.sessions.shielding import finish_even_if_cancelled
 from engine.sessions.storage import Storage
 from engine.stores.base import SessionKey
@@ -33,14 +33,17 @@ class Leases:
         self._lines: dict[SessionKey, _Line] = {}
 
     @asynccontextmanager
-    async def hold(self, key: SessionKey) -> AsyncIterator[None]:
-        """The right to write `key`. Raises SessionBusy when one writes and another waits already."""
+    async def hold(self, key: SessionKey, *, makes_room: bool = False) -> AsyncIterator[None]:
+        """The right to write `key`. Raises SessionBusy when one writes and another waits already.
+
+        makes_room: a store too full for a lease is gone to without one, for that is how it becomes less full.
+        """
         line = self._lines.setdefault(key, _Line())
         if line.num_users > MAX_NUM_WAITING:
             raise SessionBusy("another turn of this session is running and one more is waiting")
         line.num_users += 1
         try:
-            async with line.lock, self._store_lease(key):
+            async with line.lock, self._store_lease(key, makes_room):
                 yield
         finally:
             line.num_users -= 1
@@ -48,9 +51,13 @@ class Leases:
                 del self._lines[key]
 
     @asynccontextmanager
-    async def _store_lease(self, key: SessionKey) -> AsyncIterator[None]:
+    async def _store_lease(self, key: SessionKey, makes_room: bool) -> AsyncIterator[None]:
         owner = secrets.token_hex(16)
-        await self._acquire(key, owner)
+        try:
+            await self._acquire(key, owner)
+        except StoreFull:
+            if not makes_room:
+                raise
         renewal = asyncio.create_task(self._renew(key, owner))
         try:
             yield
@@ -77,5 +84,5 @@ class Leases:
     async def _renew(self, key: SessionKey, owner: str) -> None:
         while True:
             await asyncio.sleep(self._lease_seconds / 3)
-            with suppress(StoreUnavailable):
+            with suppress(StoreFull, StoreUnavailable):
                 await self._storage.acquire_lease(key, owner, self._lease_seconds)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from atlas_model.text import ChatFormat, Tokenizer
 from engine.engine import Engine
-from engine.errors import Draining, IngestOpen, SessionDiverged, SessionNotFound, VersionConflict
+from engine.errors import CommitConflict, Draining, IngestOpen, SessionDiverged, SessionNotFound, VersionConflict
 from engine.sequence import Sequence, SequenceState
 from engine.sessions.committed import CommittedSessions
 from engine.sessions.host_copies import LoadedSession
@@ -114,7 +114,7 @@ class SessionManager:
     async def delete(self, key: SessionKey) -> None:
         """Raises SessionNotFound, SessionBusy."""
         with self._open():
-            async with self._leases.hold(key):
+            async with self._leases.hold(key, makes_room=True):
                 if not await finish_even_if_cancelled(self._committed.delete(key)):
                     raise SessionNotFound("there is no session with this id")
 
@@ -212,8 +212,10 @@ class SessionManager:
             found = await self._versions.last_common(request.session, base.head, request.messages)
             if found is None:
                 raise
-            generation, base = found
-            rewound_to, record = generation.version, base.record
+            generation, older = found
+            if request.writes and older.head.generation != base.head.generation:
+                raise CommitConflict("another writer committed this session first") from None
+            base, rewound_to, record = older, generation.version, older.record
             reading, token_ids = await asyncio.to_thread(self._read, request, record)
         if request.session is not None and request.writes:
             await self._committed.check_room(request.session, base)

@@ -91,7 +91,8 @@ class Quotas:
     def _exceeded(self, used: TenantUsage, tenant: str, more: TenantUsage) -> str | None:
         reserved = self._reserved.get(tenant, ())
         num_sessions = used.num_sessions + sum(each.num_sessions for each in reserved)
-        num_bytes = used.num_bytes + sum(each.num_bytes for each in reserved)
+        # What a commit will give back is nobody's before it has.
+        num_bytes = used.num_bytes + sum(max(0, each.num_bytes) for each in reserved)
         quota = self.quota
         if quota.max_num_sessions is not None and more.num_sessions > 0 and num_sessions >= quota.max_num_sessions:
             return f"the quota is {quota.max_num_sessions} sessions, and {num_sessions} are stored: delete one first"

@@ -8,11 +8,12 @@ import asyncio
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
 from atlas_model.config import AtlasConfig
-from engine.errors import StateCorrupt, StateLost, StoreUnavailable
+from engine.errors import StateCorrupt, StateLost, StoreFull, StoreUnavailable
 from engine.sessions.quotas import UNLIMITED, Quotas, TenantQuota
 from engine.sessions.stored_turns import StoredTurns
 from engine.snapshot import SessionRecord, coded_record, decode_snapshot, encode_snapshot
@@ -186,7 +187,8 @@ class Storage:
             damaged = None if found is None else found.find(version)
             if found is None or damaged is None:
                 raise
-            store.quarantine(key, damaged)
+            with suppress(StoreFull, StoreUnavailable):
+                store.quarantine(key, damaged)
             raise StateCorrupt(error.message, self._last_whole_version(store, key, found)) from error
 
     def _last_whole_version(self, store: Store, key: SessionKey, head: Head) -> int | None:

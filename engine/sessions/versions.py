@@ -13,6 +13,7 @@ from dataclasses import asdict, replace
 from typing import TypeVar
 
 from engine.errors import (
+    CommitConflict,
     IngestOpen,
     InvalidState,
     LogLost,
@@ -34,7 +35,11 @@ from engine.sessions.token_logs import Fed, TokenLogs
 from engine.sessions.turn import CommittedSession
 from engine.state_pool import diverged_tensor
 from engine.stores.base import Buffer, Generation, Head, SessionKey
-from engine.stores.head import MAX_METADATA_KEY_LENGTH, MAX_METADATA_VALUE_LENGTH, MAX_NUM_METADATA
+
+# Metadata stands in the head, which is read at every turn and listed by the thousand.
+MAX_NUM_METADATA = 16
+MAX_METADATA_KEY_LENGTH = 64
+MAX_METADATA_VALUE_LENGTH = 512
 
 _ATTEMPTS = 8
 
@@ -109,10 +114,7 @@ class Versions:
         layer = await asyncio.to_thread(diverged_tensor, record.state.tensors, self._max_state_norm)
         if layer is not None:
             raise InvalidState(f"{layer} of the snapshot is not finite or too large")
-        if len(record.metadata) > MAX_NUM_METADATA or any(
-            not 1 <= len(name) <= MAX_METADATA_KEY_LENGTH or len(value) > MAX_METADATA_VALUE_LENGTH
-            for name, value in record.metadata.items()
-        ):
+        if not _is_fit(record.metadata):
             raise InvalidState("the snapshot has more metadata than a session may have")
         stored = StoredTurns(tokens_digest=record.state.tokens_digest.hex())
         return await self._begin(key, Beginning(record.metadata, ttl_seconds, record, stored), identity)
@@ -150,7 +152,7 @@ class Versions:
         """Make a kept version the committed one again, as a new version; also out of the middle of a document, and
         away from a state that cannot be loaded. The answers stored with it are those of that time.
 
-        Raises SessionNotFound, VersionNotFound, VersionConflict, StoreFull.
+        Raises SessionNotFound, VersionNotFound, VersionConflict, CommitConflict, StoreFull.
         """
         head, _ = await self.find(key, None)
         repeated = (await self._stored_now(key)).find_turn(head.version, identity)
@@ -162,6 +164,8 @@ class Versions:
         if if_match is not None and if_match != head.version:
             raise VersionConflict(f"the session is at version {head.version}", current=head.version)
         loaded = await self._committed.load_version(key, generation.version)
+        if loaded.head.generation != head.generation:
+            raise CommitConflict("another writer committed this session first")
         session = CommittedSession(
             session_id=key.session_id,
             version=loaded.head.version + 1,
@@ -247,3 +251,11 @@ class Versions:
         except LogLost as error:
             _logger.warning("%s: the fork has none", error.message)
             return None
+
+
+def _is_fit(metadata: Mapping[str, str]) -> bool:
+    """As the wire demands it of metadata that it is given."""
+    return len(metadata) <= MAX_NUM_METADATA and all(
+        1 <= len(key) <= MAX_METADATA_KEY_LENGTH and len(value) <= MAX_METADATA_VALUE_LENGTH
+        for key, value in metadata.items()
+    )

@@ -106,7 +106,7 @@ class Store(Protocol):
         Raises `CommitConflict` when the head is not `base` any more, `StoreFull`, and `LogLost` when the bytes are gone
         that `new.log` is to be appended to. After `StoreUnavailable` it may
         or may not have been applied: the same call with the same `new.generation` finds out, and is never applied
-        twice.
+        twice. It returns the head that this commit made, also when others have followed: what they made is not `new`.
         """
 
     def confirm(self, key: SessionKey, head: Head) -> None:

@@ -9,11 +9,6 @@ from engine.errors import InvalidRequest
 
 Buffer = bytes | bytearray | memoryview
 
-# Of a session's metadata, in characters: a head is read whole, and lists have many of them.
-MAX_NUM_METADATA = 16
-MAX_METADATA_KEY_LENGTH = 64
-MAX_METADATA_VALUE_LENGTH = 512
-
 GENERATION_ID = re.compile(r"[0-9a-f]{32}")
 
 

@@ -40,7 +40,14 @@ from engine.stores.local_errors import reading, writing
 from engine.stores.local_lock import lock_file
 from engine.stores.local_sweep import sweep_files, sweep_quarantine
 from engine.stores.logs import LogDirectory
-from engine.stores.succession import DEFAULT_NUM_KEPT, generations_dropped, is_unchanged, next_head, renamed_head
+from engine.stores.succession import (
+    DEFAULT_NUM_KEPT,
+    applied_head,
+    generations_dropped,
+    is_unchanged,
+    next_head,
+    renamed_head,
+)
 
 
 class LocalStore:
@@ -189,18 +196,17 @@ class LocalStore:
             with suppress(StoreFull, StoreUnavailable):
                 self._end_idle_sessions()
         current = self.read_head(key)
+        head = next_head(base, new, version, self.num_kept)
         if current is not None and new.generation in current.recent:
-            return current
+            return applied_head(current, head)
         if not is_unchanged(base, current):
             raise CommitConflict("another writer committed this session first")
         with writing():
-            head = next_head(base, new, version, self.num_kept)
             self._check_room(base, head)
             failpoint("commit.before_parts")
             self._blobs.write(new.generation, chain(new.parts, (new.extra,)))
             self._flip(key, base, head, new.log)
             failpoint("commit.after_flip")
-        self._idle_times.touch(key, head)
         with suppress(OSError):
             ended = [base.log_id] if base is not None and base.log_id != head.log_id else []
             self._drop(key, generations_dropped(base, head) if base else [], ended)
@@ -217,6 +223,8 @@ class LocalStore:
             if head.log_id is not None and head.log_num_bytes is not None and log is not None:
                 self._logs.write(head.log_id, head.log_num_bytes - buffer_num_bytes(log), log)
             failpoint("commit.in_flip")
+            # Before anyone can see the new head, and take the session for one whose time is over.
+            self._idle_times.touch(key, head)
             return head
 
         try:

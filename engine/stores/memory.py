@@ -12,7 +12,14 @@ from engine.stores.base import Buffer, Generation, Head, NewGeneration, SessionK
 from engine.stores.expiry import IdleTimes
 from engine.stores.head import stored_num_bytes
 from engine.stores.leases import ProcessLeases
-from engine.stores.succession import DEFAULT_NUM_KEPT, generations_dropped, is_unchanged, next_head, renamed_head
+from engine.stores.succession import (
+    DEFAULT_NUM_KEPT,
+    applied_head,
+    generations_dropped,
+    is_unchanged,
+    next_head,
+    renamed_head,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,11 +138,11 @@ class MemoryStore:
                 for other in list(self._heads):
                     self._live_head(other)
             current = self._live_head(key)
+            head = next_head(base, new, version, self.num_kept)
             if current is not None and new.generation in current.recent:
-                return current
+                return applied_head(current, head)
             if not is_unchanged(base, current):
                 raise CommitConflict("another writer committed this session first")
-            head = next_head(base, new, version, self.num_kept)
             self._append_log(base, head, new)
             self._blobs[new.generation] = blob
             self._heads[key] = head

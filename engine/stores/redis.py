@@ -50,7 +50,14 @@ from engine.stores.redis_scripts import (
     REPLACE_HEAD,
 )
 from engine.stores.redis_url import RedisUrl
-from engine.stores.succession import DEFAULT_NUM_KEPT, generations_dropped, is_unchanged, next_head, renamed_head
+from engine.stores.succession import (
+    DEFAULT_NUM_KEPT,
+    applied_head,
+    generations_dropped,
+    is_unchanged,
+    next_head,
+    renamed_head,
+)
 
 STAGING_SECONDS = 600
 GRACE_SECONDS = 300
@@ -168,7 +175,7 @@ class RedisStore:
                 # A deletion that too few acknowledged is asked for again: it must not come back either.
                 self._client.run_script_durably(CONFIRM_ABSENCE, [self._keys.absent(key)], [])
             self._generations.delete(key, known, _REMEMBER_SECONDS)
-            self._index.unlist(key)
+            self._unlist(key)
             # Gone since the first look: deleted by a script of ours whose reply was lost.
             return head is not None or attempt > 0
         raise SessionBusy("the session is being written to")
@@ -233,7 +240,7 @@ class RedisStore:
             current = self.read_head(key)
             if current is not None and new.generation in current.recent:
                 self._confirm(key, new.generation)
-                return current
+                return applied_head(current, head)
             if not is_unchanged(base, current):
                 raise CommitConflict("another writer committed this session first")
         with translated():
@@ -295,7 +302,7 @@ class RedisStore:
             raise StoreUnavailable("parts that were just written are gone from Redis")
         if status == b"mine":
             self._confirm(key, head.generation)
-        return head if status == b"flipped" else decode_head(raw)
+        return head if status == b"flipped" else applied_head(decode_head(raw), head)
 
     def _confirm(self, key: SessionKey, generation: str) -> None:
         if self._url.wait is None:
@@ -336,7 +343,15 @@ class RedisStore:
     def _forget_ghost(self, key: SessionKey) -> None:
         """An entry without a head: of a session that ended, or whose head was lost, or that is just being made."""
         self._generations.retire(key, STAGING_SECONDS)
+        self._unlist(key)
+
+    def _unlist(self, key: SessionKey) -> None:
+        """Take the entry of a session away that was not there; not of one that was made while it was looked for."""
         self._index.unlist(key)
+        with suppress(StateCorrupt, StoreFull):
+            head = self.read_head(key)
+            if head is not None:
+                self._index.enlist(key, stored_num_bytes(head))
 
 
 def _fence(head: Head | None) -> bytes:

@@ -166,7 +166,7 @@ redis.call('ZREM', KEYS[1], ARGV[1])
 local before = redis.call('HGET', KEYS[2], ARGV[1])
 if before then
   redis.call('HDEL', KEYS[2], ARGV[1])
-  redis.call('HINCRBY', KEYS[2], '{TOTAL_FIELD}', string.format('%.0f', -before))
+  redis.call('HINCRBY', KEYS[2], '{TOTAL_FIELD}', string.format('%.0f', 0 - before))
 end
 return 1
 """

@@ -53,6 +53,11 @@ def next_head(base: Head | None, new: NewGeneration, version: int, num_kept: int
     )
 
 
+def applied_head(current: Head, made: Head) -> Head:
+    """What is told of a commit that `current` remembers and that had made `made`: never what others made since."""
+    return current if current.generation == made.generation else made
+
+
 def renamed_head(head: Head, version: int, name: str | None, num_kept: int) -> Head:
     """The head after a generation was given a name, or None for none; `head` itself when nothing changes.
 

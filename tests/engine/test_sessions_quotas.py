@@ -3,20 +3,23 @@
 import asyncio
 import resource
 from collections.abc import Awaitable
+from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
 from engine.engine import Engine
-from engine.errors import SessionExists, StoreFull, VersionNotFound
+from engine.errors import SessionExists, StoreFull, StoreUnavailable, VersionNotFound
 from engine.sessions import History, RequestIdentity, TenantQuota
-from engine.sessions.quotas import RECOUNT_SECONDS
+from engine.sessions.quotas import RECOUNT_SECONDS, Quotas
 from engine.sessions.storage import Beginning
 from engine.stores.base import Head, SessionKey, Store, TenantUsage
 from engine.stores.head import stored_num_bytes
 from engine.stores.memory import MemoryStore
+from tests.engine import store_cases
 from tests.engine.sessions_harness import KEY, House, asked, create, house, in_loop, in_pieces, ingest, run, text_of
-from tests.engine.store_cases import NUM_KEPT
+from tests.engine.store_cases import NUM_KEPT, commit_number, generation_of
 
 NOBODY = RequestIdentity()
 FOREIGN = SessionKey("another", "s")
@@ -202,3 +205,28 @@ def test_a_flood_of_creations_leaves_memory_and_store_flat(store: Store) -> None
 
 def resident_num_bytes() -> int:
     return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+
+
+def test_what_a_commit_would_give_back_is_not_given_away_before_it_has() -> None:
+    store = MemoryStore(num_kept=4)
+    head = None
+    for number in range(5):
+        head = commit_number(store, number, head)
+    num_bytes = store.usage(store_cases.KEY.tenant).num_bytes
+    quotas = Quotas(TenantQuota(max_num_bytes=num_bytes))
+    # A server that keeps fewer versions: the next commit drops four.
+    store.num_kept = 0
+    other = SessionKey(store_cases.KEY.tenant, "other")
+
+    def begin_another() -> None:
+        with quotas.admitted(store, other, None, generation_of(1)):
+            store.create(other, generation_of(1))
+
+    with ThreadPoolExecutor(1) as threads:
+        with suppress(StoreUnavailable), quotas.admitted(store, store_cases.KEY, head, generation_of(5)):
+            beginning = threads.submit(begin_another)
+            wait([beginning], timeout=0.3)
+            raise StoreUnavailable("this commit fails, and gives nothing back")
+        with pytest.raises(StoreFull):
+            beginning.result(timeout=10)
+    assert store.usage(other.tenant).num_bytes == num_bytes

@@ -16,7 +16,7 @@ from engine.errors import (
     StoreUnavailable,
 )
 from engine.sessions import SessionConfig, Turn
-from engine.stores.base import Buffer, Head, NewGeneration, SessionKey
+from engine.stores.base import Buffer, Head, NewGeneration, SessionKey, new_generation_id
 from engine.stores.memory import MemoryStore
 from tests.engine.sessions_harness import (
     ENDLESS,
@@ -25,8 +25,11 @@ from tests.engine.sessions_harness import (
     asked,
     house,
     in_loop,
+    in_pieces,
+    ingest,
     replayed,
     run,
+    text_of,
 )
 
 
@@ -161,6 +164,57 @@ def test_a_lost_reply_of_a_commit_is_recognised_as_mine() -> None:
             asyncio.get_running_loop().call_later(0.1, store.failing.clear)
             await run(it.sessions, asked("two"))
             assert await it.head_version() == 2
+
+    in_loop(test)
+
+
+class OvertakingStore(MemoryStore):
+    """Version 2 is applied, its reply is lost, and before it is asked for again another writer makes a version 3 of
+    what was version 1."""
+
+    def commit(self, key: SessionKey, base: Head | None, new: NewGeneration) -> Head:
+        head = super().commit(key, base, new)
+        if head == self.read_head(key) and head.version == 2:
+            first, parts = self.load(key, 1)[0].find(1), self.load(key, 1)[1]
+            assert first is not None
+            theirs = replace(
+                new,
+                generation=new_generation_id(),
+                parts=parts,
+                digest=first.digest,
+                position=first.position,
+                extra=self.load_extra(key, 1),
+            )
+            super().commit(key, head, theirs)
+            raise StoreUnavailable("out for the test")
+        return head
+
+
+def test_a_commit_that_another_followed_before_its_lost_reply_is_not_taken_for_what_followed() -> None:
+    async def test() -> None:
+        store = OvertakingStore()
+        async with house(store) as it:
+            await run(it.sessions, asked("one"))
+            first = await it.state()
+            await run(it.sessions, asked("two"))
+            assert await it.head_version() == 3
+            _, turn = await run(it.sessions, asked("three"))
+            assert turn.usage.num_cached_tokens == first.position
+            assert await it.head_version() == 4
+
+    in_loop(test)
+
+
+def test_a_document_does_not_go_on_over_a_commit_that_followed_its_own() -> None:
+    async def test() -> None:
+        store = OvertakingStore()
+        async with house(store) as it:
+            await run(it.sessions, asked("one"))
+            first = await it.state()
+            with pytest.raises(CommitConflict):
+                await ingest(it.sessions, in_pieces(text_of(60), 100))
+            assert await it.head_version() == 3
+            assert (await it.state()).position == first.position
 
     in_loop(test)
 

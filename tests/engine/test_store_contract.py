@@ -88,17 +88,24 @@ def test_a_retried_commit_is_applied_once_even_when_another_followed(store: Stor
     new = generation_of(2)
     second = store.commit(KEY, first, new)
     assert store.commit(KEY, first, new) == second
-    third = commit_number(store, 3, base=second)
-    assert store.commit(KEY, first, new) == third
+    commit_number(store, 3, base=second)
+    assert store.commit(KEY, first, new) == second
     assert whole_number(store) == 3
+
+
+def test_a_retried_commit_whose_version_has_a_name_by_now_is_told_with_it(store: Store) -> None:
+    new = generation_of(1)
+    store.commit(KEY, None, new)
+    named = store.name_version(KEY, 1, "first")
+    assert store.commit(KEY, None, new) == named
 
 
 def test_a_head_remembers_the_last_sixteen_generations(store: Store) -> None:
     first = generation_of(1)
-    head = store.commit(KEY, None, first)
+    head = made = store.commit(KEY, None, first)
     for number in range(2, 17):
         head = commit_number(store, number, base=head)
-    assert store.commit(KEY, None, first) == head
+    assert store.commit(KEY, None, first) == made
     commit_number(store, 17, base=head)
     with pytest.raises(CommitConflict):
         store.commit(KEY, None, first)
@@ -236,6 +243,37 @@ def test_sessions_are_listed_by_id_in_pages_and_only_their_tenants(store: Store)
     assert store.delete(SessionKey("one", "a.b")) is True
     assert [session_id for session_id, _ in store.list_sessions("one", 100)] == [i for i in expected if i != "a.b"]
     assert [(session_id, head.version) for session_id, head in store.list_sessions("two", 100)] == [("other", 1)]
+
+
+def test_a_session_that_is_made_while_others_list_is_listed(store: Store) -> None:
+    """Also one that is made anew, where a lister or its deletion has just found none of this id."""
+    is_over = threading.Event()
+
+    def keep_listing() -> None:
+        while not is_over.is_set():
+            store.list_sessions(KEY.tenant, 10)
+
+    for round_number in range(30):
+        key = SessionKey(KEY.tenant, f"made-{round_number}")
+        is_over.clear()
+        listers = [threading.Thread(target=keep_listing) for _ in range(2)]
+        for lister in listers:
+            lister.start()
+        for _ in range(3):
+            store.delete(key)
+            store.create(key, generation_of(round_number))
+        is_over.set()
+        for lister in listers:
+            lister.join()
+        assert [session_id for session_id, _ in store.list_sessions(KEY.tenant, 10)] == [key.session_id]
+        store.delete(key)
+
+
+def test_a_session_without_a_byte_is_created_and_deleted(store: Store) -> None:
+    store.create(KEY, replace(generation_of(0), parts=(), extra=b""))
+    assert store.delete(KEY) is True
+    assert store.read_head(KEY) is None
+    assert store.usage(KEY.tenant).num_bytes == 0
 
 
 def test_the_same_id_of_two_tenants_is_two_sessions(store: Store) -> None:

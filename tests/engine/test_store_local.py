@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from engine import failpoints
 from engine.errors import StateCorrupt, StateLost, StoreFull, StoreMisconfigured, StoreUnavailable
 from engine.stores import local_options, open_store
 from engine.stores.base import SessionKey, TenantUsage
@@ -388,5 +389,16 @@ def test_a_store_can_be_opened_again_after_a_failed_start(directory: Path) -> No
         LocalStore(directory)
     (directory / "aside").rename(directory / "index.sqlite3")
     store = LocalStore(directory)
+    assert whole_number(store) == 1
+    store.close()
+
+
+@pytest.mark.usefixtures("disarmed")
+def test_a_session_has_its_time_from_the_flip_on_and_is_never_seen_as_one_that_has_ended(directory: Path) -> None:
+    store = LocalStore(directory)
+    time.sleep(1.1)
+    failpoints.arm("commit.after_flip=1:error")
+    with pytest.raises(StoreFull):
+        store.create(KEY, generation_of(1, ttl_seconds=1))
     assert whole_number(store) == 1
     store.close()

@@ -186,6 +186,34 @@ def test_a_full_redis_is_a_507_and_the_session_stays(client: httpx.Client, own_r
 
 
 @pytest.mark.redis
+def test_a_session_can_be_deleted_from_a_full_redis(client: httpx.Client, own_redis: RedisServer) -> None:
+    ask(client, "a", session_id="s")
+    with redis.Redis.from_url(own_redis.url) as direct:
+        direct.config_set("maxmemory", 1)
+        assert client.delete("/v1/sessions/s").status_code == 200
+        assert_refused(client.get("/v1/sessions/s"), 404, "session_not_found")
+        assert direct.keys("*default/s*") == []
+        direct.config_set("maxmemory", 0)
+
+
+@pytest.mark.redis
+def test_a_damaged_snapshot_that_cannot_be_put_aside_is_told_all_the_same(
+    client: httpx.Client, own_redis: RedisServer
+) -> None:
+    for text in ("a", "b"):
+        ask(client, text, session_id="s")
+    with redis.Redis.from_url(own_redis.url) as direct:
+        for name in direct.keys("*default/s*:p:*"):
+            damaged = bytearray(direct.get(name))
+            damaged[-2000] ^= 1
+            direct.set(name, bytes(damaged))
+    with redis.Redis.from_url(own_redis.url) as direct:
+        direct.config_set("maxmemory", 1)
+        assert_refused(client.get("/v1/sessions/s/export"), 500, "state_corrupt")
+        direct.config_set("maxmemory", 0)
+
+
+@pytest.mark.redis
 def test_two_servers_on_one_redis_take_turns(model: Path, client: httpx.Client, own_redis: RedisServer) -> None:
     with (
         serving(model, store=own_redis.url, lease_seconds="1") as other,
