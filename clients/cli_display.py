@@ -3,6 +3,7 @@ terminal)."""
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Sequence
 from types import TracebackType
@@ -56,6 +57,9 @@ class _Display:
         self._progress.update(self._task, total=total, completed=completed, rate=rate)
 
 
+_PIPE_WIDTH = 1000
+
+
 class IngestDisplay(_Display):
     """Of committed bytes."""
 
@@ -74,6 +78,11 @@ class ReplayDisplay(_Display):
 
     def update(self, progress: ReplayProgress) -> None:
         self._show(progress.num_tokens, progress.num_total_tokens, progress.tokens_per_second)
+
+
+def table_console() -> Console:
+    """For tables on standard output; nothing is cut in a pipe."""
+    return Console(soft_wrap=True, width=None if sys.stdout.isatty() else _PIPE_WIDTH)
 
 
 def describe_ingest(name: str, result: IngestResult) -> str:

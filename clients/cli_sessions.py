@@ -8,10 +8,9 @@ from dataclasses import asdict
 from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
-from clients.cli_display import ReplayDisplay, age, describe_bytes, describe_replay, versions_table
+from clients.cli_display import ReplayDisplay, age, describe_bytes, describe_replay, table_console, versions_table
 from clients.cli_files import reading, writing
 from clients.cli_memory import heads_table, plot_samples, samples_table
 from clients.cli_shared import DEFAULT_BASE_URL, ApiKey, BaseUrl, connected
@@ -43,7 +42,7 @@ def list_sessions(base_url: BaseUrl = DEFAULT_BASE_URL, api_key: ApiKey = None, 
         reads = "" if info.open_ingest is None else f"from byte {info.open_ingest.offset:,}"
         size, used = describe_bytes(info.num_bytes), age(info.last_used)
         table.add_row(info.session_id, str(info.version), f"{info.position:,}", size, used, reads)
-    Console(soft_wrap=True).print(table)
+    table_console().print(table)
 
 
 @sessions_app.command("show")
@@ -70,13 +69,13 @@ def show_memory(
         typer.echo(json.dumps(asdict(memory)))
         return
     if not plot:
-        Console(soft_wrap=True).print(heads_table(memory))
+        table_console().print(heads_table(memory))
     if not memory.samples:
         typer.echo(f"atlas: {session_id} has no samples yet: a server takes one every some thousand tokens", err=True)
     elif plot:
         typer.echo(plot_samples(memory.samples))
     else:
-        Console(soft_wrap=True).print("", samples_table(memory.samples), sep="\n")
+        table_console().print("", samples_table(memory.samples), sep="\n")
 
 
 @sessions_app.command("versions")
@@ -89,7 +88,7 @@ def list_versions(
     if as_json:
         typer.echo(json.dumps([asdict(version) for version in versions]))
     else:
-        Console(soft_wrap=True).print(versions_table(versions))
+        table_console().print(versions_table(versions))
 
 
 @sessions_app.command("name")
@@ -104,7 +103,7 @@ def name_version(
     with connected(base_url, api_key) as client:
         versions = client.name_version(session_id, name, version)
     named = next(each.version for each in versions if each.name == name)
-    typer.echo(f"version {named} of {session_id} is {name}")
+    typer.echo(f"version {named} of {session_id} is named {name}")
 
 
 @sessions_app.command("unname")
@@ -114,7 +113,7 @@ def unname_version(
     """Take a name away. The version then stays only while it is one of the last few."""
     with connected(base_url, api_key) as client:
         client.unname_version(session_id, name)
-    typer.echo(f"no version of {session_id} is {name}")
+    typer.echo(f"no version of {session_id} is named {name}")
 
 
 @sessions_app.command("fork")

@@ -123,7 +123,7 @@ class StateLost(SnapshotError):
     code = "state_lost"
 
     def __init__(self, message: str, last_whole_version: int | None = None) -> None:
-        super().__init__(message)
+        super().__init__(_with_way_back(message, last_whole_version))
         self.last_whole_version = last_whole_version
 
 
@@ -137,7 +137,7 @@ class StateCorrupt(SnapshotError):
     code = "state_corrupt"
 
     def __init__(self, message: str, last_whole_version: int | None = None) -> None:
-        super().__init__(message)
+        super().__init__(_with_way_back(message, last_whole_version))
         self.last_whole_version = last_whole_version
 
 
@@ -235,3 +235,7 @@ class StoreMisconfigured(AtlasError):
     """Found at start: a store that would tear sessions, or that another server holds."""
 
     code = "store_misconfigured"
+
+
+def _with_way_back(message: str, last_whole_version: int | None) -> str:
+    return message if last_whole_version is None else f"{message}; version {last_whole_version} is whole: rewind to it"

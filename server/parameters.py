@@ -138,7 +138,7 @@ def review_chat_fields(body: Mapping[str, Any]) -> list[str]:
             continue
         meant = next((known for known in EXTENSIONS if is_within(name, known, MAX_TYPOS)), None)
         if meant is not None:
-            raise InvalidRequest(f"unknown parameter: did you mean {meant}?", param=_shown(name))
+            raise InvalidRequest(f"unknown parameter: did you mean {meant}?", param=shown_name(name))
         if _REPORTED_NAME.fullmatch(name):
             ignored.append(name)
     return ignored
@@ -172,6 +172,6 @@ def _refuse_known(fields: Mapping[str, Any], known: Mapping[str, Callable[[Any],
             raise UnsupportedParameter(f"{prefix}{name} is not supported with this value", param=f"{prefix}{name}")
 
 
-def _shown(name: str) -> str | None:
+def shown_name(name: str) -> str | None:
     """Input is not echoed, except for what can only be a name."""
     return name if _REPORTED_NAME.fullmatch(name) else None

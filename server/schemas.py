@@ -12,6 +12,7 @@ from engine.errors import InvalidRequest
 from engine.sampling_params import SamplingParams
 from engine.sessions import History, Message
 from engine.sessions.versions import MAX_METADATA_KEY_LENGTH, MAX_METADATA_VALUE_LENGTH, MAX_NUM_METADATA
+from server.parameters import shown_name
 from server.strict_json import canonical
 
 DEFAULT_MAX_TOKENS = 512
@@ -217,6 +218,9 @@ def validate(model: type[M], body: dict[str, Any]) -> M:
         return model.model_validate(body)
     except ValidationError as error:
         first = error.errors(include_url=False, include_context=False, include_input=False)[0]
+        if first["type"] == "extra_forbidden":
+            name = shown_name(str(first["loc"][-1]))
+            raise InvalidRequest("there is no such field", param=name) from error
         param = _param(first["loc"])
         raise InvalidRequest(f"{param}: {first['msg']}" if param else first["msg"], param=param) from error
 

@@ -92,12 +92,13 @@ class CommittedSessions:
         try:
             record = None if record is None else await self._storage.coded(record)
             appended = self._token_logs.appended(base, record, fed)
+            continues = None if fed is None or fed.since is None else fed.since.version
             try:
-                head = await self._storage.commit(key, base, record, stored, appended)
+                head = await self._storage.commit(key, base, record, stored, appended, continues)
             except LogLost as error:
                 # A log is there to save a session, not to end it.
                 _logger.warning("%s: it goes on without one", error.message)
-                head = await self._storage.commit(key, base, record, stored, None)
+                head = await self._storage.commit(key, base, record, stored, None, continues)
         except AtlasError:
             self._copies.drop(key)
             raise

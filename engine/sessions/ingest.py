@@ -130,7 +130,7 @@ class Ingest:
         if request.document_id not in (None, opened.document_id) or (
             request.document_id is None and not request.offset
         ):
-            raise IngestOpen(f"a document is open in this session, at offset {opened.offset}: finish it first")
+            raise IngestOpen(f"document {opened.document_id} is open at offset {opened.offset}: finish it, or rewind")
         if request.offset != opened.offset:
             raise IngestOffset(f"the open document goes on at offset {opened.offset}", expected=opened.offset)
         return opened.document_id, DocumentPosition(opened.offset, opened.digest), []

@@ -202,7 +202,8 @@ class SessionManager:
             raise VersionConflict(f"the session is at version {version}", current=version)
         record = None if base is None else base.record
         if request.writes and record is not None and record.open_ingest is not None:
-            raise IngestOpen(f"a document is open in this session, at offset {record.open_ingest.offset}")
+            opened = record.open_ingest
+            raise IngestOpen(f"document {opened.document_id} is open at offset {opened.offset}: finish it, or rewind")
         rewound_to = None
         try:
             reading, token_ids = await asyncio.to_thread(self._read, request, record)

@@ -9,7 +9,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from engine.errors import StoreFull
 from engine.stores.base import Head, NewGeneration, SessionKey, Store, TenantUsage, new_generation_id
@@ -38,16 +38,19 @@ UNLIMITED = TenantQuota()
 class Quotas:
     """Safe to call from several threads; a call waits only for the store, and for commits that decide the answer."""
 
-    def __init__(self, quota: TenantQuota) -> None:
+    def __init__(self, quota: TenantQuota, least_num_bytes: int) -> None:
+        """least_num_bytes: of a snapshot of anything that was read."""
         self.quota = quota
+        self._least_num_bytes = least_num_bytes
         self._changed = threading.Condition()
         self._reserved: dict[str, list[TenantUsage]] = {}
         self._recounted: dict[str, float] = {}
 
     def check_room(self, store: Store, key: SessionKey, base: Head | None) -> None:
-        """Raises StoreFull when no commit on top of `base` can fit, however small."""
+        """Raises StoreFull when no commit on top of `base` of what is being read can fit."""
         smallest = NewGeneration(new_generation_id(), (), "", 0, 0.0, 0.0, extra=b"?")
         more = _growth(store, base, smallest)
+        more = replace(more, num_bytes=more.num_bytes + self._least_num_bytes)
         refusal = self._refusal(store, key.tenant, more)
         if refusal is not None and _is_still(store, key, base):
             raise StoreFull(refusal)
@@ -99,7 +102,7 @@ class Quotas:
         if quota.max_num_bytes is not None and more.num_bytes > 0 and num_bytes + more.num_bytes > quota.max_num_bytes:
             return (
                 f"the quota is {quota.max_num_bytes} bytes, and {num_bytes} are stored, to which at least"
-                f" {more.num_bytes} would come: delete a session or a named version first"
+                f" {more.num_bytes} would come: delete a session, take a version's name away, or keep fewer versions"
             )
         return None
 

@@ -18,6 +18,7 @@ from engine.sessions.quotas import UNLIMITED, Quotas, TenantQuota
 from engine.sessions.stored_turns import StoredTurns
 from engine.snapshot import SessionRecord, coded_record, decode_snapshot, encode_snapshot
 from engine.snapshot_codecs import Codec
+from engine.snapshot_layout import layouts_of
 from engine.stores.base import Buffer, Head, IngestMark, NewGeneration, SessionKey, Store, new_generation_id
 
 NUM_THREADS = 8
@@ -54,7 +55,7 @@ class Storage:
     ) -> None:
         self._config = config
         self._fingerprint = fingerprint
-        self._quotas = Quotas(quota)
+        self._quotas = Quotas(quota, layouts_of(config)[codec].num_bytes)
         self._codec = codec
         self._store: Store | None = None
         self._threads = ThreadPoolExecutor(NUM_THREADS, thread_name_prefix="store")
@@ -126,12 +127,14 @@ class Storage:
         record: SessionRecord | None,
         stored: StoredTurns,
         log: Buffer | None = None,
+        continues: int | None = None,
     ) -> Head:
-        """No record is a session that has read nothing; `log` is appended to the token log, None for no log.
+        """No record is a session that has read nothing; `log` is appended to the token log, None for no log;
+        `continues` is the version that was gone back to.
 
         Raises StoreFull, LogLost, and CommitConflict when `base` is not the head any more.
         """
-        return await self._call(lambda store: self._commit(store, key, base, record, stored, log))
+        return await self._call(lambda store: self._commit(store, key, base, record, stored, log, continues))
 
     async def confirm(self, key: SessionKey, head: Head) -> None:
         """Returns when what `head` commits is as durable as `durability` says. Raises StoreUnavailable."""
@@ -216,11 +219,13 @@ class Storage:
         record: SessionRecord | None,
         stored: StoredTurns,
         log: Buffer | None,
+        continues: int | None,
     ) -> Head:
         if base is not None:
             new = self._generation(record, stored, base.created, base.metadata, base.ttl_seconds, log)
         else:
             new = self._generation(record, stored, time.time(), {}, None, log)
+        new = replace(new, continues=continues)
         with self._quotas.admitted(store, key, base, new):
             return _until_answered(lambda: store.commit(key, base, new))
 

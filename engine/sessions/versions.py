@@ -83,8 +83,9 @@ class Versions:
         # The source need not have that version any more when the request comes again.
         if (begun := await self._begun(key, identity)) is not None:
             return begun
-        await self._storage.check_room(key, None)
         generation, loaded = await self._load_found(source, version, self._committed.load_version)
+        if loaded.record is not None:
+            await self._storage.check_room(key, None)
         head = loaded.head
         stored = StoredTurns() if loaded.stored is None else loaded.stored.forked(key.session_id)
         beginning = Beginning(
@@ -138,7 +139,7 @@ class Versions:
         """
         head, generation = await self.find(key, version)
         if head.open_ingest is not None and generation == head.committed:
-            raise IngestOpen("a document is open in this session: name a version before it, or finish it first")
+            raise IngestOpen("a document is open in this session: finish it, rewind, or name a version before it")
         return await self._storage.name_version(key, generation.version, name)
 
     async def unname(self, key: SessionKey, name: str) -> Head:
@@ -200,7 +201,8 @@ class Versions:
             raise SessionNotFound("there is no session with this id")
         generation = head.find(version)
         if generation is None:
-            raise VersionNotFound("this version of the session is not kept")
+            kept = ", ".join(f"{g.version} ({g.name})" if g.name else str(g.version) for g in head.generations)
+            raise VersionNotFound(f"this version of the session is not kept; {kept} are")
         return head, generation
 
     async def _load_found(

@@ -4,9 +4,8 @@ Every store decides by these functions, inside its own atomic step.
 """
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
-from itertools import count
 
 from engine.checksums import part_checksum
 from engine.errors import InvalidRequest, VersionNotFound
@@ -21,7 +20,11 @@ _NAME = re.compile(r"[A-Za-z0-9._:-]{1,64}")
 
 
 def next_head(base: Head | None, new: NewGeneration, version: int, num_kept: int) -> Head:
-    """The head that a commit on top of `base` leaves behind: named generations stay, and `num_kept` of the others."""
+    """The head that a commit on top of `base` leaves behind.
+
+    Named generations stay, and `num_kept` of the others: the newest, and before them the one that was gone back to,
+    so that an answer can be regenerated as often as one likes.
+    """
     log_id, log_num_bytes = _appended_log(base, new)
     committed = Generation(
         version=version,
@@ -39,7 +42,7 @@ def next_head(base: Head | None, new: NewGeneration, version: int, num_kept: int
     kept: tuple[Generation, ...] = ()
     if base is not None:
         # The commits of one ingest count as one generation: what stood before it stays kept until it has finished.
-        kept = base.kept if base.open_ingest else _retained(base.generations, num_kept)
+        kept = base.kept if base.open_ingest else _retained(base.generations, num_kept, new.continues)
     return Head(
         committed=committed,
         recent=recent,
@@ -73,7 +76,9 @@ def renamed_head(head: Head, version: int, name: str | None, num_kept: int) -> H
             raise InvalidRequest("a name has 1 to 64 characters out of A-Z a-z 0-9 . _ : -, not all digits", "name")
         if (holder := head.find(name)) is not None:
             raise InvalidRequest(f"version {holder.version} has this name", "name")
-        if generation.name is None and sum(g.name is not None for g in head.generations) >= MAX_NUM_NAMED:
+        if generation.name is not None:
+            raise InvalidRequest(f"version {version} is named {generation.name}: take that name away first", "name")
+        if sum(g.name is not None for g in head.generations) >= MAX_NUM_NAMED:
             raise InvalidRequest(f"a session has at most {MAX_NUM_NAMED} named versions", "name")
     committed, *kept = (replace(g, name=name) if g is generation else g for g in head.generations)
     return replace(head, committed=committed, kept=_retained(kept, num_kept), revision=head.revision + 1)
@@ -107,7 +112,8 @@ def _appended_log(base: Head | None, new: NewGeneration) -> tuple[str | None, in
     return base.log_id, base.log_num_bytes + num_bytes
 
 
-def _retained(generations: Iterable[Generation], num_kept: int) -> tuple[Generation, ...]:
-    """The named ones, and the first `num_kept` of the others."""
-    unnamed = count()
-    return tuple(g for g in generations if g.name is not None or next(unnamed) < num_kept)
+def _retained(generations: Sequence[Generation], num_kept: int, first: int | None = None) -> tuple[Generation, ...]:
+    """The named ones, and `num_kept` of the others: the version `first`, then the newest."""
+    unnamed = [g.version for g in generations if g.name is None]
+    kept = sorted(unnamed, key=lambda version: version != first)[:num_kept]
+    return tuple(g for g in generations if g.name is not None or g.version in kept)

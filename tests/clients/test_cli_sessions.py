@@ -23,8 +23,11 @@ COMMANDS = ("list", "show", "memory", "versions", "name", "unname", "fork", "rew
 def test_a_session_is_named_gone_back_to_and_copied(server: ServerProcess, client: Client) -> None:
     say(client, "cv", "one", "two")
     base_url = server.base_url
-    assert atlas(base_url, "sessions", "name", "cv", "first", "--version", "1").stdout == "version 1 of cv is first\n"
-    assert atlas(base_url, "sessions", "name", "cv", "newest").stdout == "version 2 of cv is newest\n"
+    assert (
+        atlas(base_url, "sessions", "name", "cv", "first", "--version", "1").stdout
+        == "version 1 of cv is named first\n"
+    )
+    assert atlas(base_url, "sessions", "name", "cv", "newest").stdout == "version 2 of cv is named newest\n"
     shown = atlas(base_url, "sessions", "versions", "cv").stdout.splitlines()
     assert [line.split()[:2] for line in shown] == [["version", "name"], ["2", "newest"], ["1", "first"]]
     assert shown[1].split()[-1] == "committed"
@@ -37,7 +40,7 @@ def test_a_session_is_named_gone_back_to_and_copied(server: ServerProcess, clien
     back = atlas(base_url, "sessions", "rewind", "cv", "1")
     assert back.stdout == f"cv is at version 3, token {position:,}, as version 1 was (disk)\n"
     assert client.get_session("cv").tokens_digest == client.get_session("cv-fork").tokens_digest
-    assert atlas(base_url, "sessions", "unname", "cv", "newest").stdout == "no version of cv is newest\n"
+    assert atlas(base_url, "sessions", "unname", "cv", "newest").stdout == "no version of cv is named newest\n"
     gone = atlas(base_url, "sessions", "rewind", "cv", "newest")
     assert (gone.returncode, gone.stdout, gone.stderr.count("\n")) == (1, "", 1)
     assert gone.stderr.startswith("atlas: version_not_found: ")

@@ -13,7 +13,7 @@ from engine.stores.memory import MemoryStore
 from tests.engine.engines import until
 from tests.engine.harness import assert_same_session
 from tests.engine.sessions_harness import KEY, House, asked, house, in_loop, in_pieces, ingest, run, text_of
-from tests.engine.test_sessions_versions import OTHER, exported, fork, imported, rewind
+from tests.engine.versions_harness import OTHER, exported, fork, imported, rewind
 
 SAMPLED = SamplingParams(temperature=1.0, seed=3, max_tokens=10)
 ROUNDING = [Codec.BF16, Codec.INT8]

@@ -170,6 +170,24 @@ def test_a_named_generation_is_kept_until_it_loses_its_name(store: Store) -> Non
         store.load(KEY, 1)
 
 
+def test_a_version_has_one_name_and_does_not_lose_it_to_another(store: Store) -> None:
+    commit_number(store, 1, base=None)
+    head = name(store, 1, "first")
+    with pytest.raises(InvalidRequest, match="named first"):
+        store.name_version(KEY, 1, "other")
+    assert store.read_head(KEY) == head
+
+
+def test_the_version_that_was_gone_back_to_is_kept_before_newer_ones(store: Store) -> None:
+    head = commit_number(store, 1, base=None)
+    for number in range(2, 7):
+        head = store.commit(KEY, head, replace(generation_of(number), continues=1))
+        assert kept_versions(store) == [number, *([number - 1] if number > 2 else []), 1]
+    assert kept_versions(store) == [6, 5, 1]
+    commit_number(store, 7, base=head)
+    assert kept_versions(store) == [7, 6, 5]
+
+
 def test_names_are_few_and_each_is_given_once(store: Store) -> None:
     head = commit_number(store, 1, base=None)
     for number in range(2, MAX_NUM_NAMED + 3):
@@ -183,7 +201,6 @@ def test_names_are_few_and_each_is_given_once(store: Store) -> None:
     with pytest.raises(VersionNotFound):
         store.name_version(KEY, 999, "new")
     assert store.read_head(KEY) == head
-    assert name(store, 1, "another").find("another") is not None
     with pytest.raises(SessionNotFound):
         store.name_version(SessionKey("tenant", "absent"), 1, "new")
 

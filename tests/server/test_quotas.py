@@ -8,7 +8,7 @@ import httpx
 import pytest
 
 from tests.redis_server import RedisServer
-from tests.server.harness import ThreadedServer, ask, assert_refused, events_of, serving, session_of
+from tests.server.harness import ThreadedServer, ask, assert_refused, serving, session_of
 
 KEYS = "acme:acme-key, globex:globex-key"
 MARK = "private-mark"
@@ -79,7 +79,7 @@ def test_a_tenant_at_its_quota_is_refused_and_another_is_not_touched(limited: Th
                 client.delete(f"/v1/sessions/{name}")
 
 
-def test_a_tenant_at_its_bytes_is_refused_at_the_commit_and_nothing_is_applied(model: Path, tmp_path: Path) -> None:
+def test_a_tenant_at_its_bytes_is_refused_before_the_answer_and_nothing_is_applied(model: Path, tmp_path: Path) -> None:
     with (
         serving(model, store=f"local://{tmp_path / 'probe'}") as probe,
         httpx.Client(base_url=probe.base_url) as client,
@@ -95,8 +95,7 @@ def test_a_tenant_at_its_bytes_is_refused_at_the_commit_and_nothing_is_applied(m
             assert ask(client, "Hi", session_id="s", history="new").json()["session"]["version"] == version
         before = session_of(client, "s")
         assert_refused(ask(client, "Hi", session_id="s", history="new"), 507, "store_full")
-        streamed = events_of(ask(client, "Hi", session_id="s", history="new", stream=True))
-        assert streamed[-1]["error"]["code"] == "store_full"
+        assert_refused(ask(client, "Hi", session_id="s", history="new", stream=True), 507, "store_full")
         assert session_of(client, "s") == before
         assert len(list((tmp_path / "sessions" / "blobs").iterdir())) == 2
 

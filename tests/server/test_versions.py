@@ -102,7 +102,7 @@ def test_a_version_keeps_its_place_for_as_long_as_it_has_a_name(
         ({"name": "a", "version": 99}, 404, "version_not_found", None),
         ({"name": "a", "version": 10**4000}, 404, "version_not_found", None),
         ({"name": "a", "version": "absent"}, 404, "version_not_found", None),
-        ({"name": "a", "other": 1}, 400, "invalid_request", None),
+        ({"name": "a", "other": 1}, 400, "invalid_request", "other"),
     ],
 )
 def test_a_name_that_cannot_be_given_is_refused(

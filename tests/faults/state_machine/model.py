@@ -101,12 +101,12 @@ def begun(memory: Memory, ttl_seconds: int | None, answer: Answered) -> Session:
     return Session((Version(0, memory.with_answer(answer)),), ttl_seconds)
 
 
-def committed(session: Session | None, memory: Memory) -> Session:
-    """What the middle of a document was is not kept once the next commit is there."""
+def committed(session: Session | None, memory: Memory, rewound_to: int | None = None) -> Session:
+    """What the middle of a document was is not kept once the next commit is there; what was gone back to is."""
     if session is None:
         return Session((Version(1, memory),))
     is_open = session.memory.open_document is not None
-    older = session.versions[1:] if is_open else retained(session.versions)
+    older = session.versions[1:] if is_open else retained(session.versions, rewound_to)
     return replace(session, versions=(Version(session.committed.number + 1, memory), *older))
 
 
@@ -116,9 +116,13 @@ def renamed(session: Session, number: int, name: str | None) -> Session:
     return session if new == session.versions else replace(session, versions=(new[0], *retained(new[1:])))
 
 
-def retained(versions: tuple[Version, ...]) -> tuple[Version, ...]:
-    """Every named one, and the newest of the others."""
-    unnamed = [kept.number for kept in versions if kept.name is None][:NUM_KEPT]
+def retained(versions: tuple[Version, ...], rewound_to: int | None = None) -> tuple[Version, ...]:
+    """Every named one, and of the others the one that was gone back to and the newest."""
+    unnamed = [kept.number for kept in versions if kept.name is None]
+    if rewound_to in unnamed:
+        unnamed.remove(rewound_to)
+        unnamed.insert(0, rewound_to)
+    unnamed = unnamed[:NUM_KEPT]
     return tuple(kept for kept in versions if kept.name is not None or kept.number in unnamed)
 
 

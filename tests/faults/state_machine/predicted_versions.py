@@ -70,7 +70,7 @@ def predict_rewind(rewind: Rewind, sessions: Sessions) -> Prediction:
     number = session.committed.number + 1
     seen = Seen(number, target.memory.position, rewound_to=target.number)
     answer = Answered(number, rewind.key, request_digest(rewind), seen)
-    return Prediction(seen, (committed(session, target.memory.with_answer(answer)),))
+    return Prediction(seen, (committed(session, target.memory.with_answer(answer), target.number),))
 
 
 def predict_name(name: Name, sessions: Sessions) -> Prediction:
@@ -80,7 +80,7 @@ def predict_name(name: Name, sessions: Sessions) -> Prediction:
         return refused("session_not_found" if session is None else "version_not_found")
     if version is session.committed and version.memory.open_document is not None:
         return refused("ingest_open")
-    if session.find(name.name) not in (None, version):
+    if session.find(name.name) not in (None, version) or version.name not in (None, name.name):
         return refused("invalid_request")
     return done(renamed(session, version.number, name.name))
 

@@ -94,7 +94,7 @@ class Predictions:
             return Prediction(Seen(version, base.position, text, rewound_to))
         seen = Seen(version + 1, memory.position, text, rewound_to)
         memory = memory.with_answer(Answered(version + 1, turn.key, request_digest(turn), seen))
-        return Prediction(seen, (committed(session, memory),))
+        return Prediction(seen, (committed(session, memory, rewound_to),))
 
     async def _answered(self, turn: Turn, base: Memory, num_known: int) -> tuple[Memory, str]:
         """What a turn that starts from `base` has learned, and its answer."""
