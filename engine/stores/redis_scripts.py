@@ -45,7 +45,10 @@ if (current[1] or '') ~= ARGV[1] then return {'conflict', ''} end
 local last_new = 2 + tonumber(ARGV[8])
 local last_kept = last_new + tonumber(ARGV[9])
 local log_length = tonumber(ARGV[13])
-if log_length >= 0 and redis.call('STRLEN', KEYS[last_new]) < log_length then return {'log lost', ''} end
+if log_length >= 0 then
+  local log = KEYS[last_new]
+  if redis.call('EXISTS', log) == 0 or redis.call('STRLEN', log) < log_length then return {'log lost', ''} end
+end
 for i = 3, last_new do
   if redis.call('EXISTS', KEYS[i]) == 0 then return {'missing', ''} end
 end
