@@ -30,7 +30,7 @@ end
 # KEYS: head, generations, the new generation's keys (the token log last, if there is one), the kept ones', the dropped
 # ones'.
 # ARGV: the base's fence or '', the new one, its generation, recent, head, ttl, grace, numbers of new and of kept keys,
-# the new member and the dropped ones of the generations, and how long these are remembered at least, the token log's
+# the new members and the dropped ones of the generations, and how long these are remembered at least, the token log's
 # length before (-1: there is none) and what is appended to it.
 FLIP = (
     _SET_EXPIRY
@@ -55,7 +55,7 @@ end
 if ARGV[14] ~= '' then redis.call('SETRANGE', KEYS[last_new], log_length, ARGV[14]) end
 redis.call('HSET', KEYS[1], 'fence', ARGV[2], 'recent', ARGV[4], 'head', ARGV[5])
 redis.call('ZREMRANGEBYSCORE', KEYS[2], '-inf', now_milliseconds())
-redis.call('ZADD', KEYS[2], '+inf', ARGV[10])
+for member in string.gmatch(ARGV[10], '%S+') do redis.call('ZADD', KEYS[2], '+inf', member) end
 enter_dropped(KEYS[2], ARGV[11], tonumber(ARGV[7]))
 local ttl = tonumber(ARGV[6])
 set_expiry(KEYS[1], ttl)
