@@ -51,7 +51,9 @@ class Quotas:
         smallest = NewGeneration(new_generation_id(), (), "", 0, 0.0, 0.0, extra=b"?")
         more = _growth(store, base, smallest)
         more = replace(more, num_bytes=more.num_bytes + self._least_num_bytes)
-        refusal = self._refusal(store, key.tenant, more)
+        refusal = self._exceeded(store.usage(key.tenant), key.tenant, more)
+        if self._recount_is_due(key.tenant, refusal):
+            refusal = self._exceeded(self._recount(store, key.tenant), key.tenant, more)
         if refusal is not None and _is_still(store, key, base):
             raise StoreFull(refusal)
 
@@ -73,23 +75,32 @@ class Quotas:
                 self._changed.notify_all()
 
     def _reserve(self, store: Store, key: SessionKey, base: Head | None, more: TenantUsage) -> None:
-        with self._changed:
-            # Others' commits may be in the store's count already: near the limit, wait until they are.
-            while (refusal := self._refusal(store, key.tenant, more)) and self._reserved.get(key.tenant):
-                self._changed.wait()
-            if refusal is not None and _is_still(store, key, base):
-                raise StoreFull(refusal)
-            self._reserved.setdefault(key.tenant, []).append(more)
+        while True:
+            with self._changed:
+                refusal = self._exceeded(store.usage(key.tenant), key.tenant, more)
+                if not self._recount_is_due(key.tenant, refusal):
+                    if refusal is not None and self._reserved.get(key.tenant):
+                        # Others' commits may be in the store's count already: near the limit, wait until they are.
+                        self._changed.wait()
+                        continue
+                    if refusal is not None and _is_still(store, key, base):
+                        raise StoreFull(refusal)
+                    self._reserved.setdefault(key.tenant, []).append(more)
+                    return
+            # It looks at every session of the tenant: nobody else's commit waits for that.
+            self._recount(store, key.tenant)
 
-    def _refusal(self, store: Store, tenant: str, more: TenantUsage) -> str | None:
-        refusal = self._exceeded(store.usage(tenant), tenant, more)
-        if refusal is None and tenant in self._recounted:
-            return None
-        now = time.monotonic()
-        if now - self._recounted.get(tenant, -RECOUNT_SECONDS) >= RECOUNT_SECONDS:
-            self._recounted[tenant] = now
-            refusal = self._exceeded(store.recount(tenant), tenant, more)
-        return refusal
+    def _recount_is_due(self, tenant: str, refusal: str | None) -> bool:
+        """A tenant is counted once by its sessions, and again before it is refused."""
+        recounted = self._recounted.get(tenant)
+        if recounted is None:
+            return True
+        return refusal is not None and time.monotonic() - recounted >= RECOUNT_SECONDS
+
+    def _recount(self, store: Store, tenant: str) -> TenantUsage:
+        usage = store.recount(tenant)
+        self._recounted[tenant] = time.monotonic()
+        return usage
 
     def _exceeded(self, used: TenantUsage, tenant: str, more: TenantUsage) -> str | None:
         reserved = self._reserved.get(tenant, ())

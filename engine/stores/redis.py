@@ -34,7 +34,7 @@ from engine.stores.head_json import decode_head, encode_head
 from engine.stores.redis_check import RedisCheck
 from engine.stores.redis_client import SMALL_NUM_BYTES, RedisClient
 from engine.stores.redis_errors import translated
-from engine.stores.redis_generations import RedisGenerations, member, members
+from engine.stores.redis_generations import RedisGenerations, members
 from engine.stores.redis_index import RedisIndex
 from engine.stores.redis_keys import RedisKeys
 from engine.stores.redis_log import check_log_fits, first_piece, read_log, stage_rest
@@ -153,7 +153,7 @@ class RedisStore:
                 _fence(head),
                 encode_head(head),
                 GRACE_SECONDS * 1000,
-                members(dropped),
+                members(dropped, []),
             ]
             keys = [self._keys.head(key), self._keys.generations(key), *self._keys.everything(key, dropped)]
             if self._client.run_script_durably(REPLACE_HEAD, keys, arguments):
@@ -252,6 +252,8 @@ class RedisStore:
                 self._index.entry(key, stored_num_bytes(head)),
                 self._generations.entry(key, head.committed, _REMEMBER_SECONDS),
             ]
+            if begun:
+                entries.append(self._generations.log_entry(key, new.generation, _REMEMBER_SECONDS))
             staged = stage(self._client, chain(values, pieces), STAGING_SECONDS, entries)
             try:
                 for name in begun:
@@ -273,6 +275,7 @@ class RedisStore:
         new = [*self._keys.everything(key, [head.committed]), *logs]
         kept = self._keys.everything(key, head.kept)
         dropped = generations_dropped(base, head) if base else []
+        ended = [] if base is None or base.log_id in (None, head.log_id) else [base.log_id]
         arguments: list[bytes | int] = [
             _fence(base),
             _fence(head),
@@ -283,15 +286,13 @@ class RedisStore:
             GRACE_SECONDS * 1000,
             len(new),
             len(kept),
-            member(head.committed),
-            members(dropped),
+            members([head.committed], [] if head.log_id is None else [head.log_id]),
+            members(dropped, ended),
             _REMEMBER_SECONDS * 1000,
             -1 if head.log_num_bytes is None else head.log_num_bytes - buffer_num_bytes(appended),
             bytes(appended),
         ]
-        gone = self._keys.everything(key, dropped)
-        if not logs:
-            gone += self._keys.logs(key, base)
+        gone = [*self._keys.everything(key, dropped), *(self._keys.log(key, log_id) for log_id in ended)]
         keys = [self._keys.head(key), self._keys.generations(key), *new, *kept, *gone]
         status, raw = self._client.run_script_durably(FLIP, keys, arguments, lambda reply: reply[0] == b"flipped")
         if status == b"conflict":

@@ -1,9 +1,10 @@
 """Which generations of a session have bytes in Redis, whether its head names them or not: staged ones, kept ones, those
 that wait for their readers, and copies in quarantine. A deletion reads here what it has to delete.
 
-A sorted set beside the head. A member is `generation:num_parts`, with `:quarantined` behind it for a copy; its score is
-when, by Redis' clock in milliseconds, its keys will have expired, and infinite for those that do not expire. A member
-is entered before the first of its keys, and a flip removes those whose time is over (redis_scripts.py).
+A sorted set beside the head. A member is `generation:num_parts`, with `:quarantined` behind it for a copy, or `id:log`
+for a token log; its score is when, by Redis' clock in milliseconds, its keys will have expired, and infinite for those
+that do not expire. A member is entered before the first of its keys, and a flip removes those whose time is over
+(redis_scripts.py).
 """
 
 from collections.abc import Iterable, Iterator
@@ -14,6 +15,7 @@ from engine.stores.redis_keys import RedisKeys
 from engine.stores.redis_scripts import REGISTER, RETIRE
 
 _QUARANTINED = b":quarantined"
+_LOG = "log"
 _BATCH = 500
 
 
@@ -21,9 +23,13 @@ def member(generation: Generation) -> bytes:
     return f"{generation.generation}:{generation.num_parts}".encode()
 
 
-def members(generations: Iterable[Generation]) -> bytes:
+def members(generations: Iterable[Generation], log_ids: Iterable[str]) -> bytes:
     """As the scripts take them, separated by spaces."""
-    return b" ".join(member(generation) for generation in generations)
+    return b" ".join([*map(member, generations), *map(_log_member, log_ids)])
+
+
+def _log_member(log_id: str) -> bytes:
+    return f"{log_id}:{_LOG}".encode()
 
 
 class RedisGenerations:
@@ -34,6 +40,10 @@ class RedisGenerations:
     def entry(self, key: SessionKey, generation: Generation, seconds: int) -> Command:
         """The command that enters a generation whose keys live no longer than `seconds`."""
         return self._register(key, member(generation), seconds)
+
+    def log_entry(self, key: SessionKey, log_id: str, seconds: int) -> Command:
+        """The same for a token log."""
+        return self._register(key, _log_member(log_id), seconds)
 
     def quarantine(self, key: SessionKey, generation: Generation, seconds: int) -> None:
         """Copy what there is of a generation, to live `seconds`."""
@@ -69,6 +79,8 @@ class RedisGenerations:
 
     def _names(self, key: SessionKey, name: bytes) -> list[bytes]:
         generation, num_parts, *rest = name.decode().split(":")
+        if num_parts == _LOG:
+            return [self._keys.log(key, generation)]
         return [found + _QUARANTINED if rest else found for found in self._keys.all_of(key, generation, int(num_parts))]
 
 

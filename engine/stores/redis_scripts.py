@@ -30,7 +30,7 @@ end
 # KEYS: head, generations, the new generation's keys (the token log last, if there is one), the kept ones', the dropped
 # ones'.
 # ARGV: the base's fence or '', the new one, its generation, recent, head, ttl, grace, numbers of new and of kept keys,
-# the new member and the dropped ones of the generations, and how long these are remembered at least, the token log's
+# the new members and the dropped ones of the generations, and how long these are remembered at least, the token log's
 # length before (-1: there is none) and what is appended to it.
 FLIP = (
     _SET_EXPIRY
@@ -45,14 +45,17 @@ if (current[1] or '') ~= ARGV[1] then return {'conflict', ''} end
 local last_new = 2 + tonumber(ARGV[8])
 local last_kept = last_new + tonumber(ARGV[9])
 local log_length = tonumber(ARGV[13])
-if log_length >= 0 and redis.call('STRLEN', KEYS[last_new]) < log_length then return {'log lost', ''} end
+if log_length >= 0 then
+  local log = KEYS[last_new]
+  if redis.call('EXISTS', log) == 0 or redis.call('STRLEN', log) < log_length then return {'log lost', ''} end
+end
 for i = 3, last_new do
   if redis.call('EXISTS', KEYS[i]) == 0 then return {'missing', ''} end
 end
 if ARGV[14] ~= '' then redis.call('SETRANGE', KEYS[last_new], log_length, ARGV[14]) end
 redis.call('HSET', KEYS[1], 'fence', ARGV[2], 'recent', ARGV[4], 'head', ARGV[5])
 redis.call('ZREMRANGEBYSCORE', KEYS[2], '-inf', now_milliseconds())
-redis.call('ZADD', KEYS[2], '+inf', ARGV[10])
+for member in string.gmatch(ARGV[10], '%S+') do redis.call('ZADD', KEYS[2], '+inf', member) end
 enter_dropped(KEYS[2], ARGV[11], tonumber(ARGV[7]))
 local ttl = tonumber(ARGV[6])
 set_expiry(KEYS[1], ttl)

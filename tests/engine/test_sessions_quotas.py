@@ -2,6 +2,7 @@
 
 import asyncio
 import resource
+import threading
 from collections.abc import Awaitable
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import suppress
@@ -230,3 +231,36 @@ def test_what_a_commit_would_give_back_is_not_given_away_before_it_has() -> None
         with pytest.raises(StoreFull):
             beginning.result(timeout=10)
     assert store.usage(other.tenant).num_bytes == num_bytes
+
+
+class SlowlyRecountedStore(MemoryStore):
+    """The recount of one tenant ends when the test says so."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.slow_tenant, self.goes_on = "", threading.Event()
+
+    def recount(self, tenant: str) -> TenantUsage:
+        assert tenant != self.slow_tenant or self.goes_on.wait(10)
+        return super().recount(tenant)
+
+
+def test_a_tenant_that_is_being_recounted_holds_up_no_other() -> None:
+    store = SlowlyRecountedStore()
+    store.slow_tenant = "slow"
+    quotas = Quotas(TenantQuota(max_num_sessions=1), 0)
+
+    def begin(tenant: str) -> None:
+        session = SessionKey(tenant, "s")
+        with quotas.admitted(store, session, None, generation_of(1)):
+            store.create(session, generation_of(1))
+
+    with ThreadPoolExecutor(2) as threads:
+        slow = threads.submit(begin, "slow")
+        try:
+            threads.submit(begin, "quick").result(timeout=5)
+            assert not slow.done()
+        finally:
+            store.goes_on.set()
+        slow.result(timeout=5)
+    assert (store.usage("quick").num_sessions, store.usage("slow").num_sessions) == (1, 1)

@@ -246,10 +246,11 @@ def raw(redis_server: RedisServer) -> Iterator["redis.Redis"]:
 
 
 @pytest.mark.redis
+@pytest.mark.parametrize("log", [log_of(1), b""])
 def test_a_log_that_redis_has_lost_refuses_the_append_and_changes_nothing(
-    redis_store: RedisStore, raw: "redis.Redis"
+    redis_store: RedisStore, raw: "redis.Redis", log: bytes
 ) -> None:
-    head = commit(redis_store, 1, None)
+    head = redis_store.commit(KEY, None, replace(generation_of(1), log=log))
     assert raw.delete(f"{PREFIX}log:{head.log_id}") == 1
     with pytest.raises(LogLost):
         commit(redis_store, 2, head)
