@@ -220,7 +220,7 @@ def validate(model: type[M], body: dict[str, Any]) -> M:
         first = error.errors(include_url=False, include_context=False, include_input=False)[0]
         if first["type"] == "extra_forbidden":
             name = shown_name(str(first["loc"][-1]))
-            raise InvalidRequest("there is no such field", param=name) from error
+            raise InvalidRequest(f"{name or 'a name'} is no field of this request", param=name) from error
         param = _param(first["loc"])
         raise InvalidRequest(f"{param}: {first['msg']}" if param else first["msg"], param=param) from error
 

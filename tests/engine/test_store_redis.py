@@ -1,5 +1,6 @@
 """What only Redis can do to a session. Every server here is real; those that are harmed are a test's own."""
 
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
@@ -299,3 +300,20 @@ def test_a_quarantined_generation_keeps_a_copy_that_no_commit_drops(store: Store
     copies = [key for key in keys_of(raw) if key.endswith(":quarantined")]
     assert len(copies) == NUM_PARTS + 1
     assert all(raw.ttl(key) > 24 * 3600 for key in copies)
+
+
+def test_a_server_that_hangs_is_unavailable_soon_and_the_session_goes_on_when_it_wakes(
+    store: Store, server: RedisServer
+) -> None:
+    head = commit_number(store, 1, base=None)
+    new = generation_of(2)
+    server.pause()
+    for call in (lambda: store.read_head(KEY), lambda: store.commit(KEY, head, new), lambda: store.load(KEY)):
+        begin = time.monotonic()
+        with pytest.raises(StoreUnavailable):
+            call()
+        assert time.monotonic() - begin < 6
+    server.resume()
+    assert whole_number(store) == 1
+    assert store.commit(KEY, head, new).version == 2
+    assert whole_number(store) == 2

@@ -15,7 +15,6 @@ from engine.errors import (
     StoreUnavailable,
 )
 from engine.stores import open_store
-from engine.stores.base import Store
 from tests.engine.store_cases import (
     KEY,
     PART_NUM_BYTES,
@@ -100,23 +99,6 @@ def test_a_server_that_is_down_is_unavailable_soon(own: Callable[..., RedisServe
         store.check()
     assert time.monotonic() - begin < 5
     store.close()
-
-
-def test_a_server_that_hangs_is_unavailable_soon_and_the_session_goes_on_when_it_wakes(
-    store: Store, server: RedisServer
-) -> None:
-    head = commit_number(store, 1, base=None)
-    new = generation_of(2)
-    server.pause()
-    for call in (lambda: store.read_head(KEY), lambda: store.commit(KEY, head, new), lambda: store.load(KEY)):
-        begin = time.monotonic()
-        with pytest.raises(StoreUnavailable):
-            call()
-        assert time.monotonic() - begin < 6
-    server.resume()
-    assert whole_number(store) == 1
-    assert store.commit(KEY, head, new).version == 2
-    assert whole_number(store) == 2
 
 
 def test_a_full_redis_refuses_the_commit_and_keeps_nothing_of_it(own: Callable[..., RedisServer]) -> None:

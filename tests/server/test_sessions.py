@@ -108,8 +108,9 @@ def test_a_session_may_be_created_without_an_id_and_without_a_body(client: httpx
         ({"from": {"session_id": "x", "version": 1.5}}, "invalid_request", "from.version"),
         ({"from": {"session_id": "x", "version": ""}}, "invalid_request", "from.version"),
         ({"from": {"session_id": "x", "version": True}}, "invalid_request", "from.version"),
-        ({"source": {"session_id": "x"}}, "invalid_request", None),
-        ({"nonsense": 1}, "invalid_request", None),
+        ({"source": {"session_id": "x"}}, "invalid_request", "source"),
+        ({"nonsense": 1}, "invalid_request", "nonsense"),
+        ({"No Name!": 1}, "invalid_request", None),
     ],
 )
 def test_a_session_is_not_created_from_nonsense(
