@@ -198,6 +198,9 @@ class LocalStore:
         current = self.read_head(key)
         head = next_head(base, new, version, self.num_kept)
         if current is not None and new.generation in current.recent:
+            # The first try was applied and has not come to what it drops.
+            with suppress(OSError):
+                self._drop(key, generations_dropped(base, current) if base else [], _logs_ended(base, current))
             return applied_head(current, head)
         if not is_unchanged(base, current):
             raise CommitConflict("another writer committed this session first")
@@ -208,8 +211,7 @@ class LocalStore:
             self._flip(key, base, head, new.log)
             failpoint("commit.after_flip")
         with suppress(OSError):
-            ended = [base.log_id] if base is not None and base.log_id != head.log_id else []
-            self._drop(key, generations_dropped(base, head) if base else [], ended)
+            self._drop(key, generations_dropped(base, head) if base else [], _logs_ended(base, head))
             failpoint("commit.after_drop")
         return head
 
@@ -322,3 +324,7 @@ class LocalStore:
             for key, head in self._index.all_heads():
                 if head is not None and self._idle_times.has_ended(key, head):
                     self._end(key)
+
+
+def _logs_ended(base: Head | None, head: Head) -> list[str | None]:
+    return [base.log_id] if base is not None and base.log_id != head.log_id else []

@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import replace
+from pathlib import Path
 
 from engine.stores.base import Head, NewGeneration, SessionKey, Store, new_generation_id
 
@@ -64,3 +65,8 @@ def whole_number(store: Store, key: SessionKey = KEY, version: int | None = None
 
 def commit_number(store: Store, number: int, base: Head | None, key: SessionKey = KEY) -> Head:
     return store.commit(key, base, generation_of(number))
+
+
+def blob_names(directory: Path) -> set[str]:
+    """The files of a local store's generations, and what is beside them."""
+    return {path.name for path in (directory / "blobs").iterdir()}
