@@ -86,6 +86,7 @@ class Replay:
         stored = await self._stored()
         repeated = None if stored is None else stored.find_turn(head.version, request.identity)
         if repeated is not None:
+            await self._committed.confirm(request.session, head)
             yield _result_of(repeated.response)
             return
         if request.if_match is not None and request.if_match != head.version:

@@ -160,8 +160,8 @@ class Versions:
         if repeated is not None:
             await self._committed.confirm(key, head)
             return CommittedSession(**repeated.response)
-        # What was gone back to may be the version that this very commit has dropped: only now.
-        _, generation = await self.find(key, version)
+        # Only now: a repeated request is answered though the version that it went back to is not kept any more.
+        generation = _kept(head, version)
         if if_match is not None and if_match != head.version:
             raise VersionConflict(f"the session is at version {head.version}", current=head.version)
         loaded = await self._committed.load_version(key, generation.version)
@@ -199,11 +199,7 @@ class Versions:
         head = await self._storage.read_head(key)
         if head is None:
             raise SessionNotFound("there is no session with this id")
-        generation = head.find(version)
-        if generation is None:
-            kept = ", ".join(f"{g.version} ({g.name})" if g.name else str(g.version) for g in head.generations)
-            raise VersionNotFound(f"this version of the session is not kept; {kept} are")
-        return head, generation
+        return head, _kept(head, version)
 
     async def _load_found(
         self, key: SessionKey, version: int | str | None, load: Callable[[SessionKey, int], Awaitable[T]]
@@ -253,6 +249,15 @@ class Versions:
         except LogLost as error:
             _logger.warning("%s: the fork has none", error.message)
             return None
+
+
+def _kept(head: Head, version: int | str | None) -> Generation:
+    """Raises VersionNotFound, which tells what there is."""
+    generation = head.find(version)
+    if generation is None:
+        kept = ", ".join(f"{g.version} ({g.name})" if g.name else str(g.version) for g in head.generations)
+        raise VersionNotFound(f"this version of the session is not kept; {kept} are")
+    return generation
 
 
 def _is_fit(metadata: Mapping[str, str]) -> bool:

@@ -29,7 +29,7 @@ async def replay_session(request: Request) -> Response:
     """Feed the tokens of the session's log again, and commit what they lead to. Honours If-Match."""
     runtime = runtime_of(request)
     key, version = path_session(request), if_match(request)
-    identity = request_identity(request, "replay", {"session_id": key.session_id, "if_match": version})
+    identity = request_identity(request, "replay", {"session_id": key.session_id})
     steps = _run(runtime, ReplayRequest(key, version, identity))
     if MEDIA_TYPE in request.headers.get("accept", ""):
         events = progress_events(runtime, latest(steps), _body)

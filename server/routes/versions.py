@@ -55,12 +55,11 @@ async def unname_version(request: Request) -> Response:
 async def rewind_session(request: Request) -> Response:
     """Make a kept version the committed one again, as a new version. Honours If-Match."""
     runtime = runtime_of(request)
-    key, version = path_session(request), if_match(request)
+    key = path_session(request)
     body = await read_json(request, runtime.config.max_body_bytes, runtime.config.body_timeout_seconds)
     wanted = validate(RewindRequest, body)
-    fields = {"session_id": key.session_id, "if_match": version, **wanted.model_dump()}
-    identity = request_identity(request, "rewind", fields)
-    session = await runtime.serving().sessions.rewind(key, wanted.version, version, identity)
+    identity = request_identity(request, "rewind", {"session_id": key.session_id, **wanted.model_dump()})
+    session = await runtime.serving().sessions.rewind(key, wanted.version, if_match(request), identity)
     answer = {"object": "session.rewound", **session_object(session)}
     return JSONResponse(answer, headers=session_headers(key, session.version))
 
