@@ -18,9 +18,10 @@ from engine.sessions.stored_turns import RequestIdentity
 from engine.stores import open_store
 from engine.stores.base import SessionKey, Store
 from engine.stores.redis_connections import CONTROL_SECONDS
+from tests.engine.replay_harness import LOGGING, replay
 from tests.engine.sessions_harness import ENDLESS, KEY, asked, house, in_loop, in_pieces, ingest, replayed, run
 from tests.redis_server import RedisServer, redis_is_installed
-from tests.redis_topologies import ask, wait_for_acknowledgement, wait_for_replica, wait_until
+from tests.redis_topologies import ask, info, wait_for_acknowledgement, wait_for_replica, wait_until
 
 pytestmark = [
     pytest.mark.redis,
@@ -130,6 +131,25 @@ def test_a_rewind_that_too_few_replicas_have_is_made_once_and_acknowledged_when_
     in_loop(test)
 
 
+def test_a_replay_that_too_few_replicas_have_is_made_once_and_acknowledged_when_they_have_it(own: Own) -> None:
+    async def test() -> None:
+        server = own()
+        replica = replica_of(own, server)
+        async with house(waiting_store(server), LOGGING) as it:
+            await run(it.sessions, asked("one"))
+            replica.pause()
+            identity = RequestIdentity("replay", "k")
+            for _ in range(2):
+                with pytest.raises(StoreUnavailable, match="0 of 1 replicas"):
+                    await replay(it, identity=identity)
+            wake(replica, server)
+            _, result = await replay(it, identity=identity)
+            assert (result.session.version, result.session.durability) == (2, "replicated:1")
+            assert await it.head_version() == 2
+
+    in_loop(test)
+
+
 def test_a_failover_that_lost_an_acknowledged_version_is_told_and_never_silently_continued(own: Own) -> None:
     """The replica was cut off when the second turn was committed, and then made the master."""
 
@@ -138,7 +158,8 @@ def test_a_failover_that_lost_an_acknowledged_version_is_told_and_never_silently
         replica = replica_of(own, server, "--appendonly", "yes", "--appendfsync", "always")
         async with house(open_store(server.url)) as it:
             await run(it.sessions, asked("one"))
-            wait_until(lambda: ask(replica, "DBSIZE") == ask(server, "DBSIZE"), "the replica to have it")
+            wait_for_acknowledgement(server)
+            wait_until(lambda: info(replica, "persistence")["aof_rewrite_in_progress"] == 0, "the replica's file")
             before = await it.state()
             ask(replica, "REPLICAOF", "NO", "ONE")
             await run(it.sessions, asked("two"))
