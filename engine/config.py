@@ -19,6 +19,7 @@ class EngineConfig:
     max_state_norm: a tensor of a state whose norm is beyond it (or not finite) is never handed out.
     num_threads: torch's threads on the CPU; None leaves torch's own choice.
     device: where the model and the slots live.
+    allow_tf32: on CUDA, products of float32 matrices may round their operands (see `numerics`).
     """
 
     max_num_sequences: int = 16
@@ -30,6 +31,7 @@ class EngineConfig:
     max_state_norm: float = 1e6
     num_threads: int | None = None
     device: str = "cpu"
+    allow_tf32: bool = False
 
     def __post_init__(self) -> None:
         for key in ("max_num_waiting", "memory_sample_tokens"):

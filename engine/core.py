@@ -20,6 +20,7 @@ from engine.config import EngineConfig
 from engine.errors import AtlasError, Draining, InvalidRequest, MemoryDiverged
 from engine.memory_samples import MemorySample
 from engine.model_runner import ModelRunner
+from engine.numerics import set_float32_products
 from engine.progress import Progress
 from engine.sampler import Draw, Sampler
 from engine.scheduler import Batch, Scheduler
@@ -36,6 +37,7 @@ class EngineCore:
 
     def __init__(self, checkpoint: Checkpoint, config: EngineConfig) -> None:
         device = torch.device(config.device)
+        set_float32_products(device, allow_tf32=config.allow_tf32)
         model = checkpoint.model.to(device)
         self._tokenizer = checkpoint.tokenizer
         self._end_token_id = checkpoint.tokenizer.special.end

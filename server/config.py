@@ -57,6 +57,9 @@ class ServerConfig:
         str, "how a session's numbers are stored: none, bf16 (half the bytes) or int8 (a quarter); any of them is read"
     ] = Codec.NONE.value
     device: Annotated[str, "where the model runs: cpu or cuda"] = "cpu"
+    allow_tf32: Annotated[
+        bool, "on CUDA, multiply float32 matrices faster, their numbers rounded to 10 bits; states stay float32"
+    ] = False
     threads: Annotated[int | None, "torch's threads on the CPU; default: torch's own choice"] = None
     max_num_sequences: Annotated[int, "sequences that run at once"] = 16
     max_num_waiting: Annotated[int, "requests that may wait beyond those; the next one gets 429"] = 256

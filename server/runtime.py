@@ -186,4 +186,5 @@ def _engine_config(config: ServerConfig) -> EngineConfig:
         memory_sample_tokens=config.memory_sample_tokens,
         num_threads=config.threads,
         device=config.device,
+        allow_tf32=config.allow_tf32,
     )
