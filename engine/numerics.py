@@ -1,8 +1,8 @@
 """How exactly a CUDA device multiplies float32 matrices: said, and not left to what torch happens to default to.
 
 States, memories and momenta are float32 in any case, and so are sums. TF32 rounds the operands of a product to 10
-bits of mantissa (float32 has 23, bfloat16 7), for several times the rate: it changes what is learned, by about 1e-3
-of it, so it is asked for and never assumed. A CPU knows no TF32. float64 models are not touched.
+bits of mantissa (float32 has 23, bfloat16 7) for several times the rate. It moves the demo's states by 5e-4 of their
+size, so it is asked for and never assumed. A CPU knows no TF32, and float64 models are not touched.
 """
 
 import torch
