@@ -19,6 +19,7 @@ class EngineConfig:
     max_state_norm: a tensor of a state whose norm is beyond it (or not finite) is never handed out.
     num_threads: torch's threads on the CPU; None leaves torch's own choice.
     device: where the model and the slots live.
+    max_pinned_num_bytes: on CUDA, host memory for states that are copied while the model runs.
     allow_tf32: on CUDA, products of float32 matrices may round their operands (see `numerics`).
     """
 
@@ -31,10 +32,11 @@ class EngineConfig:
     max_state_norm: float = 1e6
     num_threads: int | None = None
     device: str = "cpu"
+    max_pinned_num_bytes: int = 2**28
     allow_tf32: bool = False
 
     def __post_init__(self) -> None:
-        for key in ("max_num_waiting", "memory_sample_tokens"):
+        for key in ("max_num_waiting", "memory_sample_tokens", "max_pinned_num_bytes"):
             if getattr(self, key) < 0:
                 raise ValueError(f"{key} must be 0 or more, not {getattr(self, key)}")
         positive = {

@@ -17,6 +17,7 @@ from torch import Tensor
 from atlas_model.checkpoint import Checkpoint
 from atlas_model.text.chat_format import OPENING
 from engine.config import EngineConfig
+from engine.departures import Departures
 from engine.errors import AtlasError, Draining, InvalidRequest, MemoryDiverged
 from engine.memory_samples import MemorySample
 from engine.model_runner import ModelRunner
@@ -28,6 +29,7 @@ from engine.sequence import FinishReason, Resume, Sequence, SequenceOutput, Sequ
 from engine.state_pool import StatePool, diverged_tensor
 from engine.stopping import Stopping
 from engine.telemetry import Counters, EngineStats
+from engine.transfers import Transfers
 
 _logger = logging.getLogger(__name__)
 
@@ -50,6 +52,8 @@ class EngineCore:
             self._initial_state = model.initial_state(1)
             self._pool = StatePool(model.config, config.max_num_sequences, device)
             self._sampler = Sampler(self._vocab_size, self._end_token_id, silent, device)
+            self._transfers = Transfers(model.config, device, config.max_pinned_num_bytes)
+        self._departures = Departures()
         self._runner = ModelRunner(model, self._pool, device)
         self._scheduler = Scheduler(config)
         self._progress: dict[str, Progress] = {}
@@ -59,7 +63,7 @@ class EngineCore:
     @property
     def has_work(self) -> bool:
         """Whether a step would do or say anything."""
-        return bool(self._progress or self._outputs)
+        return bool(self._progress or self._outputs or self._departures)
 
     @property
     def num_free_slots(self) -> int:
@@ -115,6 +119,7 @@ class EngineCore:
                 self._counters.count_step(batch.num_tokens, batch.is_prefill)
                 for progress, token_id in self._sample(self._run(batch)):
                     self._advance(progress, token_id)
+            self._outputs += self._departures.arrived(wait=batch is None)
         outputs, self._outputs = self._outputs, []
         return outputs
 
@@ -134,6 +139,7 @@ class EngineCore:
     def check_integrity(self) -> None:
         """Asserts that every slot is owned by one running sequence, resident for a state whose bits it has, or zeroed
         and free; and that no sequence is lost."""
+        self._outputs += self._departures.arrived(wait=True)
         self._pool.check_integrity([each.slot for each in self._scheduler.running if each.slot is not None])
         assert all(sequence.slot is None for sequence in self._scheduler.waiting), "a slot is held while waiting"
         known = {sequence.sequence_id for sequence in (*self._scheduler.running, *self._scheduler.waiting)}
@@ -265,17 +271,18 @@ class EngineCore:
         sequence = progress.sequence
         assert sequence.slot is not None
         progress.mark_prefilled(time.monotonic())
-        tensors = self._pool.export(sequence.slot)
-        layer = diverged_tensor(tensors, self._max_state_norm)
+        row = self._pool.copy(sequence.slot)
+        layer = diverged_tensor(row, self._max_state_norm)
         if layer is not None:
             self._fail(progress, MemoryDiverged(f"{layer} is not finite or too large", layer))
             return
         text += progress.detokenizer.finish()
-        state = SequenceState(tensors, sequence.tokens_digest, pending, sequence.memory_samples)
+        copy = self._transfers.to_host(row)
+        state = SequenceState(copy.state, sequence.tokens_digest, pending, sequence.memory_samples)
         slot, sequence.slot = sequence.slot, None
-        self._pool.keep(slot, tensors)
+        self._pool.keep(slot, copy.state)
         self._drop(progress)
-        self._outputs.append(progress.output(time.monotonic(), text, token_ids, reason, state))
+        self._departures.add(copy, progress.output(time.monotonic(), text, token_ids, reason, state))
 
     def _fail(self, progress: Progress, error: Exception) -> None:
         if not isinstance(error, AtlasError):

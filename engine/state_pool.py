@@ -106,7 +106,7 @@ class StatePool:
 
     def copy(self, slot: int) -> State:
         """A state of one row, on the device, that the slot's later steps do not touch."""
-        return self._rows.gather(torch.tensor([slot], device=self._device))
+        return self._rows.map(lambda tensor: tensor[slot : slot + 1].clone())
 
     def export(self, slot: int) -> State:
         """A state of one row on the CPU, of its own."""
@@ -177,7 +177,7 @@ def _share_storage(a: Tensor, b: Tensor) -> bool:
 
 def diverged_tensor(state: State, max_norm: float) -> str | None:
     """The name of the first tensor whose norm is not finite or beyond `max_norm`; None when there is none."""
-    for name, tensor in state.named_tensors().items():
-        if tensor.is_floating_point() and not float(torch.linalg.vector_norm(tensor)) <= max_norm:
-            return name
-    return None
+    tensors = {name: tensor for name, tensor in state.named_tensors().items() if tensor.is_floating_point()}
+    # One transfer from the device for all.
+    norms = torch.stack([torch.linalg.vector_norm(tensor).double() for tensor in tensors.values()]).tolist()
+    return next((name for name, norm in zip(tensors, norms, strict=True) if not norm <= max_norm), None)

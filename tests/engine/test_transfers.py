@@ -1,0 +1,80 @@
+from dataclasses import replace
+
+import pytest
+import torch
+
+from atlas_model.state import State
+from engine.config import EngineConfig
+from engine.core import EngineCore
+from engine.sampling_params import SamplingParams
+from engine.sequence import Sequence
+from engine.transfers import Transfers, upload
+from tests.engine.harness import assert_same_session, prompt, run
+from tests.tiny import tiny_checkpoint, tiny_config, tiny_model
+
+CONFIG = tiny_config()
+CPU, CUDA = torch.device("cpu"), torch.device("cuda")
+ENOUGH = 2**30
+
+
+def random_row(device: torch.device) -> State:
+    generator = torch.Generator().manual_seed(0)
+    return (
+        tiny_checkpoint()
+        .model.initial_state(1)
+        .map(lambda tensor: torch.rand(tensor.shape, generator=generator).mul(9).to(device, tensor.dtype))
+    )
+
+
+def is_equal(a: State, b: State) -> bool:
+    others = b.named_tensors()
+    return all(torch.equal(tensor.cpu(), others[name].cpu()) for name, tensor in a.named_tensors().items())
+
+
+def test_on_a_cpu_a_state_has_arrived_at_once() -> None:
+    copy = Transfers(CONFIG, CPU, ENOUGH).to_host(random_row(CPU))
+    assert copy.has_arrived
+    assert is_equal(copy.state, random_row(CPU))
+    assert copy.wait() is copy.state
+
+
+def test_numbers_are_uploaded_as_they_are() -> None:
+    assert upload([3, 1, 2], torch.int64, CPU).tolist() == [3, 1, 2]
+    assert upload([0.1], torch.float64, CPU).item() == 0.1
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("max_pinned_num_bytes", [ENOUGH, 0])
+def test_a_state_arrives_whole_while_its_row_is_freed_and_the_device_goes_on(max_pinned_num_bytes: int) -> None:
+    transfers = Transfers(CONFIG, CUDA, max_pinned_num_bytes)
+    expected = random_row(CPU)
+    work = torch.rand(2048, 2048, device=CUDA)
+    for _ in range(50):
+        copies = []
+        for _ in range(4):
+            copies.append(transfers.to_host(random_row(CUDA)))
+            work = (work @ work).clamp(0, 1)
+            # Takes the memory that the row had, were it free too early.
+            random_row(CUDA).map(torch.zero_)
+        assert all(is_equal(copy.wait(), expected) for copy in copies)
+        assert all(copy.has_arrived for copy in copies)
+        assert all(copy.state.position.is_pinned() == (max_pinned_num_bytes > 0) for copy in copies)
+
+
+@pytest.mark.gpu
+def test_what_was_uploaded_stays_as_it_was_though_its_source_is_gone() -> None:
+    uploaded = [upload([value] * 1000, torch.int64, CUDA) for value in range(500)]
+    assert [int(each.double().mean()) for each in uploaded] == list(range(500))
+
+
+@pytest.mark.gpu
+def test_sequences_on_a_gpu_leave_the_states_that_those_on_a_cpu_do() -> None:
+    left = {}
+    for device in ("cpu", "cuda"):
+        checkpoint = tiny_checkpoint() if device == "cpu" else replace(tiny_checkpoint(), model=tiny_model(CONFIG))
+        core = EngineCore(checkpoint, EngineConfig(max_num_sequences=4, device=device))
+        greedy = SamplingParams(max_tokens=11, temperature=0.0, ignore_eos=True)
+        sequences = [Sequence(str(number), prompt("hello " * number), greedy) for number in range(1, 7)]
+        left[device] = {name: answer.state for name, answer in run(core, *sequences).items()}
+    for name, state in left["cpu"].items():
+        assert_same_session(left["cuda"][name], state, tolerance=1e-7)
