@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import hardsigmoid
 
 from atlas_model.config import AtlasConfig
 
@@ -47,7 +48,7 @@ class _HardSigmoid(torch.autograd.Function):
     @staticmethod
     def forward(ctx: torch.autograd.function.FunctionCtx, x: Tensor) -> Tensor:
         ctx.save_for_backward(x)
-        return (x / 6.0 + 0.5).clamp(0.0, 1.0)
+        return hardsigmoid(x)
 
     @staticmethod
     def backward(ctx: torch.autograd.function.FunctionCtx, *grad_outputs: Tensor) -> Tensor:
@@ -59,6 +60,8 @@ class _HardSigmoid(torch.autograd.Function):
 
 def hard_sigmoid(x: Tensor) -> Tensor:
     """clamp(x / 6 + 1/2, 0, 1) that can be trained out of both of its ends."""
+    if not torch.is_grad_enabled():
+        return hardsigmoid(x)
     result: Tensor = _HardSigmoid.apply(x)  # type: ignore[no-untyped-call]
     return result
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import rms_norm
 
+from atlas_model.changes import Change, Rows, Whole
 from atlas_model.config import MemoryConfig
 from atlas_model.feature_map import FeatureMap
 from atlas_model.memory import (
@@ -15,11 +16,14 @@ from atlas_model.memory import (
     MemoryRule,
     MemoryState,
     chunk,
+    commit,
+    insertions,
     memory_network,
     memory_state_spec,
-    recurrent,
+    read_token,
 )
 from atlas_model.query_projection import project_queries
+from atlas_model.step_places import StepPlaces
 
 
 class NeuralMemory(nn.Module):
@@ -68,23 +72,39 @@ class NeuralMemory(nn.Module):
         position: Tensor,
         max_inner_lr: Tensor | None = None,
         lengths: Tensor | None = None,
-        is_step: bool = False,
     ) -> tuple[Tensor, MemoryState]:
         """What each token reads, normalised, [B, T, value_inner_width], and the memory after the last of them.
 
         position: int64 [B], tokens fed before. max_inner_lr: [H], the largest inner_lr among the gates there can ever
         be, 1 unless told; the bounded step counts on it where there is momentum. lengths: int64 [B], how many of the T
-        tokens are real, None for all. is_step: one token a row, in recurrent form.
+        tokens are real, None for all.
         """
         key_sum = state.key_sum
         if key_sum is not None:
             inputs, key_sum = project_queries(inputs, key_sum, lengths)
-        rule = self.rule(max_inner_lr)
-        if is_step:
-            read, state = recurrent(rule, inputs, state, position)
-        else:
-            read, state = chunk(rule, inputs, state, position, lengths)
+        read, state = chunk(self.rule(max_inner_lr), inputs, state, position, lengths)
         return self._normed(read), replace(state, key_sum=key_sum)
+
+    def step(
+        self, inputs: MemoryInputs, state: MemoryState, places: StepPlaces, max_inner_lr: Tensor
+    ) -> tuple[Tensor, dict[str, Change]]:
+        """One token a row (T = 1): what it reads, [B, 1, value_inner_width], and what it changes of the state.
+
+        Where a row's chunk ends, its `commit` is what is left to do.
+        """
+        changes = insertions(inputs, state, places.buffers[self.config.memory_chunk_size])
+        if state.key_sum is not None:
+            inputs, key_sum = project_queries(inputs, state.key_sum, None)
+            changes["key_sum"] = Whole(key_sum)
+        if self.config.read_granularity == "chunk":
+            return self.read_anchor(inputs.queries, state), changes
+        return self._normed(read_token(self.rule(max_inner_lr), inputs, state, places.position)), changes
+
+    def commit(
+        self, inputs: MemoryInputs, state: MemoryState, rows: Tensor, max_inner_lr: Tensor
+    ) -> dict[str, Rows]:
+        """What the token that ends its chunk makes of each of these rows, int64 [R]."""
+        return commit(self.rule(max_inner_lr), inputs, state, rows)
 
     def read_anchor(self, queries: Tensor, state: MemoryState) -> Tensor:
         """What the memory of the open chunk's start holds for queries [B, H, T, key_width], normalised as in `forward`.

@@ -196,9 +196,10 @@ class EngineCore:
             assert piece.sequence.slot is not None
             slots.append(piece.sequence.slot)
             pieces.append(piece.sequence.next_token_ids(piece.num_tokens))
-        if not batch.is_prefill:
-            return self._runner.decode(slots, [token_id for (token_id,) in pieces])
         sequences = [piece.sequence for piece in batch.pieces]
+        if not batch.is_prefill:
+            positions = [sequence.position for sequence in sequences]
+            return self._runner.decode(slots, [token_id for (token_id,) in pieces], positions)
         apart = self._memory_sample_tokens
         due = [row for row, each in enumerate(sequences) if each.memory_samples.is_due(each.position, apart)]
         logits, samples = self._runner.prefill(slots, pieces, due)

@@ -9,7 +9,7 @@ All three have one signature, (rule, inputs, state, position) -> (outputs, state
 
 from atlas_model.memory.chunk import chunk
 from atlas_model.memory.naive import naive
-from atlas_model.memory.recurrent import recurrent
+from atlas_model.memory.recurrent import buffer_places, commit, insertions, read_token, recurrent
 from atlas_model.memory.rule import (
     MemoryInputs,
     MemoryRule,
@@ -25,6 +25,10 @@ __all__ = [
     "MemoryState",
     "TensorSpec",
     "chunk",
+    "read_token",
+    "insertions",
+    "commit",
+    "buffer_places",
     "memory_network",
     "memory_state_spec",
     "naive",

@@ -37,7 +37,7 @@ def test_decoding_tokens_gives_what_prefilling_them_gives() -> None:
         expected, _ = runner.prefill([1, 2], [PIECES[0], PIECES[2]])
         for position in range(7):
             slots = [0, 3] if position < 4 else [0]
-            logits = runner.decode(slots, [PIECES[0][position], *PIECES[2][position : position + 1]])
+            logits = runner.decode(slots, [PIECES[0][position], *PIECES[2][position : position + 1]], [position] * len(slots))
             if position == 3:
                 torch.testing.assert_close(logits[1], expected[1], rtol=1e-9, atol=1e-9)
         torch.testing.assert_close(logits[0], expected[0], rtol=1e-9, atol=1e-9)
@@ -52,6 +52,6 @@ def test_when_the_model_raises_no_slot_has_changed() -> None:
         with pytest.raises(IndexError):
             runner.prefill([0, 1], [[5], [10**6]])
         with pytest.raises(IndexError):
-            runner.decode([0, 1], [5, 10**6])
+            runner.decode([0, 1], [5, 10**6], [2, 2])
         after = pool.read([0, 1, 2, 3]).named_tensors()
         assert all(torch.equal(before[name], after[name]) for name in before)
