@@ -21,6 +21,7 @@ from atlas_model.mixers import Mixer
 from atlas_model.state import State, memory_dtype, state_spec
 from atlas_model.state_delta import StateDelta
 from atlas_model.step_places import StepPlaces
+from atlas_model.upload import upload
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,7 +151,7 @@ class AtlasModel(nn.Module):
         positions: those of the state, of every row, as the host knows them.
         """
         commits: dict[str, Rows] = {}
-        ending: dict[int, Tensor] = {}
+        ending: dict[int, Tensor | None] = {}
         for index, mixer in enumerate(self.mixers):
             memory, inputs = state.layers[index].memory, delta.memory_inputs[index]
             assert memory is not None
@@ -158,15 +159,13 @@ class AtlasModel(nn.Module):
             size = mixer.memory.config.memory_chunk_size
             if size not in ending:
                 rows = [row for row, position in enumerate(positions) if (position + 1) % size == 0]
-                ending[size] = torch.tensor(rows, dtype=torch.int64, device=state.position.device)
-            if len(ending[size]):
-                rows_of_layer = mixer.commit(inputs, memory, ending[size])
+                ending[size] = upload(rows, torch.int64, state.position.device) if rows else None
+            if (rows_that_end := ending[size]) is not None:
+                rows_of_layer = mixer.commit(inputs, memory, rows_that_end)
                 commits |= {f"layers.{index}.{name}": each for name, each in rows_of_layer.items()}
         return replace(delta, commits=commits)
 
-    def _run(
-        self, x: Tensor, state: State, lengths: Tensor | None
-    ) -> tuple[Tensor, State, tuple[Gates, ...]]:
+    def _run(self, x: Tensor, state: State, lengths: Tensor | None) -> tuple[Tensor, State, tuple[Gates, ...]]:
         num_new = x.shape[1]
         layers, gates = [], []
         for block, layer in zip(self.blocks, state.layers, strict=True):

@@ -13,6 +13,7 @@ from torch import Tensor
 from atlas_model.model import AtlasModel, ModelOutput
 from atlas_model.state import State
 from atlas_model.telemetry import LayerSample, MemoryRecording
+from atlas_model.upload import upload
 from engine.state_pool import StatePool
 
 _logger = logging.getLogger(__name__)
@@ -53,12 +54,12 @@ class ModelRunner:
         order = [place[slot] for slot in together]
         state = self._pool.read(together)
         logits, delta = self._model.step_delta(
-            torch.tensor([token_ids[index] for index in order], device=self._device), state
+            upload([token_ids[index] for index in order], torch.int64, self._device), state
         )
         self._pool.apply(together, self._model.commit(delta, state, [positions[index] for index in order]))
         if order == list(range(len(order))):
             return logits
-        return logits[torch.tensor([together.index(slot) for slot in slots], device=self._device)]
+        return logits.index_select(0, upload([together.index(slot) for slot in slots], torch.int64, self._device))
 
 
 def _take_samples(recording: MemoryRecording, before: State, output: ModelOutput) -> LayerSamples:

@@ -23,6 +23,7 @@ from torch import Tensor
 from atlas_model.config import AtlasConfig
 from atlas_model.state import State, state_spec
 from atlas_model.state_delta import StateDelta
+from atlas_model.upload import upload
 
 
 class StatePool:
@@ -148,7 +149,7 @@ class StatePool:
         """The rows in this order, for one step of the model: of neighbouring rows it is a view and no copy."""
         rows = [self._rows[slot] for slot in slots]
         if not _are_neighbours(rows):
-            return self._state.gather(torch.tensor(rows, device=self._device))
+            return self._state.gather(upload(rows, torch.int64, self._device))
         start, stop = rows[0], rows[-1] + 1
         if self._view is None or self._view[:2] != (start, stop):
             self._view = start, stop, self._state.map(lambda tensor: tensor[start:stop])
@@ -195,11 +196,11 @@ class StatePool:
             target = self._tensors[name]
             assert (tensor.shape, tensor.dtype) == ((len(slots), *target.shape[1:]), target.dtype), name
         rows = [self._rows[slot] for slot in slots]
-        index = torch.tensor(rows, device=self._device)
+        index = upload(rows, torch.int64, self._device)
         for name, tensor in tensors.items():
             target = self._tensors[name]
             # A view of the pool itself, shifted or not, must not be read while it is written.
-            source = tensor.clone() if _share_storage(tensor, target) else tensor.to(self._device)
+            source = tensor.clone() if _share_storage(tensor, target) else tensor.to(self._device, non_blocking=True)
             if _are_neighbours(rows):
                 target[rows[0] : rows[-1] + 1].copy_(source)
             else:

@@ -1,24 +1,16 @@
-"""States and numbers between the host and the device, without either waiting for the other.
+"""States on their way from the device to the host, without either waiting for the other.
 
 On CUDA a state leaves the device on a stream of its own, into pinned memory, while the next steps run; only whoever
 takes it looks whether it has arrived. On the CPU the same functions copy at once, and nothing is ever on its way.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
 
 from atlas_model.config import AtlasConfig
 from atlas_model.state import State
 from engine.pinned_states import PinnedStates
-
-
-def upload(values: Sequence[int] | Sequence[float], dtype: torch.dtype, device: torch.device) -> Tensor:
-    """The values on the device, [len(values)]. From pinned memory, because a copy of any other is waited for."""
-    on_host = torch.tensor(values, dtype=dtype, pin_memory=device.type == "cuda")
-    return on_host.to(device, non_blocking=True)
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,7 @@ from engine.config import EngineConfig
 from engine.core import EngineCore
 from engine.sampling_params import SamplingParams
 from engine.sequence import Sequence
-from engine.transfers import Transfers, upload
+from engine.transfers import Transfers
 from tests.engine.harness import assert_same_session, prompt, run
 from tests.tiny import tiny_checkpoint, tiny_config, tiny_model
 
@@ -38,11 +38,6 @@ def test_on_a_cpu_a_state_has_arrived_at_once() -> None:
     assert copy.wait() is copy.state
 
 
-def test_numbers_are_uploaded_as_they_are() -> None:
-    assert upload([3, 1, 2], torch.int64, CPU).tolist() == [3, 1, 2]
-    assert upload([0.1], torch.float64, CPU).item() == 0.1
-
-
 @pytest.mark.gpu
 @pytest.mark.parametrize("max_pinned_num_bytes", [ENOUGH, 0])
 def test_a_state_arrives_whole_while_its_row_is_freed_and_the_device_goes_on(max_pinned_num_bytes: int) -> None:
@@ -59,12 +54,6 @@ def test_a_state_arrives_whole_while_its_row_is_freed_and_the_device_goes_on(max
         assert all(is_equal(copy.wait(), expected) for copy in copies)
         assert all(copy.has_arrived for copy in copies)
         assert all(copy.state.position.is_pinned() == (max_pinned_num_bytes > 0) for copy in copies)
-
-
-@pytest.mark.gpu
-def test_what_was_uploaded_stays_as_it_was_though_its_source_is_gone() -> None:
-    uploaded = [upload([value] * 1000, torch.int64, CUDA) for value in range(500)]
-    assert [int(each.double().mean()) for each in uploaded] == list(range(500))
 
 
 @pytest.mark.gpu
