@@ -20,6 +20,7 @@ class EngineConfig:
     num_threads: torch's threads on the CPU; None leaves torch's own choice.
     device: where the model and the slots live.
     max_pinned_num_bytes: on CUDA, host memory for states that are copied while the model runs.
+    cuda_graphs: on CUDA, decode steps are captured at the start, one for each power of two of rows, and replayed.
     allow_tf32: on CUDA, products of float32 matrices may round their operands (see `numerics`).
     """
 
@@ -33,6 +34,7 @@ class EngineConfig:
     num_threads: int | None = None
     device: str = "cpu"
     max_pinned_num_bytes: int = 2**28
+    cuda_graphs: bool = True
     allow_tf32: bool = False
 
     def __post_init__(self) -> None:

@@ -17,6 +17,7 @@ from torch import Tensor
 from atlas_model.checkpoint import Checkpoint
 from atlas_model.text.chat_format import OPENING
 from engine.config import EngineConfig
+from engine.decode_graphs import DecodeGraphs, capture_cuda_graph
 from engine.departures import Departures
 from engine.errors import AtlasError, Draining, InvalidRequest, MemoryDiverged
 from engine.memory_samples import MemorySample
@@ -53,8 +54,10 @@ class EngineCore:
             self._pool = StatePool(model.config, config.max_num_sequences, device)
             self._sampler = Sampler(self._vocab_size, self._end_token_id, silent, device)
             self._transfers = Transfers(model.config, device, config.max_pinned_num_bytes)
+            uses_graphs = device.type == "cuda" and config.cuda_graphs
+            graphs = DecodeGraphs(model, self._pool, capture_cuda_graph) if uses_graphs else None
         self._departures = Departures()
-        self._runner = ModelRunner(model, self._pool, device)
+        self._runner = ModelRunner(model, self._pool, device, graphs)
         self._scheduler = Scheduler(config)
         self._progress: dict[str, Progress] = {}
         self._outputs: list[SequenceOutput] = []

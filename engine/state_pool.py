@@ -127,16 +127,18 @@ class StatePool:
         """Where the slot's row is now: what to sort by to have a set in the order of its rows."""
         return self._rows[slot]
 
-    def bring_together(self, slots: Sequence[int]) -> list[int]:
-        """Moves rows until those of the slots are neighbours; returns the slots in the order of their rows.
+    def bring_together(self, slots: Sequence[int], start: int | None = None) -> list[int]:
+        """Moves rows until those of the slots are neighbours, from `start` on if it is given; returns the slots in the
+        order of their rows.
 
         Moves as few as can be: a set that has lost one slot or won one costs at most one exchange of two rows.
         """
         rows = sorted(self._rows[slot] for slot in slots)
         count = len(rows)
-        if rows[-1] - rows[0] + 1 != count:
+        if rows[-1] - rows[0] + 1 != count or start not in (None, rows[0]):
             last_start = self.num_slots - count
-            start = max((min(row, last_start) for row in rows), key=lambda at: _num_within(rows, at, at + count))
+            if start is None:
+                start = max((min(row, last_start) for row in rows), key=lambda at: _num_within(rows, at, at + count))
             taken = set(rows)
             holes = (row for row in range(start, start + count) if row not in taken)
             for row in rows:
@@ -154,6 +156,10 @@ class StatePool:
         if self._view is None or self._view[:2] != (start, stop):
             self._view = start, stop, self._state.map(lambda tensor: tensor[start:stop])
         return self._view[2]
+
+    def first_rows(self, count: int) -> State:
+        """A view of them, whosever they are: to be computed with, and not to be written to."""
+        return self._state.map(lambda tensor: tensor[:count])
 
     def apply(self, slots: Sequence[int], delta: StateDelta) -> None:
         """Writes a step's delta into the rows that it read; they must be neighbours, in this order."""

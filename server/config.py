@@ -57,6 +57,7 @@ class ServerConfig:
         str, "how a session's numbers are stored: none, bf16 (half the bytes) or int8 (a quarter); any of them is read"
     ] = Codec.NONE.value
     device: Annotated[str, "where the model runs: cpu or cuda"] = "cpu"
+    cuda_graphs: Annotated[bool, "on CUDA, capture decode steps at the start and replay them"] = True
     allow_tf32: Annotated[
         bool, "on CUDA, multiply float32 matrices faster, their numbers rounded to 10 bits; states stay float32"
     ] = False

@@ -186,5 +186,6 @@ def _engine_config(config: ServerConfig) -> EngineConfig:
         memory_sample_tokens=config.memory_sample_tokens,
         num_threads=config.threads,
         device=config.device,
+        cuda_graphs=config.cuda_graphs,
         allow_tf32=config.allow_tf32,
     )
