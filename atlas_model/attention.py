@@ -45,7 +45,7 @@ def attention_state_spec(config: AtlasConfig, attention: AttentionConfig, dtype:
 class AttentionPlaces:
     """Where the new tokens of a step stand, one a row.
 
-    cos, sin: of the angles of a head's pairs, float64 [B, 1, d], the sine negative in the first half. unseen: bool
+    cos, sin: of the angles of a head's pairs, [B, 1, d], the sine negative in the first half. unseen: bool
     [B, 1, 1, window - 1], where the ring has no token yet. ring: int64 [B * num_heads], where the new token goes in
     the ring seen as [-1, d]; None in a window of one token.
     """
@@ -56,11 +56,11 @@ class AttentionPlaces:
     ring: Tensor | None
 
     @classmethod
-    def of(cls, attention: AttentionConfig, head_width: int, position: Tensor) -> Self:
-        """position: int64 [B], tokens fed before."""
+    def of(cls, attention: AttentionConfig, head_width: int, position: Tensor, dtype: torch.dtype) -> Self:
+        """position: int64 [B], tokens fed before. dtype: what the attention computes in."""
         length = attention.window - 1
         angles = rotary_angles(position, 1, head_width, attention.rotary_base)[:, 0]
-        cos, sin = angles.cos(), angles.sin()
+        cos, sin = angles.cos().to(dtype), angles.sin().to(dtype)
         return cls(
             cos=torch.cat([cos, cos], dim=-1),
             sin=torch.cat([-sin, sin], dim=-1),
@@ -70,7 +70,7 @@ class AttentionPlaces:
 
     def turn(self, x: Tensor) -> Tensor:
         """As `turn`, for one token a row: [B, h, d]."""
-        return torch.addcmul(x * self.cos.to(x.dtype), x.roll(x.shape[-1] // 2, -1), self.sin.to(x.dtype))
+        return torch.addcmul(x * self.cos, x.roll(x.shape[-1] // 2, -1), self.sin)
 
 
 class SlidingWindowAttention(nn.Module):

@@ -135,7 +135,7 @@ class AtlasModel(nn.Module):
         Shapes and operations depend on the batch's size alone, and nothing waits for the device.
         """
         memories = [mixer.memory.config for mixer in self.mixers]
-        places = StepPlaces.of(self.config, memories, state.position)
+        places = StepPlaces.of(self.config, memories, state.position, self.embedding.weight.dtype)
         x = self.embedding(token_ids)
         changes: dict[str, Change] = {"position": Whole(state.position + 1)}
         memory_inputs = []
@@ -151,18 +151,19 @@ class AtlasModel(nn.Module):
         positions: those of the state, of every row, as the host knows them.
         """
         commits: dict[str, Rows] = {}
-        ending: dict[int, Tensor | None] = {}
-        for index, mixer in enumerate(self.mixers):
+        ending: dict[int, Tensor] = {}
+        for size in {mixer.memory.config.memory_chunk_size for mixer in self.mixers}:
+            rows = [row for row, position in enumerate(positions) if (position + 1) % size == 0]
+            if rows:
+                ending[size] = upload(rows, torch.int64, state.position.device)
+        for index, mixer in enumerate(self.mixers if ending else ()):
             memory, inputs = state.layers[index].memory, delta.memory_inputs[index]
             assert memory is not None
             assert inputs is not None
-            size = mixer.memory.config.memory_chunk_size
-            if size not in ending:
-                rows = [row for row, position in enumerate(positions) if (position + 1) % size == 0]
-                ending[size] = upload(rows, torch.int64, state.position.device) if rows else None
-            if (rows_that_end := ending[size]) is not None:
-                rows_of_layer = mixer.commit(inputs, memory, rows_that_end)
-                commits |= {f"layers.{index}.{name}": each for name, each in rows_of_layer.items()}
+            rows_that_end = ending.get(mixer.memory.config.memory_chunk_size)
+            if rows_that_end is not None:
+                of_layer = mixer.commit(inputs, memory, rows_that_end)
+                commits |= {f"layers.{index}.{name}": each for name, each in of_layer.items()}
         return replace(delta, commits=commits)
 
     def _run(self, x: Tensor, state: State, lengths: Tensor | None) -> tuple[Tensor, State, tuple[Gates, ...]]:

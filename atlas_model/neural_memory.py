@@ -97,7 +97,9 @@ class NeuralMemory(nn.Module):
             inputs, key_sum = project_queries(inputs, state.key_sum, None)
             changes["key_sum"] = Whole(key_sum)
         if self.config.read_granularity == "chunk":
-            return self.read_anchor(inputs.queries, state), changes
+            features = self.feature_map.step(inputs.queries[:, :, 0])[:, :, None]
+            read = self.network.apply(features, inputs.queries, lambda name, x: x @ state.memory[name])
+            return self._normed(read), changes
         return self._normed(read_token(self.rule(max_inner_lr), inputs, state, places.position)), changes
 
     def commit(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Self
 
+import torch
 from torch import Tensor
 
 from atlas_model.attention import AttentionPlaces
@@ -24,11 +25,11 @@ class StepPlaces:
     buffers: dict[int, Tensor | None]
 
     @classmethod
-    def of(cls, config: AtlasConfig, memories: list[MemoryConfig], position: Tensor) -> Self:
-        """memories: those of the layers that have one."""
+    def of(cls, config: AtlasConfig, memories: list[MemoryConfig], position: Tensor, dtype: torch.dtype) -> Self:
+        """memories: those of the layers that have one. dtype: what attention computes in."""
         attention = None
         if config.attention is not None and config.layout != "mac":
             head_width = config.key_inner_width // config.attention.num_heads
-            attention = AttentionPlaces.of(config.attention, head_width, position)
+            attention = AttentionPlaces.of(config.attention, head_width, position, dtype)
         by_size = {memory.memory_chunk_size: memory for memory in memories}
         return cls(position, attention, {size: buffer_places(memory, position) for size, memory in by_size.items()})

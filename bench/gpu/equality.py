@@ -20,15 +20,15 @@ from atlas_model.state import State
 from bench.gpu.parts import Notes, Settings
 from engine.numerics import set_float32_products
 from engine.sequence import SequenceState
-from engine.sessions.storage import PART_NUM_BYTES
 from engine.snapshot import SessionRecord, decode_snapshot, encode_snapshot
 from engine.tokens_digest import INITIAL_DIGEST
 
 NUM_STEPS = 32
+SNAPSHOT_PART_NUM_BYTES = 2**20
 LENGTHS = (257, 64, 1, 130)
 
 # The most that root mean squares may differ by. On a CPU, the demo in float32 is 5e-7 from float64; its products'
-# operands rounded as TF32 does are 5e-4 from float32, and as bfloat16 5e-3.
+# operands rounded as TF32 does are 5e-4 from float32, and as bfloat16 (the dense ones of prefill) 5e-3.
 LIMITS = {"float32": 2e-5, "tf32": 2e-3, "bfloat16": 2e-2}
 
 
@@ -43,8 +43,8 @@ def measure(settings: Settings, notes: Notes) -> None:
     expected = _Run.of(reference.model, token_ids, lengths, steps)
     for products, limit in LIMITS.items():
         set_float32_products(device, allow_tf32=products == "tf32")
-        with _autocast(device, products):
-            actual = _Run.of(candidate.model, token_ids.to(device), lengths.to(device), steps.to(device))
+        autocast = torch.autocast(device.type, torch.bfloat16, enabled=products == "bfloat16")
+        actual = _Run.of(candidate.model, token_ids.to(device), lengths.to(device), steps.to(device), autocast)
         for what, difference in actual.differences(expected).items():
             notes.check(f"{products}: {what}", difference, limit)
         if products == "float32":
@@ -78,8 +78,16 @@ class _Run:
     decoded: State
 
     @classmethod
-    def of(cls, model: AtlasModel, token_ids: Tensor, lengths: Tensor, steps: Tensor) -> Self:
-        output = model(token_ids, lengths=lengths, logits="last")
+    def of(
+        cls,
+        model: AtlasModel,
+        token_ids: Tensor,
+        lengths: Tensor,
+        steps: Tensor,
+        prefill_context: AbstractContextManager[object] | None = None,
+    ) -> Self:
+        with prefill_context or nullcontext():
+            output = model(token_ids, lengths=lengths, logits="last")
         return cls(output.logits, output.state, *_decode(model, steps, output.state))
 
     def differences(self, expected: _Run) -> dict[str, float]:
@@ -89,10 +97,6 @@ class _Run:
             "logits of the steps": relative_difference(self.step_logits, expected.step_logits),
             "state after the steps, worst tensor": worst_difference(self.decoded, expected.decoded),
         }
-
-
-def _autocast(device: torch.device, products: str) -> AbstractContextManager[object]:
-    return torch.autocast(device.type, torch.bfloat16) if products == "bfloat16" else nullcontext()
 
 
 def _decode(model: AtlasModel, steps: Tensor, state: State) -> tuple[Tensor, State]:
@@ -107,7 +111,7 @@ def _decode(model: AtlasModel, steps: Tensor, state: State) -> tuple[Tensor, Sta
 def _round_trip(checkpoint: Checkpoint, state: State) -> State:
     """One row to bytes and back, on the CPU."""
     record = SessionRecord(state=SequenceState(state.to("cpu"), INITIAL_DIGEST))
-    snapshot = encode_snapshot(record, checkpoint.fingerprint, PART_NUM_BYTES)
+    snapshot = encode_snapshot(record, checkpoint.fingerprint, SNAPSHOT_PART_NUM_BYTES)
     decoded = decode_snapshot(snapshot.parts, checkpoint.model.config, checkpoint.fingerprint, snapshot.digest)
     return decoded.state.tensors
 
