@@ -1,16 +1,13 @@
-from dataclasses import replace
-
 import pytest
 import torch
 
 from atlas_model.state import State
 from engine.config import EngineConfig
-from engine.core import EngineCore
 from engine.sampling_params import SamplingParams
 from engine.sequence import Sequence
 from engine.transfers import Transfers
-from tests.engine.harness import assert_same_session, prompt, run
-from tests.tiny import tiny_checkpoint, tiny_config, tiny_model
+from tests.engine.harness import assert_same_session, new_core, prompt, run, tiny_on_its_own
+from tests.tiny import tiny_checkpoint, tiny_config
 
 CONFIG = tiny_config()
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
@@ -60,8 +57,7 @@ def test_a_state_arrives_whole_while_its_row_is_freed_and_the_device_goes_on(max
 def test_sequences_on_a_gpu_leave_the_states_that_those_on_a_cpu_do() -> None:
     left = {}
     for device in ("cpu", "cuda"):
-        checkpoint = tiny_checkpoint() if device == "cpu" else replace(tiny_checkpoint(), model=tiny_model(CONFIG))
-        core = EngineCore(checkpoint, EngineConfig(max_num_sequences=4, device=device))
+        core = new_core(EngineConfig(max_num_sequences=4, device=device), tiny_on_its_own())
         greedy = SamplingParams(max_tokens=11, temperature=0.0, ignore_eos=True)
         sequences = [Sequence(str(number), prompt("hello " * number), greedy) for number in range(1, 7)]
         left[device] = {name: answer.state for name, answer in run(core, *sequences).items()}
