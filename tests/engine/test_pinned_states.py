@@ -11,7 +11,7 @@ LARGE = 2**30
 def first_states(max_num_bytes: int) -> tuple[PinnedStates, list[State]]:
     """As many as there is room for."""
     states = PinnedStates(CONFIG, max_num_bytes, pin_memory=False)
-    taken = []
+    taken: list[State] = []
     while len(taken) < 5 and (state := states.allocate()) is not None:
         taken.append(state)
     return states, taken
