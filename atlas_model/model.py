@@ -165,9 +165,7 @@ class AtlasModel(nn.Module):
                 commits |= {f"layers.{index}.{name}": each for name, each in of_layer.items()}
         return replace(delta, commits=commits)
 
-    def _run(
-        self, x: Tensor, state: State, lengths: Tensor | None
-    ) -> tuple[Tensor, State, tuple[Gates, ...]]:
+    def _run(self, x: Tensor, state: State, lengths: Tensor | None) -> tuple[Tensor, State, tuple[Gates, ...]]:
         num_new = x.shape[1]
         layers, gates = [], []
         for block, layer in zip(self.blocks, state.layers, strict=True):

@@ -52,13 +52,13 @@ class ModelRunner:
         place = {slot: index for index, slot in enumerate(slots)}
         order = [place[slot] for slot in together]
         state = self._pool.read(together)
-        logits, delta = self._model.step_delta(
-            torch.tensor([token_ids[index] for index in order], device=self._device), state
-        )
+        ids = torch.tensor([token_ids[index] for index in order], device=self._device)
+        logits, delta = self._model.step_delta(ids, state)
         self._pool.apply(together, self._model.commit(delta, state, [positions[index] for index in order]))
-        if order == list(range(len(order))):
+        if together == list(slots):
             return logits
-        return logits[torch.tensor([together.index(slot) for slot in slots], device=self._device)]
+        back = sorted(range(len(order)), key=order.__getitem__)
+        return logits[torch.tensor(back, device=self._device)]
 
 
 def _take_samples(recording: MemoryRecording, before: State, output: ModelOutput) -> LayerSamples:

@@ -142,7 +142,8 @@ def decode_snapshot(
     """The record whose snapshot the parts, put together, are; however they are cut, and whichever codec wrote them.
 
     Without a codec the tensors lie in the buffer itself when it is one, writable and aligned; otherwise in one copy of
-    it, but for those that an older schema stored otherwise. Coded ones are decoded into memory of their own, and the buffer is not held.
+    it, but for those that an older schema stored otherwise. Coded ones are decoded into memory of their own, and the
+    buffer is not held.
     Raises `StateCorrupt` (flipped, cut or added bytes, or not the snapshot that `expected_digest` names),
     `StateModelMismatch`, `StateTooNew`, and `InvalidState` for bytes that are whole and still no state of this model.
     """

@@ -145,7 +145,7 @@ def with_tensor_bytes(snapshot: bytes, name: str, raw: bytes) -> bytes:
 
 
 def in_order(ring: Tensor, position: int) -> Tensor:
-    """An attention window [num_heads, window - 1, d] as schemas 1 and 2 have it: the oldest token first, heads inside."""
+    """An attention window [num_heads, window - 1, d] as schemas 1 and 2 have it: by age, the oldest first."""
     length = ring.shape[1]
     return torch.stack([ring[:, (position + index) % length] for index in range(length)])
 
