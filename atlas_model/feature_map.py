@@ -94,6 +94,7 @@ class FeatureMap(nn.Module):
         self.register_buffer(
             "feature_degrees", torch.arange(self.degree + 1).repeat_interleave(torch.tensor(counts)), persistent=False
         )
+
     def forward(self, x: Tensor) -> Tensor:
         if self.degree == 1:
             return x
@@ -131,7 +132,8 @@ class FeatureMap(nn.Module):
 
     def _feature_roots(self) -> Tensor:
         """What each feature is multiplied by before it is scaled to length 1, [H, num_features]."""
-        return self.coefficient_roots.mT.index_select(1, self.feature_degrees) * self.root_multiplicities
+        roots: Tensor = self.coefficient_roots.mT.index_select(1, self.feature_degrees)
+        return roots * self.root_multiplicities
 
     def _length(self, x: Tensor, projected: Tensor, roots: Sequence[Tensor]) -> Tensor:
         """|phi(x)| without the features, [B, H, T, 1]: the kernel of x with itself, or what it is element-wise."""

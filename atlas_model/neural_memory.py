@@ -102,9 +102,7 @@ class NeuralMemory(nn.Module):
             return self._normed(read), changes
         return self._normed(read_token(self.rule(max_inner_lr), inputs, state, places.position)), changes
 
-    def commit(
-        self, inputs: MemoryInputs, state: MemoryState, rows: Tensor, max_inner_lr: Tensor
-    ) -> dict[str, Rows]:
+    def commit(self, inputs: MemoryInputs, state: MemoryState, rows: Tensor, max_inner_lr: Tensor) -> dict[str, Rows]:
         """What the token that ends its chunk makes of each of these rows, int64 [R]."""
         return commit(self.rule(max_inner_lr), inputs, state, rows)
 

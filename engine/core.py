@@ -10,6 +10,7 @@ Leaves policy to the scheduler, tensors to the runner and the pool, what a stop 
 import logging
 import secrets
 import time
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -25,7 +26,7 @@ from engine.model_runner import ModelRunner
 from engine.numerics import set_float32_products
 from engine.progress import Progress
 from engine.sampler import Draw, Sampler
-from engine.scheduler import Batch, Scheduler
+from engine.scheduler import Batch, Piece, Scheduler
 from engine.sequence import FinishReason, Resume, Sequence, SequenceOutput, SequenceState, Tier
 from engine.state_pool import StatePool, diverged_tensor
 from engine.stopping import Stopping
@@ -173,6 +174,9 @@ class EngineCore:
 
     def _run(self, batch: Batch) -> list[tuple[Progress, Tensor]]:
         """Feeds the batch; ends those that only feed; returns those that go on with their logits [V]."""
+        if not batch.is_prefill:
+            # So that neither rows nor logits are copied into another order.
+            batch = replace(batch, pieces=tuple(sorted(batch.pieces, key=self._row)))
         try:
             logits = self._forward(batch)
         except Exception as error:
@@ -192,6 +196,10 @@ class EngineCore:
             else:
                 writing.append((progress, row))
         return writing
+
+    def _row(self, piece: Piece) -> int:
+        assert piece.sequence.slot is not None
+        return self._pool.row(piece.sequence.slot)
 
     def _forward(self, batch: Batch) -> Tensor:
         slots, pieces = [], []

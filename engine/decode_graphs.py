@@ -2,8 +2,7 @@
 
 A graph has a fixed number of rows, so there is one for each power of two, over that many of the pool's first rows. What
 it computes for rows beyond those that decode is dropped. It computes and does not write: logits and a delta, just as
-`AtlasModel.step_delta` returns them, which the runner then commits and writes as ever. Its results are good until the
-next step overwrites them.
+`AtlasModel.step_delta` returns them, which the runner then commits and writes as ever.
 """
 
 import logging
@@ -56,7 +55,10 @@ class DecodeGraphs:
             self._graphs[size] = _Graph(token_ids, results, replay)
 
     def step(self, token_ids: Tensor) -> Results | None:
-        """`step_delta` of the pool's first len(token_ids) rows; None where that was not captured."""
+        """`step_delta` of the pool's first len(token_ids) rows; None where that was not captured.
+
+        The next step overwrites the delta, but not the logits, which several steps' rows may be sampled from at once.
+        """
         count = len(token_ids)
         size = bucket_size(count, self._num_slots)
         graph = self._graphs.get(size)
@@ -65,7 +67,7 @@ class DecodeGraphs:
         graph.token_ids[:count].copy_(token_ids)
         graph.replay()
         logits, delta = graph.results
-        return logits[:count], delta.of_first_rows(count, size)
+        return logits[:count].clone(), delta.of_first_rows(count, size)
 
 
 def bucket_size(num_rows: int, num_slots: int) -> int:

@@ -60,11 +60,13 @@ class ModelRunner:
         place = {slot: index for index, slot in enumerate(slots)}
         order = [place[slot] for slot in together]
         state = self._pool.read(together)
-        logits, delta = self._step(upload([token_ids[index] for index in order], torch.int64, self._device), state)
+        ids = upload([token_ids[index] for index in order], torch.int64, self._device)
+        logits, delta = self._step(ids, state)
         self._pool.apply(together, self._model.commit(delta, state, [positions[index] for index in order]))
-        if order == list(range(len(order))):
+        if together == list(slots):
             return logits
-        return logits.index_select(0, upload([together.index(slot) for slot in slots], torch.int64, self._device))
+        back = sorted(range(len(order)), key=order.__getitem__)
+        return logits.index_select(0, upload(back, torch.int64, self._device))
 
     def _step(self, token_ids: Tensor, state: State) -> tuple[Tensor, StateDelta]:
         results = None if self._graphs is None else self._graphs.step(token_ids)

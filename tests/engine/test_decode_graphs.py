@@ -67,7 +67,7 @@ def decoded(model: AtlasModel, device: str, capture: Capture | None) -> tuple[li
         logits = []
         for number, chosen in enumerate(SETS):
             token_ids = [10 + number + slot for slot in chosen]
-            logits.append(runner.decode(chosen, token_ids, [positions[slot] for slot in chosen]).clone())
+            logits.append(runner.decode(chosen, token_ids, [positions[slot] for slot in chosen]))
             for slot in chosen:
                 positions[slot] += 1
         return logits, [tensor for slot in slots for tensor in pool.export(slot).named_tensors().values()]
