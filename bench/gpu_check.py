@@ -24,6 +24,7 @@ PARTS = {
     "marked_tests": 0.15,
     "throughput": 0.12,
     "latency": 0.10,
+    "copies": 0.04,
     "resume": 0.06,
     "long_prefill": 1.0,
 }

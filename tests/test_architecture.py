@@ -29,6 +29,7 @@ BENCHES_THAT_LOOK_INSIDE = {
     "bench/cost_resume.py",
     "bench/cost_store.py",
     "bench/gpu/answers.py",
+    "bench/gpu/copies.py",
     "bench/gpu/driver.py",
     "bench/gpu/equality.py",
     "bench/gpu/latency.py",
