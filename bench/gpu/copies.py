@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from functools import partial
 from statistics import median
 
 import torch
@@ -30,8 +31,8 @@ def measure(settings: Settings, notes: Notes) -> None:
     for kind, transfers in kinds.items():
         on_host = transfers.to_host(pool.copy(slot)).wait()
         calls: dict[str, Callable[[], object]] = {
-            f"device to {kind} memory": lambda transfers=transfers: transfers.to_host(pool.copy(slot)),
-            f"{kind} memory to device": lambda state=on_host: pool.load(slot, state),
+            f"device to {kind} memory": partial(_export, transfers, pool, slot),
+            f"{kind} memory to device": partial(pool.load, slot, on_host),
         }
         for name, call in calls.items():
             call()
@@ -39,6 +40,10 @@ def measure(settings: Settings, notes: Notes) -> None:
             notes.figure(f"{name}, begun, seconds", median(begun for begun, _ in times))
             notes.figure(f"{name}, done, seconds", median(done for _, done in times))
     notes.figure("bytes of a state", float(sum(each.nbytes for each in on_host.named_tensors().values())))
+
+
+def _export(transfers: Transfers, pool: StatePool, slot: int) -> None:
+    transfers.to_host(pool.copy(slot))
 
 
 def _seconds(device: torch.device, call: Callable[[], object]) -> tuple[float, float]:
