@@ -70,7 +70,8 @@ class AttentionPlaces:
 
     def turn(self, x: Tensor) -> Tensor:
         """As `turn`, for one token a row: [B, h, d]."""
-        return torch.addcmul(x * self.cos, x.roll(x.shape[-1] // 2, -1), self.sin)
+        first, second = x.chunk(2, dim=-1)
+        return torch.addcmul(x * self.cos, torch.cat([second, first], dim=-1), self.sin)
 
 
 class SlidingWindowAttention(nn.Module):

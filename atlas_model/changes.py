@@ -58,4 +58,4 @@ Change = Insertion | Rows | Whole
 def flat_places(place: Tensor, num_heads: int, length: int) -> Tensor:
     """One place a row, int64 [B], of each head's `length` -> [B * num_heads], counted over all rows and heads."""
     first = torch.arange(0, len(place) * num_heads * length, length, device=place.device)
-    return (first.view(-1, num_heads) + place[:, None]).flatten()
+    return (first.view(-1, num_heads) + place[:, None]).view(-1)

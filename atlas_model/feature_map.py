@@ -118,7 +118,8 @@ class FeatureMap(nn.Module):
         if self.degree == 1:
             return x
         projected = x if self.projection is None else torch.bmm(x.transpose(0, 1), self.projection).transpose(0, 1)
-        parts = [x.new_ones(()).expand(*x.shape[:-1], 1), x]
+        # The first of the multiplicities is the constant's, 1.
+        parts = [self.root_multiplicities[0].expand(*x.shape[:-1], 1), x]
         for degree in range(2, self.degree + 1):
             picked = projected.flatten(0, 1).index_select(1, self.get_buffer(f"factors_{degree}"))
             first, *others = picked.view(*x.shape[:-1], degree, -1).unbind(-2)
@@ -128,12 +129,13 @@ class FeatureMap(nn.Module):
         features = torch.cat(parts, dim=-1) * self._feature_roots()
         if not self.has_unit_norm:
             return features
-        return features / torch.linalg.vector_norm(features, dim=-1, keepdim=True).clamp(min=_LEAST_LENGTH)
+        length: Tensor = torch.linalg.vector_norm(features, dim=-1, keepdim=True)
+        return features / length.clamp(min=_LEAST_LENGTH)
 
     def _feature_roots(self) -> Tensor:
         """What each feature is multiplied by before it is scaled to length 1, [H, num_features]."""
         roots: Tensor = self.coefficient_roots.mT.index_select(1, self.feature_degrees)
-        return roots * self.root_multiplicities
+        return roots.mul(self.root_multiplicities)
 
     def _length(self, x: Tensor, projected: Tensor, roots: Sequence[Tensor]) -> Tensor:
         """|phi(x)| without the features, [B, H, T, 1]: the kernel of x with itself, or what it is element-wise."""

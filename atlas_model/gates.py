@@ -106,7 +106,7 @@ class GateMaps(nn.Module):
 
     def forward(self, x: Tensor, queries: Tensor, keys: Tensor) -> Gates:
         near = torch.cat([queries, keys], dim=1).transpose(1, 2).flatten(2)
-        opened = hard_sigmoid(self.linear(torch.cat([x, near], dim=-1)))
+        opened = self._open(torch.cat([x, near], dim=-1))
         token_gate, retention, inner_lr, momentum_decay = opened.transpose(1, 2).tensor_split(4, dim=1)
         if self.decays:
             # Each row has the constant to itself: the gradient that its end blocks is the row's own, not the batch's,
@@ -118,3 +118,18 @@ class GateMaps(nn.Module):
             inner_lr * self.max_inner_lr[:, None],
             momentum_decay * self.max_momentum_decay,
         )
+
+    def step(self, x: Tensor, queries: Tensor, keys: Tensor) -> Tensor:
+        """One token a row: [B, width], queries and keys [B, H, 1, key_width] -> the gates stacked, [B, H, 4]."""
+        opened = self._open(torch.cat([x, queries.flatten(1), keys.flatten(1)], dim=-1))
+        ones = torch.ones_like(self.log_max_inner_lr)
+        retention = self.global_retention
+        largest = torch.cat([ones, retention, self.max_inner_lr, ones * self.max_momentum_decay])
+        gates: Tensor = (opened * largest).unflatten(-1, (4, -1)).transpose(1, 2)
+        if not self.decays:
+            gates[..., 1] = 1.0
+        return gates
+
+    def _open(self, seen: Tensor) -> Tensor:
+        """How far each gate is open, in [0, 1]: [..., 4 H]."""
+        return hard_sigmoid(self.linear(seen))

@@ -72,8 +72,8 @@ class Mixer(nn.Module):
         assert state.convolution is not None
         convolved, convolution = self.convolution.step(self.project(x), state.convolution)
         activated = silu(convolved)
-        inputs = self._step_inputs(x, activated, state.memory)
-        read, changes = self.memory.step(inputs, state.memory, places, self.gate_maps.max_inner_lr)
+        inputs, gates = self._step_inputs(x, activated, state.memory)
+        read, changes = self.memory.step(inputs, gates, state.memory, places, self.gate_maps.max_inner_lr)
         changes["convolution"] = Whole(convolution)
         branches = [read[:, 0] * torch.sigmoid(self.output_gate(x))]
         if self.attention is not None and state.attention is not None:
@@ -86,17 +86,15 @@ class Mixer(nn.Module):
             changes |= seen
         return self.out(torch.cat(branches, dim=-1)), LayerDelta(changes, inputs)
 
-    def _step_inputs(self, x: Tensor, activated: Tensor, state: MemoryState) -> MemoryInputs:
-        """As `_memory_inputs`, of one token a row: [B, width] and [B, channels] after SiLU."""
+    def _step_inputs(self, x: Tensor, activated: Tensor, state: MemoryState) -> tuple[MemoryInputs, Tensor]:
+        """As `_memory_inputs`, of one token a row: [B, width] and [B, channels] after SiLU. And the gates stacked."""
         border, heads, dtype = 2 * self.widths[0], self.num_heads, state.keys.dtype
         queries_keys = normalize(activated[:, :border].unflatten(-1, (2 * heads, 1, -1)), dim=-1)
         queries, keys = queries_keys.split(heads, dim=1)
         keys = keys.to(dtype).to(x.dtype)
-        gates = self.gate_maps(x[:, None], queries, keys)
-        if dtype != x.dtype:
-            gates = Gates.unstack(gates.stack().to(dtype).to(x.dtype))
+        gates = self.gate_maps.step(x, queries, keys)[:, :, None].to(dtype).to(x.dtype)
         values = activated[:, border:].unflatten(-1, (heads, 1, -1)).to(dtype).to(x.dtype)
-        return MemoryInputs(queries, keys, values, gates)
+        return MemoryInputs(queries, keys, values, Gates.unstack(gates)), gates
 
     def commit(self, inputs: MemoryInputs, state: MemoryState, rows: Tensor) -> dict[str, Rows]:
         """What the token that ends its chunk makes of each of these rows, int64 [R]."""

@@ -86,13 +86,15 @@ class NeuralMemory(nn.Module):
         return self._normed(read), replace(state, key_sum=key_sum)
 
     def step(
-        self, inputs: MemoryInputs, state: MemoryState, places: StepPlaces, max_inner_lr: Tensor
+        self, inputs: MemoryInputs, gates: Tensor, state: MemoryState, places: StepPlaces, max_inner_lr: Tensor
     ) -> tuple[Tensor, dict[str, Change]]:
         """One token a row (T = 1): what it reads, [B, 1, value_inner_width], and what it changes of the state.
 
+        gates: those of the inputs, stacked.
+
         Where a row's chunk ends, its `commit` is what is left to do.
         """
-        changes = insertions(inputs, state, places.buffers[self.config.memory_chunk_size])
+        changes = insertions(inputs, gates, state, places.buffers[self.config.memory_chunk_size])
         if state.key_sum is not None:
             inputs, key_sum = project_queries(inputs, state.key_sum, None)
             changes["key_sum"] = Whole(key_sum)

@@ -31,7 +31,9 @@ def recurrent(
     outputs = read_token(rule, inputs, state, position)
     tensors = state.named_tensors()
     changed: dict[str, Tensor] = {}
-    steps: list[dict[str, Change]] = [insertions(inputs, state, buffer_places(rule.config, position))]
+    steps: list[dict[str, Change]] = [
+        insertions(inputs, inputs.gates.stack(), state, buffer_places(rule.config, position))
+    ]
     ending = (position % rule.config.memory_chunk_size == rule.config.memory_chunk_size - 1).nonzero()[:, 0]
     if len(ending):
         steps.append(dict(commit(rule, inputs, state, ending)))
@@ -72,11 +74,14 @@ def buffer_places(config: MemoryConfig, position: Tensor) -> Tensor | None:
     return flat_places(place, config.num_heads, length)
 
 
-def insertions(inputs: MemoryInputs, state: MemoryState, places: Tensor | None) -> dict[str, Change]:
-    """The new tokens in the buffers of the open chunks, by name. places: as `buffer_places` has them."""
+def insertions(inputs: MemoryInputs, gates: Tensor, state: MemoryState, places: Tensor | None) -> dict[str, Change]:
+    """The new tokens in the buffers of the open chunks, by name.
+
+    gates: those of the inputs, stacked. places: as `buffer_places` has them.
+    """
     if places is None:
         return {}
-    new = {"keys": inputs.keys, "values": inputs.values, "gates": inputs.gates.stack()}
+    new = {"keys": inputs.keys, "values": inputs.values, "gates": gates}
     return {name: Insertion(places, each.flatten(0, 2).to(state.keys.dtype)) for name, each in new.items()}
 
 
