@@ -20,6 +20,7 @@ from engine.config import EngineConfig
 from engine.errors import AtlasError, Draining, InvalidRequest, MemoryDiverged
 from engine.memory_samples import MemorySample
 from engine.model_runner import ModelRunner
+from engine.pace import PrefillPace
 from engine.progress import Progress
 from engine.sampler import Draw, Sampler
 from engine.scheduler import Batch, Scheduler
@@ -49,7 +50,9 @@ class EngineCore:
             self._pool = StatePool(model.config, config.max_num_sequences, device)
             self._sampler = Sampler(self._vocab_size, self._end_token_id, silent, device)
         self._runner = ModelRunner(model, self._pool, device)
-        self._scheduler = Scheduler(config)
+        memory_chunk_sizes = model.config.memory_chunk_sizes or (model.config.memory.memory_chunk_size,)
+        self._scheduler = Scheduler(config, max(memory_chunk_sizes))
+        self._pace = PrefillPace(config.max_added_itl_seconds, config.max_num_interleaved_tokens)
         self._progress: dict[str, Progress] = {}
         self._outputs: list[SequenceOutput] = []
         self._counters = Counters()
@@ -108,11 +111,15 @@ class EngineCore:
         """One batch through the model. At most one output a sequence, and nothing after its `finish_reason`."""
         with torch.inference_mode():
             self._admit()
-            batch = self._scheduler.schedule()
+            batch = self._scheduler.schedule(self._pace.num_tokens)
             if batch is not None:
+                began = time.monotonic()
                 self._counters.count_step(batch.num_tokens, batch.is_prefill)
                 for progress, token_id in self._sample(self._run(batch)):
                     self._advance(progress, token_id)
+                if batch.is_interleaved:
+                    self._runner.wait()
+                    self._pace.observe(batch.num_padded_tokens, time.monotonic() - began)
         outputs, self._outputs = self._outputs, []
         return outputs
 
@@ -120,12 +127,16 @@ class EngineCore:
         return EngineStats(
             num_running=self._scheduler.num_running,
             num_waiting=self._scheduler.num_waiting,
+            num_background_running=self._scheduler.num_background_running,
+            num_background_waiting=self._scheduler.num_background_waiting,
             num_slots=self._pool.num_slots,
             num_slots_in_use=self._pool.num_owned,
             num_resident_states=self._pool.num_resident,
             prompt_tokens_total=self._counters.prompt_tokens_total,
             generation_tokens_total=self._counters.generation_tokens_total,
             iteration_tokens=self._counters.iteration_tokens,
+            max_num_interleaved_tokens=self._pace.num_tokens,
+            queue_seconds=self._counters.queue_seconds,
             memory=self._counters.memory,
         )
 
@@ -142,7 +153,8 @@ class EngineCore:
         self._pool.release_unreachable()
         for sequence in self._scheduler.admit():
             progress = self._progress[sequence.sequence_id]
-            progress.mark_admitted(time.monotonic())
+            queue_seconds = progress.mark_admitted(time.monotonic())
+            self._counters.count_admission(queue_seconds, sequence.priority)
             try:
                 progress.resume = self._fill_slot(sequence)
             except Exception as error:
@@ -174,7 +186,7 @@ class EngineCore:
         for piece, row in zip(batch.pieces, logits, strict=True):
             progress = self._progress[piece.sequence.sequence_id]
             piece.sequence.mark_fed(piece.num_tokens)
-            if piece.sequence.unfed:
+            if piece.sequence.is_prefilling:
                 continue
             if progress.pending_after_feed is not None:
                 self._finish(progress, FinishReason.STOP, progress.pending_after_feed)
@@ -238,7 +250,7 @@ class EngineCore:
         if verdict.cut is not None:
             progress.rewind(verdict.cut, self._pool, self._tokenizer.encode)
             progress.pending_after_feed = (self._end_token_id,)
-            if not sequence.unfed:
+            if not sequence.is_prefilling:
                 self._finish(progress, FinishReason.STOP, progress.pending_after_feed, text, new_token_ids)
                 return
             text += progress.detokenizer.finish()
