@@ -115,7 +115,7 @@ class EngineCore:
             if batch is not None:
                 began = time.monotonic()
                 self._counters.count_step(batch.num_tokens, batch.is_prefill)
-                for progress, token_id in self._sample(self._run(batch)):
+                for progress, token_id in self._sample(*self._run(batch)):
                     self._advance(progress, token_id)
                 if batch.is_interleaved:
                     self._runner.wait()
@@ -172,18 +172,19 @@ class EngineCore:
             self._pool.load(sequence.slot, state)
         return None if sequence.state is None else Resume(tier, time.monotonic() - began)
 
-    def _run(self, batch: Batch) -> list[tuple[Progress, Tensor]]:
-        """Feeds the batch; ends those that only feed; returns those that go on with their logits [V]."""
+    def _run(self, batch: Batch) -> tuple[list[Progress], list[Tensor]]:
+        """Feeds the batch; ends those that only feed; returns those that go on, with their logits [n, V] in pieces."""
         try:
             logits = self._forward(batch)
         except Exception as error:
             # Boundary: no slot has changed; alone, each either goes on or is the one to blame.
             if len(batch.pieces) == 1:
                 self._fail(self._progress[batch.pieces[0].sequence.sequence_id], error)
-                return []
-            return [each for piece in batch.pieces for each in self._run(Batch(batch.is_prefill, (piece,)))]
-        writing = []
-        for piece, row in zip(batch.pieces, logits, strict=True):
+                return [], []
+            alone = [self._run(Batch(batch.is_prefill, (piece,))) for piece in batch.pieces]
+            return [one for writing, _ in alone for one in writing], [one for _, rows in alone for one in rows]
+        writing, rows = [], []
+        for row, piece in enumerate(batch.pieces):
             progress = self._progress[piece.sequence.sequence_id]
             piece.sequence.mark_fed(piece.num_tokens)
             if piece.sequence.is_prefilling:
@@ -191,8 +192,9 @@ class EngineCore:
             if progress.pending_after_feed is not None:
                 self._finish(progress, FinishReason.STOP, progress.pending_after_feed)
             else:
-                writing.append((progress, row))
-        return writing
+                writing.append(progress)
+                rows.append(row)
+        return writing, [logits if len(rows) == len(batch.pieces) else logits[rows]]
 
     def _forward(self, batch: Batch) -> Tensor:
         slots, pieces = [], []
@@ -213,20 +215,21 @@ class EngineCore:
             self._counters.count_sample(layers)
         return logits
 
-    def _sample(self, writing: list[tuple[Progress, Tensor]]) -> list[tuple[Progress, int]]:
+    def _sample(self, writing: list[Progress], logits: list[Tensor]) -> list[tuple[Progress, int]]:
         """One token for each; those whose logits are not finite end here."""
         if not writing:
             return []
         draws = []
-        for progress, _ in writing:
+        for progress in writing:
             params, stopping = progress.sequence.params, progress.stopping
             assert params is not None
             assert stopping is not None
             draws.append(Draw(params, progress.seed, progress.sequence.position, stopping.can_end))
-        token_ids = self._sampler.sample(torch.stack([row for _, row in writing]), draws)
+        token_ids = self._sampler.sample(logits[0] if len(logits) == 1 else torch.cat(logits), draws)
+        now = time.monotonic()
         sampled = []
-        for (progress, _), token_id in zip(writing, token_ids, strict=True):
-            progress.mark_prefilled(time.monotonic())
+        for progress, token_id in zip(writing, token_ids, strict=True):
+            progress.mark_prefilled(now)
             if token_id is None:
                 assert progress.sequence.slot is not None
                 layer = diverged_tensor(self._pool.copy(progress.sequence.slot), self._max_state_norm) or "logits"
