@@ -72,6 +72,11 @@ class ModelRunner:
         results = None if self._graphs is None else self._graphs.step(token_ids)
         return self._model.step_delta(token_ids, state) if results is None else results
 
+    def wait(self) -> None:
+        """Returns when the device has done all that it was given."""
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
+
 
 def _take_samples(recording: MemoryRecording, before: State, output: ModelOutput) -> LayerSamples:
     samples = {}
