@@ -17,6 +17,7 @@ from torch import Tensor
 
 from atlas_model.checkpoint import Checkpoint
 from atlas_model.text.chat_format import OPENING
+from atlas_model.upload import upload
 from engine.config import EngineConfig
 from engine.decode_graphs import DecodeGraphs, capture_cuda_graph
 from engine.departures import Departures
@@ -209,7 +210,9 @@ class EngineCore:
             else:
                 writing.append(progress)
                 rows.append(row)
-        return writing, [logits if len(rows) == len(batch.pieces) else logits[rows]]
+        if len(rows) < len(batch.pieces):
+            logits = logits.index_select(0, upload(rows, torch.int64, logits.device))
+        return writing, [logits]
 
     def _row(self, piece: Piece) -> int:
         assert piece.sequence.slot is not None
