@@ -91,9 +91,8 @@ class FeatureMap(nn.Module):
         every = [torch.ones(1 + config.key_width)]
         every += [self.get_buffer(f"multiplicities_{degree}") for degree in range(2, self.degree + 1)]
         self.register_buffer("root_multiplicities", torch.cat(every).double().sqrt(), persistent=False)
-        self.register_buffer(
-            "feature_degrees", torch.arange(self.degree + 1).repeat_interleave(torch.tensor(counts)), persistent=False
-        )
+        degrees = [degree for degree, count in enumerate(counts) for _ in range(count)]
+        self.register_buffer("feature_degrees", torch.tensor(degrees), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
         if self.degree == 1:
