@@ -60,6 +60,11 @@ class ModelRunner:
         back = sorted(range(len(order)), key=order.__getitem__)
         return logits[torch.tensor(back, device=self._device)]
 
+    def wait(self) -> None:
+        """Returns when the device has done all that it was given."""
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
+
 
 def _take_samples(recording: MemoryRecording, before: State, output: ModelOutput) -> LayerSamples:
     samples = {}
