@@ -62,7 +62,7 @@ class FeatureMap(nn.Module):
     """
 
     feature_degrees: Tensor
-    root_multiplicities: Tensor
+    multiplicities: Tensor
 
     def __init__(self, config: MemoryConfig) -> None:
         super().__init__()
@@ -90,10 +90,9 @@ class FeatureMap(nn.Module):
         counts = [1, config.key_width, *(num_monomials(config, degree) for degree in range(2, self.degree + 1))]
         every = [torch.ones(1 + config.key_width)]
         every += [self.get_buffer(f"multiplicities_{degree}") for degree in range(2, self.degree + 1)]
-        self.register_buffer("root_multiplicities", torch.cat(every).double().sqrt(), persistent=False)
-        self.register_buffer(
-            "feature_degrees", torch.arange(self.degree + 1).repeat_interleave(torch.tensor(counts)), persistent=False
-        )
+        self.register_buffer("multiplicities", torch.cat(every), persistent=False)
+        degrees = [degree for degree, count in enumerate(counts) for _ in range(count)]
+        self.register_buffer("feature_degrees", torch.tensor(degrees), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
         if self.degree == 1:
@@ -119,7 +118,7 @@ class FeatureMap(nn.Module):
             return x
         projected = x if self.projection is None else torch.bmm(x.transpose(0, 1), self.projection).transpose(0, 1)
         # The first of the multiplicities is the constant's, 1.
-        parts = [self.root_multiplicities[0].expand(*x.shape[:-1], 1), x]
+        parts = [self.multiplicities[0].expand(*x.shape[:-1], 1), x]
         for degree in range(2, self.degree + 1):
             picked = projected.flatten(0, 1).index_select(1, self.get_buffer(f"factors_{degree}"))
             first, *others = picked.view(*x.shape[:-1], degree, -1).unbind(-2)
@@ -135,7 +134,7 @@ class FeatureMap(nn.Module):
     def _feature_roots(self) -> Tensor:
         """What each feature is multiplied by before it is scaled to length 1, [H, num_features]."""
         roots: Tensor = self.coefficient_roots.mT.index_select(1, self.feature_degrees)
-        return roots.mul(self.root_multiplicities)
+        return roots.mul(self.multiplicities.sqrt())
 
     def _length(self, x: Tensor, projected: Tensor, roots: Sequence[Tensor]) -> Tensor:
         """|phi(x)| without the features, [B, H, T, 1]: the kernel of x with itself, or what it is element-wise."""

@@ -21,6 +21,7 @@ from atlas_model.memory import (
     memory_network,
     memory_state_spec,
     read_token,
+    recurrent,
 )
 from atlas_model.query_projection import project_queries
 from atlas_model.step_places import StepPlaces
@@ -72,27 +73,30 @@ class NeuralMemory(nn.Module):
         position: Tensor,
         max_inner_lr: Tensor | None = None,
         lengths: Tensor | None = None,
+        is_step: bool = False,
     ) -> tuple[Tensor, MemoryState]:
         """What each token reads, normalised, [B, T, value_inner_width], and the memory after the last of them.
 
         position: int64 [B], tokens fed before. max_inner_lr: [H], the largest inner_lr among the gates there can ever
         be, 1 unless told; the bounded step counts on it where there is momentum. lengths: int64 [B], how many of the T
-        tokens are real, None for all.
+        tokens are real, None for all. is_step: one token a row, in recurrent form.
         """
         key_sum = state.key_sum
         if key_sum is not None:
             inputs, key_sum = project_queries(inputs, key_sum, lengths)
-        read, state = chunk(self.rule(max_inner_lr), inputs, state, position, lengths)
+        rule = self.rule(max_inner_lr)
+        if is_step:
+            read, state = recurrent(rule, inputs, state, position)
+        else:
+            read, state = chunk(rule, inputs, state, position, lengths)
         return self._normed(read), replace(state, key_sum=key_sum)
 
     def step(
         self, inputs: MemoryInputs, gates: Tensor, state: MemoryState, places: StepPlaces, max_inner_lr: Tensor
     ) -> tuple[Tensor, dict[str, Change]]:
-        """One token a row (T = 1): what it reads, [B, 1, value_inner_width], and what it changes of the state.
+        """As `forward` with is_step, but what changes of the state in place of all of it.
 
-        gates: those of the inputs, stacked.
-
-        Where a row's chunk ends, its `commit` is what is left to do.
+        gates: those of the inputs, stacked. Where a row's chunk ends, its `commit` is what is left to do.
         """
         changes = insertions(inputs, gates, state, places.buffers[self.config.memory_chunk_size])
         if state.key_sum is not None:
