@@ -22,32 +22,69 @@ def num_parameters(config: AtlasConfig) -> int:
         return AtlasModel(config).num_parameters
 
 
+def dense_flops_per_token(config: AtlasConfig) -> float:
+    """Operations of one token's products with the model's weights, its logits included: the same in prefill and in
+    decode. The projections of `mac`'s persistent tokens, once a call, are not among them."""
+    return 2.0 * (config.num_layers * _dense_products(config) + _logits_products(config))
+
+
 def prefill_flops_per_token(config: AtlasConfig) -> float:
     """Operations of reading one token among many in chunk form, its logits included.
 
     Attention is counted at a full window, though the tokens are laid out in blocks whose corners are masked.
     """
-    layers = sum(_layer_products(config, index) for index in range(config.num_layers))
-    return 2.0 * (layers + config.vocab_size * config.width)
+    layers = sum(
+        _dense_products(config) + _attention_products(config, index) + _chunk_products(config, index)
+        for index in range(config.num_layers)
+    )
+    return 2.0 * (layers + _logits_products(config))
 
 
-def _layer_products(config: AtlasConfig, index: int) -> float:
-    """Multiplications of one block a token."""
+def _logits_products(config: AtlasConfig) -> int:
+    return config.vocab_size * config.width
+
+
+def _qkv_products(config: AtlasConfig) -> int:
+    return config.width * (2 * config.key_inner_width + config.value_inner_width)
+
+
+def _dense_products(config: AtlasConfig) -> int:
+    """Multiplications of a token by the weights of one block."""
     width, key, value = config.width, config.key_inner_width, config.value_inner_width
-    qkv = width * (2 * key + value)
-    products: float = 3 * width * config.feed_forward_width
-    memory = config.layer_memory(index)
+    products = 3 * width * config.feed_forward_width
     if config.layout != "swa":
-        products += qkv + width * value + value * width + (width + 2 * key) * 4 * memory.num_heads
-        products += memory.num_heads * _memory_products(memory)
+        products += _qkv_products(config) + width * value + value * width
+        products += (width + 2 * key) * 4 * config.memory.num_heads
     if config.attention is not None:
-        products += config.attention.window * (key + value) + value * width
-        products += qkv if config.layout != "mag" else 0
-    if config.layout == "mac" and config.attention is not None:
-        looked_up = config.attention.window + config.attention.num_persistent
-        products += looked_up * (key + value) + value * (key + value)
-        products += config.attention.num_persistent * qkv / memory.memory_chunk_size
-        products += width * key + memory.num_heads * (_feature_products(memory) + _weights(memory))
+        products += value * width
+        products += _qkv_products(config) if config.layout != "mag" else 0
+    if config.layout == "mac":
+        products += value * (key + value) + width * key
+    return products
+
+
+def _attention_products(config: AtlasConfig, index: int) -> float:
+    """Multiplications of one token's attention by what it looks at, and by the persistent tokens' projections."""
+    if config.attention is None:
+        return 0
+    key, value = config.key_inner_width, config.value_inner_width
+    products: float = config.attention.window * (key + value)
+    if config.layout == "mac":
+        products += (config.attention.window + config.attention.num_persistent) * (key + value)
+        products += (
+            config.attention.num_persistent * _qkv_products(config) / config.layer_memory(index).memory_chunk_size
+        )
+    return products
+
+
+def _chunk_products(config: AtlasConfig, index: int) -> float:
+    """Multiplications of one token in the chunk form of one block's memory."""
+    if config.layout == "swa":
+        return 0
+    memory = config.layer_memory(index)
+    products = memory.num_heads * _memory_products(memory)
+    if config.layout == "mac":
+        products += memory.num_heads * (_feature_products(memory) + _weights(memory))
     return products
 
 
