@@ -18,6 +18,7 @@ BENCHES = {
     "kernels": "the chunk form beside its matrix products alone and beside the naive loop, rule by rule",
     "omega_window": "what a longer Omega window costs in prefill and in decode",
     "store": "what committing and resuming through Redis costs, in time, in memory and to Redis' other clients",
+    "roofline": "decode steps and prefill pieces beside the machine's limit",
     "codecs": "what a snapshot's codec costs in recall, and what it saves in bytes",
     "gpu_check": "a CUDA device against the CPU: the same numbers, and how fast",
 }
