@@ -19,6 +19,8 @@ BENCHES = {
     "omega_window": "what a longer Omega window costs in prefill and in decode",
     "store": "what committing and resuming through Redis costs, in time, in memory and to Redis' other clients",
     "roofline": "decode steps and prefill pieces beside the machine's limit",
+    "profile": "where the time of a prefill piece and of a decode step goes, by part",
+    "throughput": "tokens a second of the engine alone, without HTTP",
     "codecs": "what a snapshot's codec costs in recall, and what it saves in bytes",
     "gpu_check": "a CUDA device against the CPU: the same numbers, and how fast",
 }

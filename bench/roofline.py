@@ -40,7 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_model_arguments(parser)
     parser.add_argument("--batch-sizes", type=parse_counts, default="1,8,32,256", help="rows of a decode step")
     parser.add_argument("--pieces", type=parse_pieces, default="1x512,1x1024,4x256", help="rows x tokens of a prefill")
-    parser.add_argument("--turns", type=int, default=5, help="chunks of decode steps, and prefills, that are timed")
+    parser.add_argument("--turns", type=int, default=3, help="chunks of decode steps, and prefills, that are timed")
     parser.add_argument("--buffer", type=int, default=256, help="MiB, more than the last-level cache")
     report.add_json_argument(parser)
 

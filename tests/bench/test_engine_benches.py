@@ -1,0 +1,57 @@
+"""Whole benches of the engine without HTTP, small, on the tiny model."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bench.__main__ import main
+from tests.tiny import save_tiny_checkpoint, tiny_config
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("engine_benches") / "tiny"
+    save_tiny_checkpoint(folder, tiny_config())
+    return folder
+
+
+def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[dict[str, Any], str]:
+    """The document that the last line is, and all that was printed."""
+    main(arguments)
+    printed = capsys.readouterr().out
+    document: dict[str, Any] = json.loads(printed.splitlines()[-1])
+    return document, printed
+
+
+def test_a_profile_accounts_for_the_whole_step(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    size = ["--batch-sizes", "3", "--document-tokens", "200", "--seconds", "0.8", "--threads", "1"]
+    document, printed = run(capsys, "profile", "--model", str(model), *size)
+    profiles = document["profiles"]
+    assert [(each["name"], each["batch_size"]) for each in profiles] == [("prefill", 1), ("decode", 3)]
+    for each in profiles:
+        assert sum(each["parts"].values()) == pytest.approx(1.0)
+        assert list(each["parts"].values()) == sorted(each["parts"].values(), reverse=True)
+        assert each["seconds"] > 0
+    prefill, decode = (each["parts"].keys() for each in profiles)
+    assert {"projections", "feed-forward", "attention", "feature map"} <= prefill | decode
+    assert "sampling" in decode - prefill
+    assert "whole step" in printed
+
+
+def test_throughput_counts_what_was_read_and_what_was_written(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    size = ["--batch-sizes", "3", "--document-tokens", "100", "--seconds", "0.2", "--threads", "1"]
+    document, _ = run(capsys, "throughput", "--model", str(model), *size, "--json", str(tmp_path / "throughput.json"))
+    rows = document["throughput"]
+    assert [(each["workload"], each["batch_size"]) for each in rows] == [("prefill", 3), ("decode", 3), ("mixed", 3)]
+    for each in rows:
+        assert (each["prompt_tokens_per_second"] > 0) == (each["workload"] != "decode")
+        assert (each["generated_tokens_per_second"] > 0) == (each["workload"] != "prefill")
+        assert 0 < each["model_share"] <= 1
+    decode = rows[1]
+    assert decode["generated_tokens_per_second"] == pytest.approx(3 / decode["step_seconds"])
