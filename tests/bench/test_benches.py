@@ -101,14 +101,13 @@ def test_load_records_every_request_of_every_stream(
         assert tick["num_prompt_tokens"] > 60
 
 
-def test_cost_compares_early_and_late(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    size = ["--prefill-lengths", "20,60", "--positions", "10,100", "--decode-tokens", "4", "--turns", "2"]
-    rest = ["--store-rounds", "2", "--threads", "1", "--folder", str(tmp_path), "--model", str(model)]
-    document, _ = run(capsys, "cost", *size, *rest)
-    assert document["decode_seconds_per_token"]["late_position"] == 100
-    assert document["prefill_seconds_per_token"]["ratio"] > 0
-    sizes = document["snapshot_num_bytes"]
-    assert sizes["early"] == sizes["late"] == document["store"]["snapshot_num_bytes"]
+def test_cost_is_of_snapshots_resumes_and_samples(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    size = ["--length", "100", "--store-rounds", "2", "--threads", "1"]
+    document, _ = run(capsys, "cost", *size, "--folder", str(tmp_path), "--model", str(model))
+    assert document["memory_sample"]["share_of_prefill"] > 0
+    assert document["store"]["snapshot_num_bytes"] > 0
     assert document["store"]["bare_save_seconds"] > 0
     assert document["resume"]["num_rounds"] == 2
     assert all(seconds > 0 for seconds in document["resume"].values())
