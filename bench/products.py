@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, Self
@@ -60,6 +61,14 @@ class MatrixProducts(TorchDispatchMode):
     def flops(self) -> int:
         """Two for each multiplication, as `torch.utils.flop_counter` counts them."""
         return sum(each.flops for each in self._products)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """That of most operations. There must be one."""
+        flops: Counter[torch.dtype] = Counter()
+        for each in self._products:
+            flops[next(operand.dtype for operand in each.arguments if isinstance(operand, Tensor))] += each.flops
+        return flops.most_common(1)[0][0]
 
     def repeat(self) -> None:
         """All products once more, in their order."""

@@ -14,6 +14,9 @@ limit is the time of two things that no implementation can leave out, measured b
 
 A factor is seconds over limit, the median of the turns' own. A turn of decode is one whole chunk of steps, so that what
 a chunk's end costs is in it. Aligned rows end their chunks together; the others stand all over theirs.
+
+Beside it stands the roof, which knows no operators: the operations that the configuration counts, at the rate of large
+square products, or its bytes, parameters and state read and written in plain buffers, whichever takes longer.
 """
 
 from __future__ import annotations
@@ -25,15 +28,14 @@ from dataclasses import asdict
 import torch
 
 from bench import report
-from bench.clock import seconds_in_turns
+from bench.machine import Machine
 from bench.models import add_model_arguments, model_header, open_model
 from bench.roofline_steps import StepCost, measure_decode, measure_prefill, measure_sampling
-from bench.state_traffic import bandwidths
 from bench.stepper import chunk_period
 from bench.workload import parse_counts
 
 DECODE_GOAL, PREFILL_GOAL = 1.5, 2.0
-_SQUARE = 1024
+_DTYPES = (torch.float32, torch.bfloat16)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -57,25 +59,25 @@ def parse_pieces(text: str) -> list[tuple[int, int]]:
 @torch.inference_mode()
 def run(arguments: argparse.Namespace) -> None:
     checkpoint = open_model(arguments)
-    model, device, num_turns = checkpoint.model, arguments.device, arguments.turns
+    model = checkpoint.model
     if any(num_tokens % chunk_period(model) for _, num_tokens in arguments.pieces):
         raise SystemExit(f"bench roofline: --pieces must be a multiple of {chunk_period(model)} tokens, the chunk")
-    bandwidth = bandwidths(arguments.buffer * 2**20, num_turns, device)
-    rates = {str(dtype).removeprefix("torch."): square_rate(dtype, num_turns, device) for dtype in _DTYPES}
-    print("memory     " + ", ".join(f"{name} {1e-9 * each:.1f} GB/s" for name, each in bandwidth.items()))
-    print(f"products   {_SQUARE}³: " + ", ".join(f"{name} {1e-9 * rate:.0f} GFLOP/s" for name, rate in rates.items()))
-    print(f"{'':<24} {'ms':>9} {'products':>9} {'state':>9} {'limit':>9} {'factor':>7} {'goal':>5} {'GFLOP/s':>8}")
+    machine = Machine(arguments.device, arguments.turns, arguments.buffer * 2**20)
+    rates = {str(dtype).removeprefix("torch."): machine.product_rate(dtype) for dtype in _DTYPES}
+    print("memory     " + ", ".join(f"{name} {1e-9 * each:.1f} GB/s" for name, each in machine.bandwidth.items()))
+    print("products   " + ", ".join(f"{name} {1e-9 * each:.0f} GFLOP/s" for name, each in rates.items()))
+    print(f"{'':<24} {'ms':>9} {'products':>9} {'state':>9} {'limit':>9} {'factor':>7} {'goal':>5} {'roof':>9}")
     decodes = []
     for batch_size in arguments.batch_sizes:
         for is_aligned in (True, False) if batch_size > 1 else (True,):
-            decodes.append(measure_decode(model, batch_size, num_turns, device, is_aligned=is_aligned))
+            decodes.append(measure_decode(model, batch_size, machine, is_aligned=is_aligned))
             _print_cost(decodes[-1], DECODE_GOAL)
     prefills = []
     for batch_size, num_tokens in arguments.pieces:
         for is_aligned in (True, False):
-            prefills.append(measure_prefill(model, batch_size, num_tokens, num_turns, device, is_aligned=is_aligned))
+            prefills.append(measure_prefill(model, batch_size, num_tokens, machine, is_aligned=is_aligned))
             _print_cost(prefills[-1], PREFILL_GOAL)
-    samplings = [measure_sampling(model, each, num_turns, device) for each in arguments.batch_sizes]
+    samplings = [measure_sampling(model, each, machine) for each in arguments.batch_sizes]
     for each in samplings:
         print(
             f"sampling {each.batch_size:>4} rows       {1e3 * each.greedy_seconds:>9.3f} greedy, "
@@ -84,8 +86,8 @@ def run(arguments: argparse.Namespace) -> None:
     document: report.Json = {
         **report.header("roofline"),
         **model_header(checkpoint, arguments),
-        "num_turns": num_turns,
-        "bandwidth": bandwidth,
+        "num_turns": arguments.turns,
+        "bandwidth": machine.bandwidth,
         "square_product_flops_per_second": rates,
         "decode": [{**asdict(each), "goal": DECODE_GOAL} for each in decodes],
         "prefill": [{**asdict(each), "goal": PREFILL_GOAL} for each in prefills],
@@ -93,16 +95,6 @@ def run(arguments: argparse.Namespace) -> None:
         "sampling": [asdict(each) for each in samplings],
     }
     report.publish(document, {}, arguments.json)
-
-
-_DTYPES = (torch.float32, torch.bfloat16)
-
-
-def square_rate(dtype: torch.dtype, num_turns: int, device: torch.device) -> float:
-    """Operations a second, at best, of a large product: what the machine could do with shapes that suit it."""
-    left, right = (torch.ones(_SQUARE, _SQUARE, dtype=dtype, device=device) for _ in range(2))
-    (seconds,) = seconds_in_turns([lambda: left @ right], num_turns, device)
-    return 2 * _SQUARE**3 / min(seconds)
 
 
 def ratios(decodes: Sequence[StepCost]) -> list[report.Json]:
@@ -125,6 +117,6 @@ def _print_cost(cost: StepCost, goal: float) -> None:
     print(
         f"{what:<8}{size:>6} {'aligned' if cost.is_aligned else 'apart':<8} {1e3 * cost.seconds:>9.3f}"
         f" {1e3 * cost.products_seconds:>9.3f} {1e3 * cost.state_seconds:>9.3f} {1e3 * cost.limit_seconds:>9.3f}"
-        f" {cost.factor:>7.2f} {goal:>5.1f} {1e-9 * cost.products_flops / cost.products_seconds:>8.1f}",
+        f" {cost.factor:>7.2f} {goal:>5.1f} {1e3 * cost.roof_seconds:>9.3f}",
         flush=True,
     )

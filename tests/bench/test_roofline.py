@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from atlas_model.config import AttentionConfig
-from atlas_model.sizes import dense_flops_per_token
+from atlas_model.sizes import decode_flops_per_token, dense_flops_per_token
 from atlas_model.state import session_num_bytes
 from atlas_model.traffic import decode_traffic
 from bench.__main__ import main
@@ -62,14 +62,15 @@ def test_roofline_holds_every_step_to_its_limit(
     assert [(row["batch_size"], row["num_tokens"]) for row in prefills] == [(1, 10), (1, 10), (2, 5), (2, 5)]
     for row in decodes:
         assert row["products_flops"] == row["batch_size"] * dense_flops_per_token(config)
-        assert row["num_bytes_read"] == row["batch_size"] * decode_traffic(config).num_bytes_read
+        assert row["state_num_bytes_read"] == row["batch_size"] * decode_traffic(config).num_bytes_read
+        assert row["flops"] == row["batch_size"] * decode_flops_per_token(config) > row["products_flops"]
         assert row["tokens_per_second"] == pytest.approx(row["batch_size"] / row["seconds"])
     for row in prefills:
-        assert row["num_bytes_written"] == row["batch_size"] * session_num_bytes(config)
-        assert row["products_flops"] > row["batch_size"] * row["num_tokens"] * dense_flops_per_token(config) / 2
+        assert row["state_num_bytes_written"] == row["batch_size"] * session_num_bytes(config)
+        assert row["flops"] == pytest.approx(row["products_flops"], rel=0.3)
     for row in (*decodes, *prefills):
         assert 0 < row["factor"] < 1e4
-        assert min(row["products_seconds"], row["state_seconds"]) > 0
+        assert min(row["products_seconds"], row["state_seconds"], row["roof_seconds"]) > 0
     assert document["ratios"][1]["token_ratio"] == pytest.approx(decodes[1]["seconds"] / 3 / decodes[0]["seconds"])
     assert [row["batch_size"] for row in document["sampling"]] == [1, 3]
     assert json.loads((tmp_path / "roofline.json").read_text())["num_threads"] == 1
