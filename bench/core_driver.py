@@ -14,6 +14,7 @@ from engine.sampling_params import SamplingParams
 from engine.sequence import Sequence
 
 _ENDLESS = 10**9
+_MIN_NUM_STEPS = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,8 +34,9 @@ class CoreDriver:
     def __init__(
         self, checkpoint: Checkpoint, device: str, num_readers: int, num_writers: int, document_num_tokens: int
     ) -> None:
-        self._config = EngineConfig(max_num_sequences=max(1, num_readers + num_writers), device=device)
-        self._core = EngineCore(checkpoint, self._config)
+        # Room to spare: documents need not be given every slot.
+        num_slots = num_writers + 2 * num_readers
+        self._core = EngineCore(checkpoint, EngineConfig(max_num_sequences=num_slots, device=device))
         self._vocab_size = checkpoint.tokenizer.vocab_size
         self._document_num_tokens = document_num_tokens
         self._random = random.Random(0)
@@ -50,11 +52,11 @@ class CoreDriver:
             self._open_document()
 
     def run(self, seconds: float) -> Work:
-        """Whole steps for about so long."""
+        """Whole steps for about so long, and enough of them that every kind of step has had its turn."""
         before = self._core.stats()
         began = time.perf_counter()
         num_steps = 0
-        while (elapsed := time.perf_counter() - began) < seconds:
+        while (elapsed := time.perf_counter() - began) < seconds or num_steps < _MIN_NUM_STEPS:
             self._step()
             num_steps += 1
         after = self._core.stats()

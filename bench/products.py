@@ -12,6 +12,8 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
+_PRODUCTS = (torch.ops.aten.mm, torch.ops.aten.addmm, torch.ops.aten.bmm, torch.ops.aten.baddbmm)
+
 _Specification = tuple[tuple[int, ...], tuple[int, ...]]
 """Shape and strides of an operand."""
 
@@ -26,7 +28,8 @@ class _Product:
 
 
 class MatrixProducts(TorchDispatchMode):
-    """Records every product made while it is entered; afterwards `repeat` makes them again, without the rest.
+    """Records every product made while it is entered; afterwards `repeat` makes them again, without the rest. Those
+    inside of a fused operator, attention's or a convolution's, are none of them.
 
     Each product is repeated by the same operator on numbers of its own, with the shapes and strides of the original's.
     weights: tensors that stay what they are, so that a repeated product finds them in the cache or in memory as the
@@ -78,11 +81,10 @@ class MatrixProducts(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         options = kwargs or {}
         result = func(*args, **options)
-        count = flop_registry.get(func.overloadpacket)
-        if count is not None:
+        if func.overloadpacket in _PRODUCTS:
             operands = [self._operand(at, each) if isinstance(each, Tensor) else each for at, each in enumerate(args)]
             is_dense = any(isinstance(mine, Tensor) and mine is its for mine, its in zip(operands, args, strict=True))
-            flops = count(*args, **options, out_val=result)
+            flops = flop_registry[func.overloadpacket](*args, **options, out_val=result)
             self._products.append(_Product(func, operands, options, flops, is_dense))
         return result
 

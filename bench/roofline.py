@@ -7,7 +7,7 @@ limit is the time of two things that no implementation can leave out, measured b
                weights: so they come out of the cache or out of memory as they do in the step.
                Of a decode step only the dense ones, tokens by weights: what is multiplied by a row's own state is
                bound by reading that state, which is the other part. Of a prefill piece all that an aligned piece of
-               that length makes, the memory's included; attention only where the counter of torch knows it.
+               that length makes, the memory's included; those inside of fused attention are left out.
     state      reading and writing, in plain buffers, as many bytes as `atlas_model.traffic` says: of a decode step the
                state once, and what a token adds to it; what happens where a chunk ends is spread over the chunk's
                tokens. Of a prefill piece the whole state in and out.

@@ -117,8 +117,9 @@ def dense_products(model: AtlasModel, batch_size: int) -> MatrixProducts:
 
 
 def _weights(model: AtlasModel) -> list[Tensor]:
-    """The matrices that tokens are multiplied by; the memory's start and the features' projection have a head each."""
-    return [each for each in model.parameters() if each.ndim == 2]
+    """What tokens are multiplied by, parameters or rounded copies of them: the matrices. Of the memory's start and of
+    the features' projection there is one for each head."""
+    return [each for each in (*model.parameters(), *model.buffers()) if each.ndim == 2]
 
 
 def _measure(
