@@ -44,8 +44,8 @@ def prefill_flops_per_token(config: AtlasConfig) -> float:
 
 
 def decode_flops_per_token(config: AtlasConfig) -> float:
-    """Operations of one row's token in recurrent form, its logits included; what happens where a chunk ends is spread
-    over the chunk's tokens. `mac`'s persistent tokens, projected once a step for all rows, count for each."""
+    """Operations that one row's token needs in recurrent form, its logits included; what is needed only where a chunk
+    ends is spread over the chunk's tokens. `mac`'s persistent tokens, projected once a step, count for each row."""
     layers = sum(
         _dense_products(config) + _attention_products(config, chunk_size=1) + _recurrent_products(config, index)
         for index in range(config.num_layers)
@@ -105,11 +105,12 @@ def _recurrent_products(config: AtlasConfig, index: int) -> float:
     memory = config.layer_memory(index)
     size = memory.memory_chunk_size
     key_features = _columns(memory) * _feature_products(memory)
-    products = _feature_products(memory) + _read_products(memory)
-    products += (key_features + _update_products(memory, rows=1) + _commit_products(memory)) / size
+    products = _feature_products(memory) + _read_products(memory) + _commit_products(memory) / size
     if memory.read_granularity == "token":
         # The open chunk is worked out again, up to the token.
         products += key_features + _update_products(memory, rows=size, bounded_rows=1)
+    else:
+        products += (key_features + _update_products(memory, rows=1)) / size
     if memory.query_projection == "keys":
         products += projection_products(memory.key_width, num_tokens=1)
     return memory.num_heads * (products + _look_up_products(config))

@@ -2,7 +2,6 @@
 
 import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -11,30 +10,14 @@ from torch.utils.flop_counter import FlopCounterMode
 from bench.__main__ import main
 from bench.kernels import RULES
 from bench.products import MatrixProducts
+from tests.bench.running import run
 from tests.redis_server import RedisServer, redis_is_installed
-from tests.tiny import save_tiny_checkpoint, tiny_config
 
 
 @pytest.fixture(autouse=True)
 def one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
     """Servers that the benches start take the setting from our environment."""
     monkeypatch.setenv("ATLAS_THREADS", "1")
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("bench") / "tiny"
-    save_tiny_checkpoint(folder, tiny_config())
-    return folder
-
-
-def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[dict[str, Any], str]:
-    """The document that the last line is, and all that was printed."""
-    main(arguments)
-    printed = capsys.readouterr().out
-    document: dict[str, Any] = json.loads(printed.splitlines()[-1])
-    assert {"bench", "date", "command", "version", "cpu", "num_cores", "torch"} <= document.keys()
-    return document, printed
 
 
 def test_recall_asks_every_question_three_ways_across_a_kill(

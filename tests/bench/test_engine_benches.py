@@ -2,29 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from bench.__main__ import main
-from tests.tiny import save_tiny_checkpoint, tiny_config
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("engine_benches") / "tiny"
-    save_tiny_checkpoint(folder, tiny_config())
-    return folder
-
-
-def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[dict[str, Any], str]:
-    """The document that the last line is, and all that was printed."""
-    main(arguments)
-    printed = capsys.readouterr().out
-    document: dict[str, Any] = json.loads(printed.splitlines()[-1])
-    return document, printed
+from tests.bench.running import run
 
 
 def test_a_profile_accounts_for_the_whole_step(model: Path, capsys: pytest.CaptureFixture[str]) -> None:

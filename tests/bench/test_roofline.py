@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import pytest
 import torch
@@ -17,20 +17,8 @@ from atlas_model.traffic import decode_traffic
 from bench.__main__ import main
 from bench.products import MatrixProducts
 from bench.roofline_steps import dense_products
-from tests.tiny import TINY_MEMORY, save_tiny_checkpoint, tiny_config, tiny_model
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("roofline") / "tiny"
-    save_tiny_checkpoint(folder, tiny_config())
-    return folder
-
-
-def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> dict[str, Any]:
-    main(arguments)
-    document: dict[str, Any] = json.loads(capsys.readouterr().out.splitlines()[-1])
-    return document
+from tests.bench.running import run
+from tests.tiny import TINY_MEMORY, tiny_config, tiny_model
 
 
 @pytest.mark.parametrize("batch_size", [1, 3])
@@ -55,7 +43,7 @@ def test_roofline_holds_every_step_to_its_limit(
     model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     size = ["--batch-sizes", "1,3", "--pieces", "1x10,2x5", "--turns", "2", "--buffer", "1", "--threads", "1"]
-    document = run(capsys, "roofline", "--model", str(model), *size, "--json", str(tmp_path / "roofline.json"))
+    document, _ = run(capsys, "roofline", "--model", str(model), *size, "--json", str(tmp_path / "roofline.json"))
     config = tiny_config()
     decodes, prefills = document["decode"], document["prefill"]
     assert [(row["batch_size"], row["is_aligned"]) for row in decodes] == [(1, True), (3, True), (3, False)]
