@@ -67,8 +67,11 @@ def _decode_traffic(config: AtlasConfig, name: str, spec: TensorSpec) -> Traffic
         num_read = before + (size - 1) / 2 if _looks_at_open_chunk(memory) else (before + size - 1) / size
         return Traffic(a_token * num_read, a_token)
     # The convolutions' tails and the attention's window: every place is looked at, one is new. A segment starts empty.
-    is_segment = field.startswith("attention.") and config.layout == "mac"
-    return Traffic(num_bytes / 2 if is_segment else num_bytes, num_bytes / spec.shape[0])
+    if field.startswith("attention."):
+        assert config.attention is not None
+        num_read = num_bytes / 2 if config.layout == "mac" else num_bytes
+        return Traffic(num_read, num_bytes / (config.attention.window - 1))
+    return Traffic(num_bytes, num_bytes / spec.shape[0])
 
 
 def _looks_at_open_chunk(config: MemoryConfig) -> bool:
