@@ -36,14 +36,18 @@ class Stepper:
         for start in range(0, len(phases), rows):
             group = slice(start, start + rows)
             self._runner.prefill(self.slots[group], [self._token_ids(settled + phase) for phase in phases[group]])
+        self._positions = [settled + phase for phase in phases]
 
     def decode(self) -> Tensor:
         """One token for every row -> logits [B, V]."""
-        return self._runner.decode(self.slots, self._token_ids(len(self.slots)))
+        logits = self._runner.decode(self.slots, self._token_ids(len(self.slots)), self._positions)
+        self._positions = [position + 1 for position in self._positions]
+        return logits
 
     def prefill(self, num_tokens: int) -> None:
         """A piece of `num_tokens` for every row."""
         self._runner.prefill(self.slots, [self._token_ids(num_tokens) for _ in self.slots])
+        self._positions = [position + num_tokens for position in self._positions]
 
     def _token_ids(self, num_tokens: int) -> list[int]:
         token_ids: list[int] = torch.randint(self._vocab_size, (num_tokens,), generator=self._generator).tolist()

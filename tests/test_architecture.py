@@ -38,6 +38,7 @@ BENCHES_THAT_LOOK_INSIDE = {
     "bench/gpu/latency.py",
     "bench/gpu/long_prefill.py",
     "bench/gpu/resume.py",
+    "bench/gpu/roofline.py",
     "bench/gpu/throughput.py",
     "bench/gpu_check.py",
     "bench/hand_fed.py",
