@@ -19,6 +19,7 @@ BENCHES = {
     "omega_window": "what a longer Omega window costs in prefill and in decode",
     "store": "what committing and resuming through Redis costs, in time, in memory and to Redis' other clients",
     "codecs": "what a snapshot's codec costs in recall, and what it saves in bytes",
+    "peers": "other people's models of the same shape beside ours: titans-pytorch, transformers, llama.cpp",
     "gpu_check": "a CUDA device against the CPU: the same numbers, and how fast",
 }
 
