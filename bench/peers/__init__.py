@@ -5,7 +5,8 @@ speed, and all that is not chosen here is its default. Every pair takes turns, s
 meets both; a ratio is the median of the turns' own. Prefill is from a prompt to its next token; decode is the mean of
 so many tokens behind a position, each chosen from the logits. Ours is the engine core, as a user gets it, without HTTP.
 
-The packages come with the extra `peers`. Each has a module of its own, which is imported when the peer is asked for.
+The packages come with the extra `peers`; llama-cpp-python is compiled while it is installed, which takes a compiler and
+some minutes. Each has a module of its own, which is imported when the peer is asked for.
 """
 
 from __future__ import annotations

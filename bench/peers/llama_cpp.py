@@ -112,10 +112,6 @@ class LlamaCpp:
         llama_cpp.llama_state_seq_get_data(self._context, buffer, num_bytes, 0)
         return bytes(buffer)
 
-    def close(self) -> None:
-        llama_cpp.llama_free(self._context)
-        llama_cpp.llama_model_free(self._model)
-
     def read(self, token_ids: Tensor) -> Tensor:
         """From nothing; in batches of as many tokens of each row as the library takes at once."""
         llama_cpp.llama_memory_clear(self._memory, True)
