@@ -23,6 +23,7 @@ BENCHES = {
     "profile": "where the time of a prefill piece and of a decode step goes, by part",
     "throughput": "tokens a second of the engine alone, without HTTP",
     "codecs": "what a snapshot's codec costs in recall, and what it saves in bytes",
+    "peers": "other people's models of the same shape beside ours: titans-pytorch, transformers, llama.cpp",
     "gpu_check": "a CUDA device against the CPU: the same numbers, and how fast",
 }
 
