@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import linear
 
 from atlas_model.config import AtlasConfig
 
@@ -102,8 +103,13 @@ class GateMaps(nn.Module):
         return self.log_max_inner_lr.exp()
 
     def forward(self, x: Tensor, queries: Tensor, keys: Tensor) -> Gates:
-        near = torch.cat([queries, keys], dim=1).transpose(1, 2).flatten(2)
-        opened = hard_sigmoid(self.linear(torch.cat([x, near], dim=-1)))
+        parts = [x, queries.transpose(1, 2).flatten(2), keys.transpose(1, 2).flatten(2)]
+        # Part by part: they are wide, and what comes of them is not.
+        first, *others = self.linear.weight.split([part.shape[-1] for part in parts], dim=1)
+        opened = linear(x, first, self.linear.bias)
+        for part, weight in zip(parts[1:], others, strict=True):
+            opened = opened + linear(part, weight)
+        opened = hard_sigmoid(opened)
         token_gate, retention, inner_lr, momentum_decay = opened.transpose(1, 2).tensor_split(4, dim=1)
         if self.decays:
             # Each row has the constant to itself: the gradient that its end blocks is the row's own, not the batch's,
