@@ -33,7 +33,7 @@ RULES = {
 DELTA_RULE = replace(RULES["gd-chunk-bounded"], max_momentum_decay=0.0, feature_degree=2)
 OTHER_AXES = {
     "delta": DELTA_RULE,
-    "delta-keeps-all-unit-features": replace(DELTA_RULE, retention="none", feature_norm="unit", value_width=3),
+    "delta-keeps-all-unit-features": replace(DELTA_RULE, retention="none", feature_norm="unit"),
     "delta-decay-to-initial-huber": replace(DELTA_RULE, retention_target="initial", objective="huber", step="free"),
     "muon-per-token-read-per-chunk": replace(RULES["muon-per-token"], read_granularity="chunk", omega_window=2),
     "dot": replace(BASE, objective="dot", step="free"),
