@@ -21,7 +21,7 @@ class EngineConfig:
         never. A sample of the shipped model costs as much as the prefill of 25 to 50 tokens (`python -m bench cost`),
         so less than 1 % with the default.
     max_state_norm: a tensor of a state whose norm is beyond it (or not finite) is never handed out.
-    num_threads: torch's threads on the CPU; None leaves torch's own choice.
+    num_threads: torch's threads on the CPU; None is as many as the cores that the process may use (`threads`).
     device: where the model and the slots live.
     matmul_dtype: `bfloat16` makes the products of the model's dense layers in it, `float32` in the model's own dtype.
         States are the same in kind: one goes on under either setting.

@@ -58,7 +58,7 @@ class ServerConfig:
         str, "how a session's numbers are stored: none, bf16 (half the bytes) or int8 (a quarter); any of them is read"
     ] = Codec.NONE.value
     device: Annotated[str, "where the model runs: cpu or cuda"] = "cpu"
-    threads: Annotated[int | None, "torch's threads on the CPU; default: torch's own choice"] = None
+    threads: Annotated[int | None, "torch's threads on the CPU; default: the cores that this process may use"] = None
     matmul_dtype: Annotated[
         str, "the dense layers' products: float32, or bfloat16 where the processor has it, faster and less exact"
     ] = "float32"
