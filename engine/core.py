@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from atlas_model.checkpoint import Checkpoint
+from atlas_model.rounded_products import round_products
 from atlas_model.text.chat_format import OPENING
 from engine.config import EngineConfig
 from engine.errors import AtlasError, Draining, InvalidRequest, MemoryDiverged
@@ -39,6 +40,8 @@ class EngineCore:
     def __init__(self, checkpoint: Checkpoint, config: EngineConfig) -> None:
         device = torch.device(config.device)
         model = checkpoint.model.to(device)
+        if config.matmul_dtype == "bfloat16":
+            round_products(model)
         self._tokenizer = checkpoint.tokenizer
         self._end_token_id = checkpoint.tokenizer.special.end
         self._vocab_size = model.config.vocab_size
