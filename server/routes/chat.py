@@ -128,7 +128,7 @@ class _Reply:
 
 
 class _TextEvents:
-    """The events of an answer that carry text. A choice's first one says the role; of the others only the text differs."""
+    """The events of an answer that carry text: a choice's first says the role, of the others only the text is new."""
 
     def __init__(self, frame: ChatAnswer) -> None:
         self._frame = frame

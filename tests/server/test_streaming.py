@@ -111,13 +111,18 @@ def test_a_reader_that_stalls_later_is_given_up_as_soon_as_one_that_never_reads(
                 await asyncio.Event().wait()
 
         loop = asyncio.get_running_loop()
-        async with asyncio.timeout(5):
-            with pytest.raises(ClientDisconnect):
-                async with BodySender(send, 0.2) as body:
-                    while True:
-                        began = loop.time()
-                        await body.send(b"piece")
-                        await asyncio.sleep(0.02)
+        began = loop.time()
+
+        async def send_all() -> None:
+            nonlocal began
+            async with BodySender(send, 0.2) as body:
+                while True:
+                    began = loop.time()
+                    await body.send(b"piece")
+                    await asyncio.sleep(0.02)
+
+        with pytest.raises(ClientDisconnect):
+            await asyncio.wait_for(send_all(), 5)
         assert sent == 20
         assert 0.19 < loop.time() - began < 2
 
