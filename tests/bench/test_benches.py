@@ -2,7 +2,6 @@
 
 import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -11,30 +10,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from bench.__main__ import main
 from bench.kernels import RULES
 from bench.products import MatrixProducts
+from tests.bench.running import run
 from tests.redis_server import RedisServer, redis_is_installed
-from tests.tiny import save_tiny_checkpoint, tiny_config
-
-
-@pytest.fixture(autouse=True)
-def one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Servers that the benches start take the setting from our environment."""
-    monkeypatch.setenv("ATLAS_THREADS", "1")
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("bench") / "tiny"
-    save_tiny_checkpoint(folder, tiny_config())
-    return folder
-
-
-def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[dict[str, Any], str]:
-    """The document that the last line is, and all that was printed."""
-    main(arguments)
-    printed = capsys.readouterr().out
-    document: dict[str, Any] = json.loads(printed.splitlines()[-1])
-    assert {"bench", "date", "command", "version", "cpu", "num_cores", "torch"} <= document.keys()
-    return document, printed
 
 
 def test_recall_asks_every_question_three_ways_across_a_kill(
@@ -82,23 +59,6 @@ def test_codecs_asks_the_same_of_every_codec(model: Path, tmp_path: Path, capsys
     records = json.loads(path.read_text())
     assert [answer["condition"] for answer in records["answers"]] == ["on"] * 3
     assert len(records["changed_answers"]) == sum(row["num_changed"] for row in recall)
-
-
-def test_load_records_every_request_of_every_stream(
-    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    path = tmp_path / "load.json"
-    size = ["--concurrency", "2", "--requests", "2", "--prompt-tokens", "20", "--max-tokens", "6"]
-    options = ["--document-tokens", "60", "--goodput", "ttft=100", "e2e=1e-9"]
-    document, _ = run(capsys, "load", "--model", str(model), *size, *options, "--json", str(path))
-    assert (document["num_requests"], document["num_failed"], document["goodput"]) == (4, 0, 0.0)
-    assert document["ttft_seconds"]["n"] == 4
-    ticks = json.loads(path.read_text())["ticks"]
-    assert sorted((tick["stream"], tick["number"]) for tick in ticks) == [(0, 0), (0, 1), (1, 0), (1, 1)]
-    for tick in ticks:
-        assert tick["num_completion_tokens"] == 6
-        assert tick["sent_seconds"] < tick["chunk_seconds"][0] <= tick["chunk_seconds"][-1] <= tick["end_seconds"]
-        assert tick["num_prompt_tokens"] > 60
 
 
 def test_cost_compares_early_and_late(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -172,10 +132,8 @@ def test_a_device_equals_itself(model: Path, tmp_path: Path, capsys: pytest.Capt
         (["recall", "--second-server"], "--store"),
         (["recall", "--lengths", "100", "--questions", "5", "--facts", "4"], "too many"),
         (["recall", "--base-url", "http://127.0.0.1:9", "--store", "memory://"], "--store"),
-        (["load", "--goodput", "speed=1"], "--goodput"),
         (["chain", "--marks", "2k"], "twice --document-tokens"),
         (["chain", "--marks", "9k,many"], "not a length"),
-        (["load", "--stateless", "--document-tokens", "10"], "--document-tokens"),
     ],
 )
 def test_what_cannot_be_measured_is_refused_with_a_reason(model: Path, arguments: list[str], reason: str) -> None:
