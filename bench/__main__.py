@@ -11,7 +11,11 @@ from clients.errors import ClientError
 
 BENCHES = {
     "recall": "does a session know what it has read, by length, after a kill -9",
-    "load": "latency and throughput under concurrent streams",
+    "load": "latency and throughput under load: closed or open loop, one kind of request or a mix",
+    "latency": "one request at a time: first token and the gaps after it, by the prompt's length",
+    "resume": "going on with a session, by tier, against reading the same text again",
+    "compare": "the same stateless load on our server and on another one of OpenAI's kind, in turns",
+    "http_cost": "what HTTP costs the server's processor per token, beside the engine",
     "cost": "what a token and a snapshot cost, early and late in a session",
     "chain": "one text of many tokens: the memory's norms, and what is still known",
     "capacity": "how many random pairs a memory holds, by key width, degree and depth",
