@@ -1,5 +1,4 @@
-"""`python -m bench cost`: what a token, a snapshot and going on cost, early and late in a session. It looks inside the
-engine.
+"""`python -m bench cost`: what a token and a snapshot cost, early and late in a session. It looks inside the engine.
 
 A memory of constant size should make time per token and bytes per session independent of how much was read. Early and
 late are measured in turns in one process, so that whatever else the machine does meets both; a ratio is the median of
@@ -22,7 +21,6 @@ import torch
 from atlas_model.checkpoint import Checkpoint, load_checkpoint
 from atlas_model.telemetry import MemoryRecording
 from bench import report
-from bench.cost_resume import measure_resume
 from bench.cost_store import measure_store
 from bench.workload import open_prose, parse_length
 from engine.config import EngineConfig
@@ -61,12 +59,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--positions", default="1k,1m", help="where in a session to decode; the late one takes a while")
     parser.add_argument("--decode-tokens", type=int, default=64, help="tokens decoded per turn")
     parser.add_argument("--turns", type=int, default=5, help="how often each comparison is repeated")
-    parser.add_argument("--store-rounds", type=int, default=30, help="samples, saves, loads and resumes to time")
+    parser.add_argument("--store-rounds", type=int, default=30, help="samples, saves and loads to time")
     parser.add_argument("--folder", type=Path, metavar="DIR", help="where to save; default: the temporary folder")
     parser.add_argument("--corpus", type=Path, metavar="DIR", help="books to read; default: generated prose")
     parser.add_argument("--threads", type=int, help="torch's threads; default: torch's own choice")
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--model", type=Path, default=report.SHIPPED_MODEL, metavar="DIR", help="checkpoint folder")
+    report.add_model_argument(parser)
     report.add_json_argument(parser)
 
 
@@ -100,10 +98,6 @@ def run(arguments: argparse.Namespace) -> None:
     )
     print(f"save             {1e3 * store.save_seconds:.2f} ms, {store.save_ratio:.2f} of the bare calls")
     print(f"load             {1e3 * store.load_seconds:.2f} ms, {store.load_ratio:.2f} of the bare calls")
-    resume = measure_resume(checkpoint, arguments.store_rounds, arguments.folder, arguments.device)
-    print(f"resume, device   {1e3 * resume.device_seconds:.3f} ms")
-    print(f"resume, host     {1e3 * resume.host_seconds:.3f} ms, {resume.host_ratio:.2f} of the device's")
-    print(f"resume, store    {1e3 * resume.store_seconds:.3f} ms, {resume.store_ratio:.2f} of the device's")
     document: report.Json = {
         **report.header("cost"),
         "model": arguments.model.name,
@@ -114,7 +108,6 @@ def run(arguments: argparse.Namespace) -> None:
         "snapshot_num_bytes": {"early": early_num_bytes, "late": late_num_bytes},
         "memory_sample": asdict(sample),
         "store": asdict(store),
-        "resume": asdict(resume),
     }
     report.publish(document, {}, arguments.json)
 

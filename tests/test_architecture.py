@@ -26,7 +26,6 @@ BENCHES_THAT_LOOK_INSIDE = {
     "bench/chain.py",
     "bench/codecs.py",
     "bench/cost.py",
-    "bench/cost_resume.py",
     "bench/cost_store.py",
     "bench/gpu_check.py",
     "bench/kernels.py",

@@ -70,8 +70,6 @@ def test_cost_compares_early_and_late(model: Path, tmp_path: Path, capsys: pytes
     sizes = document["snapshot_num_bytes"]
     assert sizes["early"] == sizes["late"] == document["store"]["snapshot_num_bytes"]
     assert document["store"]["bare_save_seconds"] > 0
-    assert document["resume"]["num_rounds"] == 2
-    assert all(seconds > 0 for seconds in document["resume"].values())
 
 
 needs_redis = pytest.mark.skipif(not redis_is_installed(), reason="redis-server is not installed")
