@@ -36,7 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     levels.add_argument("--rate", help="an open loop: requests a second, Poisson arrivals; several levels: 0.5,1,2")
     parser.add_argument("--duration", type=float, default=60.0, help="seconds of an open loop's arrivals")
     parser.add_argument("--requests", type=int, default=4, help="requests of each stream of a closed loop")
-    parser.add_argument("--warm-up", type=int, default=1, help="requests of each stream before those, not recorded")
+    parser.add_argument("--warm-up", type=int, default=1, help="of a closed loop, before those, not recorded")
     parser.add_argument("--mix", default="chat=1", help="shares: chat=8,ingest=1,resume=2,read=1 (default: chat=1)")
     parser.add_argument("--prompt-tokens", default="128", help="new tokens per request (1k = 1,000)")
     parser.add_argument("--max-tokens", type=int, default=64, help="tokens per answer; answers always have so many")
@@ -107,6 +107,8 @@ class Load:
             )
         except ValueError as error:
             raise SystemExit(f"bench load: {error}") from error
+        if arguments.sessions is not None and arguments.sessions < 1:
+            raise SystemExit("bench load: --sessions must be at least 1; --stateless is without any")
         self.num_sessions: int | None = arguments.sessions
         if arguments.rate is not None and self.num_sessions is None:
             self.num_sessions = DEFAULT_NUM_SESSIONS
@@ -150,11 +152,13 @@ class Load:
                 pass
         async with AsyncClient(server.base_url, arguments.api_key) as client:
             runner = Runner(client, {"max_tokens": arguments.max_tokens, "ignore_eos": True})
-            await runner.closed_loop(warm)
-            before = scrape(server.base_url, arguments.api_key)
-            records = await (runner.open_loop(arrivals) if arrivals else runner.closed_loop(streams))
-            costs = session_costs(before, scrape(server.base_url, arguments.api_key))
-            await sessions.forget(client)
+            try:
+                await runner.closed_loop(warm)
+                before = scrape(server.base_url, arguments.api_key)
+                records = await (runner.open_loop(arrivals) if arrivals else runner.closed_loop(streams))
+                costs = session_costs(before, scrape(server.base_url, arguments.api_key))
+            finally:
+                await sessions.forget(client)
         return records, costs
 
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,6 +20,9 @@ from clients import AsyncClient
 from tests.bench.running import run
 from tests.redis_server import RedisServer
 from tests.server_process import tiny_server
+
+# The kernel's account of a process' threads.
+needs_linux = pytest.mark.skipif(sys.platform != "linux", reason="processor time by thread needs Linux")
 
 
 @pytest.fixture(scope="module")
@@ -179,6 +183,7 @@ def test_ratios_are_medians_of_the_rounds_own() -> None:
     assert "itl_seconds" not in table
 
 
+@needs_linux
 def test_http_cost_tells_http_from_the_engine(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
     size = ["--concurrency", "4", "--max-tokens", "20", "--rounds", "2"]
     document, printed = run(capsys, "http_cost", "--model", str(model), *size)
@@ -189,6 +194,7 @@ def test_http_cost_tells_http_from_the_engine(model: Path, capsys: pytest.Captur
     assert "streams" in printed
 
 
+@needs_linux
 def test_processor_time_is_told_by_thread(server: ServerProcess) -> None:
     before = ProcessTimes.of(server.pid)
 
@@ -210,6 +216,7 @@ def test_processor_time_is_told_by_thread(server: ServerProcess) -> None:
         (["load", "--stateless", "--mix", "chat=1,read=1"], "--mix"),
         (["load", "--mix", "resume=1"], "--document-tokens"),
         (["load", "--mix", "talk=1"], "talk"),
+        (["load", "--sessions", "0"], "--sessions"),
         (["load", "--rate", "0"], "not a rate"),
         (["load", "--cold", "--base-url", "http://127.0.0.1:9"], "--cold"),
         (["load", "--base-url", "http://127.0.0.1:9"], "127.0.0.1:9"),
