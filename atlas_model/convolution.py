@@ -30,6 +30,13 @@ class ShortConvolution(nn.Module):
         """before: [B, width - 1, channels]. Returns the convolved tokens and the tail after them."""
         return convolve(x, before, self.weight, lengths)
 
+    def step(self, x: Tensor, before: Tensor) -> tuple[Tensor, Tensor]:
+        """One token a row, [B, channels]: the same as `forward`, in fewer operations."""
+        x = x.to(before.dtype)
+        tail = torch.cat([before[:, 1:], x[:, None]], dim=1) if before.shape[1] else before
+        earlier = (before.to(self.weight.dtype) * self.weight[:-1]).sum(1)
+        return torch.addcmul(earlier, x.to(self.weight.dtype), self.weight[-1]), tail
+
 
 def convolve(x: Tensor, before: Tensor, weight: Tensor, lengths: Tensor | None) -> tuple[Tensor, Tensor]:
     """x [B, T, channels] with the tail before it and weight [width, channels]: the result, and the tail after it."""

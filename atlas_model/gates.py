@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import hardsigmoid
 
 from atlas_model.config import AtlasConfig
 
@@ -47,7 +48,7 @@ class _HardSigmoid(torch.autograd.Function):
     @staticmethod
     def forward(ctx: torch.autograd.function.FunctionCtx, x: Tensor) -> Tensor:
         ctx.save_for_backward(x)
-        return (x / 6.0 + 0.5).clamp(0.0, 1.0)
+        return hardsigmoid(x)
 
     @staticmethod
     def backward(ctx: torch.autograd.function.FunctionCtx, *grad_outputs: Tensor) -> Tensor:
@@ -59,6 +60,8 @@ class _HardSigmoid(torch.autograd.Function):
 
 def hard_sigmoid(x: Tensor) -> Tensor:
     """clamp(x / 6 + 1/2, 0, 1) that can be trained out of both of its ends."""
+    if not torch.is_grad_enabled():
+        return hardsigmoid(x)
     result: Tensor = _HardSigmoid.apply(x)  # type: ignore[no-untyped-call]
     return result
 
@@ -103,7 +106,7 @@ class GateMaps(nn.Module):
 
     def forward(self, x: Tensor, queries: Tensor, keys: Tensor) -> Gates:
         near = torch.cat([queries, keys], dim=1).transpose(1, 2).flatten(2)
-        opened = hard_sigmoid(self.linear(torch.cat([x, near], dim=-1)))
+        opened = self._open(torch.cat([x, near], dim=-1))
         token_gate, retention, inner_lr, momentum_decay = opened.transpose(1, 2).tensor_split(4, dim=1)
         if self.decays:
             # Each row has the constant to itself: the gradient that its end blocks is the row's own, not the batch's,
@@ -115,3 +118,18 @@ class GateMaps(nn.Module):
             inner_lr * self.max_inner_lr[:, None],
             momentum_decay * self.max_momentum_decay,
         )
+
+    def step(self, x: Tensor, queries: Tensor, keys: Tensor) -> Tensor:
+        """One token a row: [B, width], queries and keys [B, H, 1, key_width] -> the gates stacked, [B, H, 4]."""
+        opened = self._open(torch.cat([x, queries.flatten(1), keys.flatten(1)], dim=-1))
+        ones = torch.ones_like(self.log_max_inner_lr)
+        retention = self.global_retention
+        largest = torch.cat([ones, retention, self.max_inner_lr, ones * self.max_momentum_decay])
+        gates: Tensor = (opened * largest).unflatten(-1, (4, -1)).transpose(1, 2)
+        if not self.decays:
+            gates[..., 1] = 1.0
+        return gates
+
+    def _open(self, seen: Tensor) -> Tensor:
+        """How far each gate is open, in [0, 1]: [..., 4 H]."""
+        return hard_sigmoid(self.linear(seen))

@@ -14,12 +14,15 @@ from torch import Tensor, nn
 from torch.nn.functional import linear, normalize, silu
 
 from atlas_model.attention import AttentionState, SlidingWindowAttention
+from atlas_model.changes import Change, Rows, Whole
 from atlas_model.config import AtlasConfig, AttentionConfig
 from atlas_model.convolution import ShortConvolution, convolve
 from atlas_model.gates import GateMaps, Gates
 from atlas_model.memory import MemoryInputs, MemoryState
 from atlas_model.neural_memory import NeuralMemory
 from atlas_model.state import LayerState, memory_dtype
+from atlas_model.state_delta import LayerDelta
+from atlas_model.step_places import StepPlaces
 
 
 class Mixer(nn.Module):
@@ -42,7 +45,7 @@ class Mixer(nn.Module):
         self.out = nn.Linear(branches * config.value_inner_width, config.width, bias=False)
 
     def forward(
-        self, x: Tensor, state: LayerState, position: Tensor, lengths: Tensor | None, is_step: bool
+        self, x: Tensor, state: LayerState, position: Tensor, lengths: Tensor | None
     ) -> tuple[Tensor, LayerState, Gates]:
         assert state.memory is not None
         assert state.convolution is not None
@@ -54,9 +57,7 @@ class Mixer(nn.Module):
             convolved, convolution = self.convolution(projected, state.convolution, lengths)
             queries, keys, values = convolved.split(self.widths, dim=-1)
             inputs = self._memory_inputs(x, queries, keys, values, state.memory)
-            read, memory = self.memory(
-                inputs, state.memory, position, self.gate_maps.max_inner_lr, lengths=lengths, is_step=is_step
-            )
+            read, memory = self.memory(inputs, state.memory, position, self.gate_maps.max_inner_lr, lengths=lengths)
             branches = [read * output_gate]
             attention = state.attention
             if self.attention is not None and state.attention is not None:
@@ -64,6 +65,40 @@ class Mixer(nn.Module):
                 branches.insert(0, attended)
         state = replace(state, memory=memory, convolution=convolution, attention=attention)
         return self.out(torch.cat(branches, dim=-1)), state, inputs.gates
+
+    def step(self, x: Tensor, state: LayerState, places: StepPlaces) -> tuple[Tensor, LayerDelta]:
+        """One token a row, [B, width] -> the same, and what it changes of the state."""
+        assert state.memory is not None
+        assert state.convolution is not None
+        convolved, convolution = self.convolution.step(self.project(x), state.convolution)
+        activated = silu(convolved)
+        inputs, gates = self._step_inputs(x, activated, state.memory)
+        read, changes = self.memory.step(inputs, gates, state.memory, places, self.gate_maps.max_inner_lr)
+        changes["convolution"] = Whole(convolution)
+        branches = [read[:, 0] * torch.sigmoid(self.output_gate(x))]
+        if self.attention is not None and state.attention is not None:
+            assert places.attention is not None
+            border = 2 * self.widths[0]
+            attended, seen = self.attention.step(
+                convolved[:, :border], activated[:, border:], state.attention, places.attention
+            )
+            branches.insert(0, attended)
+            changes |= seen
+        return self.out(torch.cat(branches, dim=-1)), LayerDelta(changes, inputs)
+
+    def _step_inputs(self, x: Tensor, activated: Tensor, state: MemoryState) -> tuple[MemoryInputs, Tensor]:
+        """As `_memory_inputs`, of one token a row: [B, width] and [B, channels] after SiLU. And the gates stacked."""
+        border, heads, dtype = 2 * self.widths[0], self.num_heads, state.keys.dtype
+        queries_keys = normalize(activated[:, :border].unflatten(-1, (2 * heads, 1, -1)), dim=-1)
+        queries, keys = queries_keys.split(heads, dim=1)
+        keys = keys.to(dtype).to(x.dtype)
+        gates = self.gate_maps.step(x, queries, keys)[:, :, None].to(dtype).to(x.dtype)
+        values = activated[:, border:].unflatten(-1, (heads, 1, -1)).to(dtype).to(x.dtype)
+        return MemoryInputs(queries, keys, values, Gates.unstack(gates)), gates
+
+    def commit(self, inputs: MemoryInputs, state: MemoryState, rows: Tensor) -> dict[str, Rows]:
+        """What the token that ends its chunk makes of each of these rows, int64 [R]."""
+        return self.memory.commit(inputs, state, rows, self.gate_maps.max_inner_lr)
 
     def look_up(self, x: Tensor, state: LayerState, lengths: Tensor | None) -> tuple[Tensor, LayerState]:
         """What the open chunk's first memory holds for the tokens x, [B, T, value_inner_width]; learns nothing of them.
@@ -121,3 +156,10 @@ class AttentionMixer(nn.Module):
         queries, keys, values = self.project(x).split(self.widths, dim=-1)
         attended, state = self.attention(queries, keys, values, state, position, lengths)
         return self.out(attended), state
+
+    def step(self, x: Tensor, state: AttentionState, places: StepPlaces) -> tuple[Tensor, dict[str, Change]]:
+        """One token a row, [B, width] -> the same, and what it changes of the state."""
+        assert places.attention is not None
+        queries_keys, values = self.project(x).split((2 * self.widths[0], self.widths[2]), dim=-1)
+        attended, changes = self.attention.step(queries_keys, values, state, places.attention)
+        return self.out(attended), changes

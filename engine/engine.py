@@ -20,8 +20,9 @@ from atlas_model.checkpoint import Checkpoint
 from engine.choices import as_if_alone, choices_from, shared_part
 from engine.config import EngineConfig
 from engine.core import EngineCore
-from engine.errors import Draining, EngineDead, InvalidRequest, QueueFull
+from engine.errors import Draining, EngineDead, InvalidRequest
 from engine.mailbox import Mailbox
+from engine.places import Places
 from engine.sequence import FinishReason, Sequence, SequenceOutput, SequenceState
 from engine.telemetry import EngineStats
 
@@ -43,8 +44,8 @@ class Engine:
         self._loop: asyncio.AbstractEventLoop | None = None
         # Where the outputs of a sequence go, until its last one has been delivered.
         self._streams: dict[str, Mailbox[SequenceOutput]] = {}
-        # Sequences that open iterators have, or may still add.
-        self._num_places_taken = 0
+        # For the sequences that open iterators have, or may still add: no more than the core takes.
+        self._places = Places(config.max_num_sequences + config.max_num_waiting, is_multi_tenant=config.is_multi_tenant)
         self._idle = asyncio.Event()
         self._idle.set()
         self._is_draining = False
@@ -75,7 +76,7 @@ class Engine:
         sequence is not taken. Afterwards raises what ended the sequence, or EngineDead. Close the iterator
         (`contextlib.aclosing`) or cancel its task to abort: the slot is free within a step.
         """
-        with self._places(1):
+        with self._room(sequence, 1):
             async with aclosing(self._run_all([sequence])) as outputs:
                 async for output in outputs:
                     yield output
@@ -89,12 +90,12 @@ class Engine:
         take turns; more than there are places for are a QueueFull at once.
         """
         if num_choices == 1:
-            with self._places(1):
+            with self._room(prompt, 1):
                 async with aclosing(self._run_all([prompt])) as outputs:
                     async for output in outputs:
                         yield 0, output
             return
-        with self._places(num_choices):
+        with self._room(prompt, num_choices):
             async with aclosing(self._run_all([shared_part(prompt)])) as outputs:
                 shared = [output async for output in outputs][-1]
             assert shared.state is not None
@@ -140,21 +141,17 @@ class Engine:
             await asyncio.to_thread(self._thread.join)
 
     @contextmanager
-    def _places(self, num_places: int) -> Iterator[None]:
-        """Room for so many sequences at once."""
+    def _room(self, sequence: Sequence, num_places: int) -> Iterator[None]:
+        """For so many sequences of this one's tenant at once."""
         self._check_running()
         if self._is_draining:
             raise Draining("the server is shutting down")
-        # No more sequences than places, so the core's own bound is never reached from here.
-        if self._num_places_taken + num_places > self._config.max_num_sequences + self._config.max_num_waiting:
-            raise QueueFull("too many requests are waiting")
-        self._num_places_taken += num_places
-        self._idle.clear()
         try:
-            yield
+            with self._places.hold(sequence.tenant, num_places):
+                self._idle.clear()
+                yield
         finally:
-            self._num_places_taken -= num_places
-            if self._num_places_taken == 0:
+            if self._places.num_held == 0:
                 self._idle.set()
 
     async def _run_all(self, sequences: list[Sequence]) -> AsyncGenerator[SequenceOutput, None]:

@@ -61,6 +61,9 @@ class ServerConfig:
     max_num_sequences: Annotated[int, "sequences that run at once"] = 16
     max_num_waiting: Annotated[int, "requests that may wait beyond those; the next one gets 429"] = 256
     max_num_batched_tokens: Annotated[int, "tokens that one step may prefill"] = 2048
+    max_added_itl_seconds: Annotated[
+        float, "while answers are written, a step that reads takes about so long at most, and delays them by no more"
+    ] = 0.01
     max_tokens_limit: Annotated[int, "the largest max_tokens that a request may ask for"] = 32768
     ingest_commit_tokens: Annotated[int, "a document is committed about every so many tokens"] = 8192
     token_log: Annotated[
@@ -85,7 +88,7 @@ class ServerConfig:
     log_level: Annotated[str, f"one of {', '.join(LOG_LEVELS)}"] = "info"
 
     def __post_init__(self) -> None:
-        for name in ("lease_seconds", "drain_seconds", "body_timeout_seconds"):
+        for name in ("lease_seconds", "drain_seconds", "body_timeout_seconds", "max_added_itl_seconds"):
             if not 0 < getattr(self, name) < 86400:
                 raise ConfigError(f"{_flag(name)} must be above 0 and less than a day")
         for name in ("max_tokens_limit", "ingest_commit_tokens", "max_body_bytes"):

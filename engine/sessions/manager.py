@@ -221,7 +221,14 @@ class SessionManager:
         if request.session is not None and request.writes:
             await self._committed.check_room(request.session, base)
         state = record.state if record else None
-        sequence = Sequence(new_sequence_id(), token_ids, request.sampling, state, shares_state=not request.writes)
+        sequence = Sequence(
+            new_sequence_id(),
+            token_ids,
+            request.sampling,
+            state,
+            shares_state=not request.writes,
+            tenant=request.tenant,
+        )
         return Turn(request, reading, sequence, base, self._engine, self._committed, rewound_to)
 
     def _read(self, request: TurnRequest, record: SessionRecord | None) -> tuple[Reading, list[int]]:
