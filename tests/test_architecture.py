@@ -29,7 +29,6 @@ BENCHES_THAT_LOOK_INSIDE = {
     "bench/context_length.py",
     "bench/core_driver.py",
     "bench/cost.py",
-    "bench/cost_resume.py",
     "bench/cost_store.py",
     "bench/gpu/answers.py",
     "bench/gpu/copies.py",
