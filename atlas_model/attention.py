@@ -75,7 +75,7 @@ class AttentionPlaces:
 
 
 class SlidingWindowAttention(nn.Module):
-    """[B, T, inner] queries, keys and values -> [B, T, value_inner_width]."""
+    """[B, T, 2 key_inner_width] queries and keys, [B, T, value_inner_width] values -> as the values."""
 
     def __init__(self, config: AtlasConfig, attention: AttentionConfig) -> None:
         super().__init__()
@@ -87,19 +87,19 @@ class SlidingWindowAttention(nn.Module):
 
     def forward(
         self,
-        queries: Tensor,
-        keys: Tensor,
+        queries_keys: Tensor,
         values: Tensor,
         state: AttentionState,
         position: Tensor,
         lengths: Tensor | None,
     ) -> tuple[Tensor, AttentionState]:
         """position: int64 [B], tokens fed before; lengths: real tokens per row, None for all of them."""
-        batch_size, num_new = queries.shape[:2]
-        queries, keys, values = (x.unflatten(-1, (self.num_heads, -1)) for x in (queries, keys, values))
+        batch_size, num_new = values.shape[:2]
         angles = rotary_angles(position, num_new, self.head_width, self.rotary_base)
-        queries = turn(normalize(queries, dim=-1) * self.log_scale.exp()[:, None], angles)
-        keys = turn(normalize(keys, dim=-1), angles)
+        turned = turn(normalize(queries_keys.unflatten(-1, (2 * self.num_heads, -1)), dim=-1), angles)
+        queries, keys = turned.chunk(2, dim=2)
+        queries = queries * self.log_scale.exp()[:, None]
+        values = values.unflatten(-1, (self.num_heads, -1))
         # NOTE: rounded at birth, so that a token read from the state equals one that never left.
         keys, values = (x.to(state.keys.dtype).to(queries.dtype) for x in (keys, values))
         all_keys = torch.cat([_in_order(state.keys, position).to(keys.dtype), keys], dim=1)
@@ -108,7 +108,7 @@ class SlidingWindowAttention(nn.Module):
         block = min(self.window, num_new)
         padding = -num_new % block
         span = block + self.window - 1
-        blocked_queries = pad(queries, (0, 0, 0, 0, 0, padding)).unflatten(1, (-1, block))
+        blocked_queries = _padded(queries, padding).unflatten(1, (-1, block))
         num_blocks = blocked_queries.shape[1]
         mixed = scaled_dot_product_attention(
             blocked_queries.flatten(0, 1).transpose(1, 2),
@@ -148,7 +148,7 @@ class SlidingWindowAttention(nn.Module):
 
     def _blocks(self, x: Tensor, padding: int, span: int, block: int) -> Tensor:
         """Every block's keys or values: [B, window - 1 + T, h, d] -> [B * blocks, h, span, d]."""
-        unfolded = pad(x, (0, 0, 0, 0, 0, padding)).unfold(1, span, block)
+        unfolded = _padded(x, padding).unfold(1, span, block)
         return unfolded.flatten(0, 1).transpose(-1, -2)
 
     def _mask(self, position: Tensor, num_blocks: int, block: int, span: int) -> Tensor:
@@ -159,6 +159,11 @@ class SlidingWindowAttention(nn.Module):
         first = position[:, None] - (self.window - 1) + torch.arange(num_blocks, device=device) * block
         exists = first[:, :, None] + torch.arange(span, device=device) >= 0
         return in_window & exists[:, :, None, :]
+
+
+def _padded(x: Tensor, padding: int) -> Tensor:
+    """[B, T, h, d] with that many tokens of zeros after it."""
+    return pad(x, (0, 0, 0, 0, 0, padding)) if padding else x
 
 
 def _in_order(ring: Tensor, position: Tensor) -> Tensor:
@@ -193,6 +198,6 @@ def rotary_angles(position: Tensor, num_new: int, head_width: int, base: float) 
 
 def turn(x: Tensor, angles: Tensor) -> Tensor:
     """Turn each pair (x_i, x_{i + d/2}) of [B, T, h, d] by its angle."""
-    first, second = x.chunk(2, dim=-1)
     cos, sin = angles.cos().to(x.dtype), angles.sin().to(x.dtype)
-    return torch.cat([first * cos - second * sin, first * sin + second * cos], dim=-1)
+    turned = x * torch.cat([cos, cos], dim=-1)
+    return torch.addcmul(turned, x.roll(x.shape[-1] // 2, -1), torch.cat([-sin, sin], dim=-1))

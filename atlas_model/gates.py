@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import hardsigmoid
+from torch.nn.functional import hardsigmoid, linear
 
 from atlas_model.config import AtlasConfig
 
@@ -105,8 +105,13 @@ class GateMaps(nn.Module):
         return self.log_max_inner_lr.exp()
 
     def forward(self, x: Tensor, queries: Tensor, keys: Tensor) -> Gates:
-        near = torch.cat([queries, keys], dim=1).transpose(1, 2).flatten(2)
-        opened = self._open(torch.cat([x, near], dim=-1))
+        parts = [x, queries.transpose(1, 2).flatten(2), keys.transpose(1, 2).flatten(2)]
+        # Part by part: they are wide, and what comes of them is not.
+        first, *others = self.linear.weight.split([part.shape[-1] for part in parts], dim=1)
+        opened = linear(x, first, self.linear.bias)
+        for part, weight in zip(parts[1:], others, strict=True):
+            opened = opened + linear(part, weight)
+        opened = hard_sigmoid(opened)
         token_gate, retention, inner_lr, momentum_decay = opened.transpose(1, 2).tensor_split(4, dim=1)
         if self.decays:
             # Each row has the constant to itself: the gradient that its end blocks is the row's own, not the batch's,
@@ -121,7 +126,7 @@ class GateMaps(nn.Module):
 
     def step(self, x: Tensor, queries: Tensor, keys: Tensor) -> Tensor:
         """One token a row: [B, width], queries and keys [B, H, 1, key_width] -> the gates stacked, [B, H, 4]."""
-        opened = self._open(torch.cat([x, queries.flatten(1), keys.flatten(1)], dim=-1))
+        opened = hard_sigmoid(self.linear(torch.cat([x, queries.flatten(1), keys.flatten(1)], dim=-1)))
         ones = torch.ones_like(self.log_max_inner_lr)
         retention = self.global_retention
         largest = torch.cat([ones, retention, self.max_inner_lr, ones * self.max_momentum_decay])
@@ -129,7 +134,3 @@ class GateMaps(nn.Module):
         if not self.decays:
             gates[..., 1] = 1.0
         return gates
-
-    def _open(self, seen: Tensor) -> Tensor:
-        """How far each gate is open, in [0, 1]: [..., 4 H]."""
-        return hard_sigmoid(self.linear(seen))

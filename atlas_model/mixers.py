@@ -55,13 +55,14 @@ class Mixer(nn.Module):
         with torch.autocast(x.device.type, enabled=False):
             x = x.to(self.memory_dtype)
             convolved, convolution = self.convolution(projected, state.convolution, lengths)
-            queries, keys, values = convolved.split(self.widths, dim=-1)
-            inputs = self._memory_inputs(x, queries, keys, values, state.memory)
+            activated = silu(convolved)
+            inputs = self._memory_inputs(x, activated, state.memory)
             read, memory = self.memory(inputs, state.memory, position, self.gate_maps.max_inner_lr, lengths=lengths)
             branches = [read * output_gate]
             attention = state.attention
             if self.attention is not None and state.attention is not None:
-                attended, attention = self.attention(queries, keys, silu(values), state.attention, position, lengths)
+                queries_keys, values = convolved[..., : -self.widths[2]], activated[..., -self.widths[2] :]
+                attended, attention = self.attention(queries_keys, values, state.attention, position, lengths)
                 branches.insert(0, attended)
         state = replace(state, memory=memory, convolution=convolution, attention=attention)
         return self.out(torch.cat(branches, dim=-1)), state, inputs.gates
@@ -113,28 +114,31 @@ class Mixer(nn.Module):
             queries, convolution = convolve(
                 projected, state.context_convolution, self.convolution.weight[:, :width], lengths
             )
-            read = self.memory.read_anchor(normalize(self._heads(queries), dim=-1), state.memory)
+            read = self.memory.read_anchor(self._unit_heads(silu(queries)), state.memory)
         return read, replace(state, context_convolution=convolution)
 
-    def _heads(self, x: Tensor) -> Tensor:
-        """SiLU, and heads apart: [B, T, H d] -> [B, H, T, d]."""
-        split: Tensor = silu(x).unflatten(-1, (self.num_heads, -1))
-        return split.transpose(1, 2)
+    def _unit_heads(self, x: Tensor) -> Tensor:
+        """Heads apart, each of length 1: [B, T, n key_width] -> [B, n, T, key_width]."""
+        width = self.widths[0] // self.num_heads
+        return normalize(x.unflatten(-1, (-1, width)), dim=-1).transpose(1, 2)
 
-    def _memory_inputs(
-        self, x: Tensor, queries: Tensor, keys: Tensor, values: Tensor, state: MemoryState
-    ) -> MemoryInputs:
-        """Heads apart, SiLU, l2 norm; rounded at birth to the dtype in which the state keeps the open chunk."""
+    def _memory_inputs(self, x: Tensor, activated: Tensor, state: MemoryState) -> MemoryInputs:
+        """From the block's input, and the SiLU of convolved queries, keys and values, [B, T, sum of widths].
+
+        Heads apart, l2 norm; rounded at birth to the dtype in which the state keeps the open chunk.
+        """
 
         def rounded(x: Tensor) -> Tensor:
             return x.to(state.keys.dtype).to(x.dtype)
 
-        queries, keys = normalize(self._heads(queries), dim=-1), rounded(normalize(self._heads(keys), dim=-1))
+        queries_keys, values = activated.split((2 * self.widths[0], self.widths[2]), dim=-1)
+        queries, keys = self._unit_heads(queries_keys).chunk(2, dim=1)
+        keys = rounded(keys)
         gates = self.gate_maps(x, queries, keys)
         return MemoryInputs(
             queries=queries,
             keys=keys,
-            values=rounded(self._heads(values)),
+            values=rounded(values.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)),
             gates=Gates.unstack(rounded(gates.stack())),
         )
 
@@ -153,8 +157,8 @@ class AttentionMixer(nn.Module):
     def forward(
         self, x: Tensor, state: AttentionState, position: Tensor, lengths: Tensor | None
     ) -> tuple[Tensor, AttentionState]:
-        queries, keys, values = self.project(x).split(self.widths, dim=-1)
-        attended, state = self.attention(queries, keys, values, state, position, lengths)
+        queries_keys, values = self.project(x).split((2 * self.widths[0], self.widths[2]), dim=-1)
+        attended, state = self.attention(queries_keys, values, state, position, lengths)
         return self.out(attended), state
 
     def step(self, x: Tensor, state: AttentionState, places: StepPlaces) -> tuple[Tensor, dict[str, Change]]:

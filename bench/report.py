@@ -37,6 +37,10 @@ def add_output_arguments(parser: argparse.ArgumentParser) -> None:
 def add_server_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--base-url", metavar="URL", help="a running server; without it, one of our own is started")
     parser.add_argument("--api-key", default=os.environ.get("ATLAS_API_KEY"), help="default: ATLAS_API_KEY")
+    add_model_argument(parser)
+
+
+def add_model_argument(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", type=Path, default=SHIPPED_MODEL, metavar="DIR", help="checkpoint folder")
 
 

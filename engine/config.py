@@ -2,6 +2,10 @@
 
 from dataclasses import dataclass
 
+from atlas_model.rounded_products import supports_bfloat16_products
+
+MATMUL_DTYPES = ("float32", "bfloat16")
+
 
 @dataclass(frozen=True, slots=True)
 class EngineConfig:
@@ -21,8 +25,10 @@ class EngineConfig:
         never. A sample of the shipped model costs as much as the prefill of 25 to 50 tokens (`python -m bench cost`),
         so less than 1 % with the default.
     max_state_norm: a tensor of a state whose norm is beyond it (or not finite) is never handed out.
-    num_threads: torch's threads on the CPU; None leaves torch's own choice.
+    num_threads: torch's threads on the CPU; None is as many as the cores that the process may use (`threads`).
     device: where the model and the slots live.
+    matmul_dtype: `bfloat16` makes the products of the model's dense layers in it, `float32` in the model's own dtype.
+        States are the same in kind: one goes on under either setting.
     max_pinned_num_bytes: on CUDA, host memory for states that are copied while the model runs.
     cuda_graphs: on CUDA, decode steps are captured at the start, one for each power of two of rows, and replayed.
     allow_tf32: on CUDA, products of float32 matrices may round their operands (see `numerics`).
@@ -40,6 +46,7 @@ class EngineConfig:
     max_state_norm: float = 1e6
     num_threads: int | None = None
     device: str = "cpu"
+    matmul_dtype: str = "float32"
     max_pinned_num_bytes: int = 2**28
     cuda_graphs: bool = True
     allow_tf32: bool = False
@@ -50,6 +57,12 @@ class EngineConfig:
                 raise ValueError(f"{key} must be 0 or more, not {getattr(self, key)}")
         if not 0 < self.background_share < 1:
             raise ValueError(f"background_share must be between 0 and 1, not {self.background_share}")
+        if self.matmul_dtype not in MATMUL_DTYPES:
+            raise ValueError(f"matmul_dtype must be one of {', '.join(MATMUL_DTYPES)}, not {self.matmul_dtype!r}")
+        if self.matmul_dtype == "bfloat16" and not supports_bfloat16_products(self.device):
+            raise ValueError(
+                f"matmul_dtype bfloat16: {self.device} has no instructions for it here (avx512_bf16, amx_bf16)"
+            )
         positive = {
             "max_num_sequences": self.max_num_sequences,
             "max_num_batched_tokens": self.max_num_batched_tokens,

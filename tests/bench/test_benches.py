@@ -12,12 +12,7 @@ from bench.kernels import RULES
 from bench.products import MatrixProducts
 from tests.bench.running import run
 from tests.redis_server import RedisServer, redis_is_installed
-
-
-@pytest.fixture(autouse=True)
-def one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Servers that the benches start take the setting from our environment."""
-    monkeypatch.setenv("ATLAS_THREADS", "1")
+from tests.tiny import save_tiny_checkpoint, tiny_config
 
 
 def test_recall_asks_every_question_three_ways_across_a_kill(
@@ -67,33 +62,12 @@ def test_codecs_asks_the_same_of_every_codec(model: Path, tmp_path: Path, capsys
     assert len(records["changed_answers"]) == sum(row["num_changed"] for row in recall)
 
 
-def test_load_records_every_request_of_every_stream(
-    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    path = tmp_path / "load.json"
-    size = ["--concurrency", "2", "--requests", "2", "--prompt-tokens", "20", "--max-tokens", "6"]
-    options = ["--document-tokens", "60", "--goodput", "ttft=100", "e2e=1e-9"]
-    document, _ = run(capsys, "load", "--model", str(model), *size, *options, "--json", str(path))
-    assert (document["num_requests"], document["num_failed"], document["goodput"]) == (4, 0, 0.0)
-    assert document["ttft_seconds"]["n"] == 4
-    ticks = json.loads(path.read_text())["ticks"]
-    assert sorted((tick["stream"], tick["number"]) for tick in ticks) == [(0, 0), (0, 1), (1, 0), (1, 1)]
-    for tick in ticks:
-        assert tick["num_completion_tokens"] == 6
-        assert tick["sent_seconds"] < tick["chunk_seconds"][0] <= tick["chunk_seconds"][-1] <= tick["end_seconds"]
-        assert tick["num_prompt_tokens"] > 60
-
-
-def test_cost_is_of_snapshots_resumes_and_samples(
-    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_cost_is_of_snapshots_and_samples(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     size = ["--length", "100", "--store-rounds", "2", "--threads", "1"]
     document, _ = run(capsys, "cost", *size, "--folder", str(tmp_path), "--model", str(model))
     assert document["memory_sample"]["share_of_prefill"] > 0
     assert document["store"]["snapshot_num_bytes"] > 0
     assert document["store"]["bare_save_seconds"] > 0
-    assert document["resume"]["num_rounds"] == 2
-    assert all(seconds > 0 for seconds in document["resume"].values())
 
 
 needs_redis = pytest.mark.skipif(not redis_is_installed(), reason="redis-server is not installed")
@@ -145,11 +119,9 @@ def test_a_snapshot_of_300_mb_takes_half_its_size_more_and_holds_up_no_other_cli
         (["recall", "--second-server"], "--store"),
         (["recall", "--lengths", "100", "--questions", "5", "--facts", "4"], "too many"),
         (["recall", "--base-url", "http://127.0.0.1:9", "--store", "memory://"], "--store"),
-        (["load", "--goodput", "speed=1"], "--goodput"),
         (["gpu_check", "--device", "cpu", "--parts", "speed"], "'speed'"),
         (["chain", "--marks", "2k"], "twice --document-tokens"),
         (["chain", "--marks", "9k,many"], "not a length"),
-        (["load", "--stateless", "--document-tokens", "10"], "--document-tokens"),
     ],
 )
 def test_what_cannot_be_measured_is_refused_with_a_reason(model: Path, arguments: list[str], reason: str) -> None:
