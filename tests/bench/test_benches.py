@@ -12,7 +12,6 @@ from bench.kernels import RULES
 from bench.products import MatrixProducts
 from tests.bench.running import run
 from tests.redis_server import RedisServer, redis_is_installed
-from tests.tiny import save_tiny_checkpoint, tiny_config
 
 
 def test_recall_asks_every_question_three_ways_across_a_kill(
