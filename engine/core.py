@@ -17,7 +17,8 @@ from torch import Tensor
 from atlas_model.checkpoint import Checkpoint
 from atlas_model.text.chat_format import OPENING
 from engine.config import EngineConfig
-from engine.errors import AtlasError, Draining, InvalidRequest, MemoryDiverged
+from engine.device_memory import free_cached_memory, is_out_of_memory
+from engine.errors import AtlasError, Draining, EngineOverloaded, InvalidRequest, MemoryDiverged
 from engine.memory_samples import MemorySample
 from engine.model_runner import ModelRunner
 from engine.progress import Progress
@@ -48,6 +49,7 @@ class EngineCore:
             self._initial_state = model.initial_state(1)
             self._pool = StatePool(model.config, config.max_num_sequences, device)
             self._sampler = Sampler(self._vocab_size, self._end_token_id, silent, device)
+        self._device = device
         self._runner = ModelRunner(model, self._pool, device)
         self._scheduler = Scheduler(config)
         self._progress: dict[str, Progress] = {}
@@ -112,7 +114,11 @@ class EngineCore:
             if batch is not None:
                 self._counters.count_step(batch.num_tokens, batch.is_prefill)
                 for progress, token_id in self._sample(self._run(batch)):
-                    self._advance(progress, token_id)
+                    try:
+                        self._advance(progress, token_id)
+                    except Exception as error:
+                        # Boundary: a copy for which there is no memory ends its own sequence only.
+                        self._fail(progress, error)
         outputs, self._outputs = self._outputs, []
         return outputs
 
@@ -166,10 +172,19 @@ class EngineCore:
             logits = self._forward(batch)
         except Exception as error:
             # Boundary: no slot has changed; alone, each either goes on or is the one to blame.
-            if len(batch.pieces) == 1:
+            lacks_memory = is_out_of_memory(error)
+            parts = batch.halves() if lacks_memory else batch.rows()
+            if not parts:
                 self._fail(self._progress[batch.pieces[0].sequence.sequence_id], error)
-                return []
-            return [each for piece in batch.pieces for each in self._run(Batch(batch.is_prefill, (piece,)))]
+        else:
+            return self._fed(batch, logits)
+        # Not in the handler, where the error still holds what was allocated.
+        if lacks_memory:
+            _logger.warning("no memory for %d rows with %d tokens", len(batch.pieces), batch.num_tokens)
+            free_cached_memory(self._device)
+        return [each for part in parts for each in self._run(part)]
+
+    def _fed(self, batch: Batch, logits: Tensor) -> list[tuple[Progress, Tensor]]:
         writing = []
         for piece, row in zip(batch.pieces, logits, strict=True):
             progress = self._progress[piece.sequence.sequence_id]
@@ -211,7 +226,14 @@ class EngineCore:
             assert params is not None
             assert stopping is not None
             draws.append(Draw(params, progress.seed, progress.sequence.position, stopping.can_end))
-        token_ids = self._sampler.sample(torch.stack([row for _, row in writing]), draws)
+        try:
+            token_ids = self._sampler.sample(torch.stack([row for _, row in writing]), draws)
+        except Exception as error:
+            # Boundary: as in `_run`.
+            if len(writing) == 1:
+                self._fail(writing[0][0], error)
+                return []
+            return [each for alone in writing for each in self._sample([alone])]
         sampled = []
         for (progress, _), token_id in zip(writing, token_ids, strict=True):
             progress.mark_prefilled(time.monotonic())
@@ -263,20 +285,29 @@ class EngineCore:
         sequence = progress.sequence
         assert sequence.slot is not None
         progress.mark_prefilled(time.monotonic())
-        tensors = self._pool.export(sequence.slot)
-        layer = diverged_tensor(tensors, self._max_state_norm)
+        try:
+            tensors = self._pool.export(sequence.slot) if sequence.leaves_state else self._pool.read([sequence.slot])
+            layer = diverged_tensor(tensors, self._max_state_norm)
+        except Exception as error:
+            # Boundary: as above.
+            self._fail(progress, error)
+            return
         if layer is not None:
             self._fail(progress, MemoryDiverged(f"{layer} is not finite or too large", layer))
             return
         text += progress.detokenizer.finish()
-        state = SequenceState(tensors, sequence.tokens_digest, pending, sequence.memory_samples)
-        slot, sequence.slot = sequence.slot, None
-        self._pool.keep(slot, tensors)
+        state = None
+        if sequence.leaves_state:
+            state = SequenceState(tensors, sequence.tokens_digest, pending, sequence.memory_samples)
+            slot, sequence.slot = sequence.slot, None
+            self._pool.keep(slot, tensors)
         self._drop(progress)
         self._outputs.append(progress.output(time.monotonic(), text, token_ids, reason, state))
 
     def _fail(self, progress: Progress, error: Exception) -> None:
-        if not isinstance(error, AtlasError):
+        if is_out_of_memory(error):
+            error = EngineOverloaded("the device has no memory for this request now")
+        elif not isinstance(error, AtlasError):
             _logger.error("sequence %s failed", progress.sequence.sequence_id, exc_info=error)
             cause, error = error, AtlasError("the model could not process this request")
             error.__cause__ = cause

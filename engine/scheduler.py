@@ -33,6 +33,23 @@ class Batch:
     def num_tokens(self) -> int:
         return sum(piece.num_tokens for piece in self.pieces)
 
+    def rows(self) -> "tuple[Batch, ...]":
+        """Each row as a batch of its own; nothing when there is only one."""
+        if len(self.pieces) == 1:
+            return ()
+        return tuple(Batch(self.is_prefill, (piece,)) for piece in self.pieces)
+
+    def halves(self) -> "tuple[Batch, ...]":
+        """What needs less memory at a time: the halves of the rows; of one row the first half of its tokens, for the
+        rest comes in later steps; nothing of one token."""
+        middle = len(self.pieces) // 2
+        if middle > 0:
+            return Batch(self.is_prefill, self.pieces[:middle]), Batch(self.is_prefill, self.pieces[middle:])
+        (piece,) = self.pieces
+        if piece.num_tokens == 1:
+            return ()
+        return (Batch(self.is_prefill, (Piece(piece.sequence, piece.num_tokens // 2),)),)
+
 
 class Scheduler:
     def __init__(self, config: EngineConfig) -> None:

@@ -116,6 +116,7 @@ class Sequence:
     params: None only feeds (an ingest): it ends with `stop` and nothing pending when all is fed.
     state: None is a session that was fed nothing.
     shares_state: others may start from this very state too, so that its row on the device is worth keeping.
+    leaves_state: False when nobody will go on from where it ends: its last output has no state.
     Raises EmptyPrompt when there is nothing to feed.
     """
 
@@ -127,11 +128,13 @@ class Sequence:
         state: SequenceState | None = None,
         *,
         shares_state: bool = False,
+        leaves_state: bool = True,
     ) -> None:
         self.sequence_id = sequence_id
         self.params = params
         self.state = state
         self.shares_state = shares_state
+        self.leaves_state = leaves_state
         pending = state.pending_token_ids if state is not None else ()
         self.prompt_token_ids = [*pending, *token_ids]
         if not self.prompt_token_ids:
