@@ -17,6 +17,8 @@ class EngineConfig:
         never. A sample of the shipped model costs as much as the prefill of 25 to 50 tokens (`python -m bench cost`),
         so less than 1 % with the default.
     max_state_norm: a tensor of a state whose norm is beyond it (or not finite) is never handed out.
+    step_timeout_seconds: a step that takes longer is a hang: the engine is given up. None is `step_timeout_seconds` of
+        engine/engine.py, far beyond any step that makes progress.
     num_threads: torch's threads on the CPU; None leaves torch's own choice.
     device: where the model and the slots live.
     """
@@ -28,6 +30,7 @@ class EngineConfig:
     max_num_piece_tokens: int = 1024
     memory_sample_tokens: int = 8192
     max_state_norm: float = 1e6
+    step_timeout_seconds: float | None = None
     num_threads: int | None = None
     device: str = "cpu"
 
@@ -41,6 +44,7 @@ class EngineConfig:
             "max_num_interleaved_tokens": self.max_num_interleaved_tokens,
             "max_num_piece_tokens": self.max_num_piece_tokens,
             "max_state_norm": self.max_state_norm,
+            "step_timeout_seconds": 1 if self.step_timeout_seconds is None else self.step_timeout_seconds,
             "num_threads": 1 if self.num_threads is None else self.num_threads,
         }
         for key, value in positive.items():

@@ -3,12 +3,15 @@
 The thread owns the core and the device. The loop never touches a tensor: commands cross to the thread in one queue, and
 after each step one call brings that step's outputs back. What a caller sees is `generate`, an async iterator with at
 most one message per step, `generate_choices`, several of them as one, and `feed`. Leaving an iterator early aborts its
-sequences; a dead thread ends every open one with EngineDead. Sessions, texts and tokens are somebody else's.
+sequences; a thread that dies, or that `watch` finds hanging, ends every open one with EngineDead. Sessions, texts and
+tokens are somebody else's.
 """
 
 import asyncio
 import logging
+import sys
 import threading
+import traceback
 from collections.abc import AsyncGenerator, Callable, Iterator
 from contextlib import aclosing, contextmanager
 from functools import partial
@@ -21,6 +24,7 @@ from engine.choices import as_if_alone, choices_from, shared_part
 from engine.config import EngineConfig
 from engine.core import EngineCore
 from engine.errors import Draining, EngineDead, InvalidRequest, QueueFull
+from engine.failpoints import failpoint
 from engine.sequence import FinishReason, Sequence, SequenceOutput, SequenceState
 from engine.telemetry import EngineStats
 
@@ -28,6 +32,7 @@ _logger = logging.getLogger(__name__)
 
 # A thread without work looks so often for slots to zero.
 IDLE_SECONDS = 1.0
+WATCH_SECONDS = 0.5
 
 
 class Engine:
@@ -35,6 +40,9 @@ class Engine:
 
     def __init__(self, checkpoint: Checkpoint, config: EngineConfig) -> None:
         self._config = config
+        self._step_timeout_seconds = config.step_timeout_seconds or step_timeout_seconds(
+            checkpoint.model.num_parameters, config.max_num_batched_tokens
+        )
         self._core = EngineCore(checkpoint, config)
         self._stats = self._core.stats()
         self._inbox: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
@@ -49,6 +57,9 @@ class Engine:
         self._is_draining = False
         self._is_cut_short = False
         self._has_ended = False
+        self._is_hanging = False
+        # Of the thread: it goes on counting as long as it lives, with work or without.
+        self._num_rounds = 0
 
     def start(self) -> None:
         """Starts the thread. Call it once, on the running loop."""
@@ -66,6 +77,25 @@ class Engine:
     def stats(self) -> EngineStats:
         """The numbers after the latest step."""
         return self._stats
+
+    async def watch(self) -> str:
+        """Returns, in words, how the thread has ended: it died, or a step takes longer than `step_timeout_seconds`. By
+        then whoever waited for it has been told.
+
+        Counts the watcher's own rounds and no clock, so that the time for which the whole process was stopped (a
+        debugger, a suspended machine) is not taken for a step's.
+        """
+        num_rounds, num_silent = self._num_rounds, 0
+        while self.is_alive:
+            await asyncio.sleep(WATCH_SECONDS)
+            num_silent = 0 if self._num_rounds != num_rounds else num_silent + 1
+            num_rounds = self._num_rounds
+            if num_silent * WATCH_SECONDS > max(self._step_timeout_seconds, 2 * IDLE_SECONDS):
+                self._is_hanging = True
+                _logger.error("the engine hangs in\n%s", self._stack())
+                self._end()
+                return f"a step of the engine has taken more than {self._step_timeout_seconds:.0f} s"
+        return "the engine died"
 
     async def generate(self, sequence: Sequence) -> AsyncGenerator[SequenceOutput, None]:
         """Yields what each step produced for `sequence`; the last output has a `finish_reason`.
@@ -131,7 +161,8 @@ class Engine:
             await self._idle.wait()
 
     async def stop(self) -> None:
-        """Ends the thread after the step that runs; whatever is still open gets EngineDead. Twice is safe."""
+        """Ends the thread after the step that runs; whatever is still open gets EngineDead. Does not wait for
+        one that hangs. Twice is safe."""
         self._is_draining = True
         if self._thread.is_alive():
             self._inbox.put(None)
@@ -209,6 +240,11 @@ class Engine:
             ]
         )
 
+    def _stack(self) -> str:
+        """Where the thread is, for the log."""
+        frame = sys._current_frames().get(self._thread.ident or 0)
+        return "".join(traceback.format_stack(frame))
+
     def _run(self) -> None:
         try:
             if self._config.num_threads is not None:
@@ -222,6 +258,8 @@ class Engine:
 
     def _serve(self) -> None:
         while True:
+            failpoint("engine.round")
+            self._num_rounds += 1
             while True:
                 try:
                     command = self._inbox.get(block=not self._core.has_work, timeout=IDLE_SECONDS)
@@ -242,3 +280,9 @@ class Engine:
         except RuntimeError:
             # The loop is closed: those who waited on it are gone.
             _logger.warning("the event loop closed before the engine stopped")
+
+
+def step_timeout_seconds(num_parameters: int, max_num_batched_tokens: int) -> float:
+    """What no step takes that makes progress: two minutes, and as long as its products take a machine of 10⁹
+    multiply-adds a second, about a hundredth of one present core's rate."""
+    return 120.0 + num_parameters * max_num_batched_tokens / 1e9

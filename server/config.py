@@ -61,6 +61,11 @@ class ServerConfig:
     max_num_sequences: Annotated[int, "sequences that run at once"] = 16
     max_num_waiting: Annotated[int, "requests that may wait beyond those; the next one gets 429"] = 256
     max_num_batched_tokens: Annotated[int, "tokens that one step may prefill"] = 2048
+    step_timeout_seconds: Annotated[
+        float | None,
+        "a step of the model that takes longer is a hang and ends the process;"
+        " default: two minutes and more for large models, which no step needs that makes progress",
+    ] = None
     max_tokens_limit: Annotated[int, "the largest max_tokens that a request may ask for"] = 32768
     ingest_commit_tokens: Annotated[int, "a document is committed about every so many tokens"] = 8192
     token_log: Annotated[

@@ -22,7 +22,8 @@ from server.config import ServerConfig
 from server.metrics import Metrics
 
 RECONNECT_SECONDS = 2.0
-WATCH_SECONDS = 0.5
+# Between the engine's end and that of the process: for telling those who wait, and those who ask.
+FAREWELL_SECONDS = 1.0
 READY_TIMEOUT_SECONDS = 5.0
 # Beyond the drain time: for commits in flight.
 COMMIT_GRACE_SECONDS = 10.0
@@ -149,11 +150,9 @@ class Runtime:
         self.loaded.set()
 
     async def _watch(self, engine: Engine) -> None:
-        while True:
-            await asyncio.sleep(WATCH_SECONDS)
-            if not engine.is_alive:
-                self._on_fatal("the engine died")
-                return
+        reason = await engine.watch()
+        await asyncio.sleep(FAREWELL_SECONDS)
+        self._on_fatal(reason)
 
     async def _reconnect(self, storage: Storage) -> None:
         while self._store is None:
@@ -184,6 +183,7 @@ def _engine_config(config: ServerConfig) -> EngineConfig:
         max_num_waiting=config.max_num_waiting,
         max_num_batched_tokens=config.max_num_batched_tokens,
         memory_sample_tokens=config.memory_sample_tokens,
+        step_timeout_seconds=config.step_timeout_seconds,
         num_threads=config.threads,
         device=config.device,
     )
