@@ -104,7 +104,7 @@ class Engine:
         sequence is not taken. Afterwards raises what ended the sequence, or EngineDead. Close the iterator
         (`contextlib.aclosing`) or cancel its task to abort: the slot is free within a step.
         """
-        with self._places(1):
+        with self.places(1):
             async with aclosing(self._run_all([sequence])) as outputs:
                 async for output in outputs:
                     yield output
@@ -113,27 +113,27 @@ class Engine:
         self, prompt: Sequence, num_choices: int
     ) -> AsyncGenerator[tuple[int, SequenceOutput], None]:
         """As `generate`, for several answers to one prompt, which is fed once: each output with its choice's number.
+        The caller holds `places` for them.
 
-        The first choice is what `generate` would give; what fails one of them ends them all. More choices than slots
-        take turns; more than there are places for are a QueueFull at once.
+        The first choice is what `generate` would give, and the only one of several that leaves a state; what fails one
+        of them ends them all. More choices than slots take turns.
         """
         if num_choices == 1:
-            async with aclosing(self.generate(prompt)) as outputs:
+            async with aclosing(self._run_all([prompt])) as outputs:
                 async for output in outputs:
                     yield 0, output
             return
-        with self._places(num_choices):
-            async with aclosing(self._run_all([shared_part(prompt)])) as outputs:
-                shared = [output async for output in outputs][-1]
-            assert shared.state is not None
-            choices = choices_from(prompt, shared.state, num_choices)
-            numbers = {choice.sequence_id: number for number, choice in enumerate(choices)}
-            try:
-                async with aclosing(self._run_all(choices)) as outputs:
-                    async for output in outputs:
-                        yield numbers[output.sequence_id], as_if_alone(output, shared)
-            finally:
-                self.forget(shared.state)
+        async with aclosing(self._run_all([shared_part(prompt)])) as outputs:
+            shared = [output async for output in outputs][-1]
+        assert shared.state is not None
+        choices = choices_from(prompt, shared.state, num_choices)
+        numbers = {choice.sequence_id: number for number, choice in enumerate(choices)}
+        try:
+            async with aclosing(self._run_all(choices)) as outputs:
+                async for output in outputs:
+                    yield numbers[output.sequence_id], as_if_alone(output, shared)
+        finally:
+            self.forget(shared.state)
 
     async def feed(self, sequence: Sequence) -> SequenceOutput:
         """Feeds a sequence that has no sampling parameters; returns its last output, which holds the state."""
@@ -143,6 +143,27 @@ class Engine:
             last = output
         assert last is not None
         return last
+
+    @contextmanager
+    def places(self, num_places: int) -> Iterator[None]:
+        """Room for so many sequences at once, to be taken before anything is loaded for them.
+
+        Raises QueueFull, Draining, EngineDead.
+        """
+        self._check_running()
+        if self._is_draining:
+            raise Draining("the server is shutting down")
+        # No more sequences than places, so the core's own bound is never reached from here.
+        if self._num_places_taken + num_places > self._config.max_num_sequences + self._config.max_num_waiting:
+            raise QueueFull("too many requests are waiting")
+        self._num_places_taken += num_places
+        self._idle.clear()
+        try:
+            yield
+        finally:
+            self._num_places_taken -= num_places
+            if self._num_places_taken == 0:
+                self._idle.set()
 
     def forget(self, state: SequenceState) -> None:
         """Nobody will start from this state: a slot that still has it is zeroed now, and not when it is needed."""
@@ -166,25 +187,8 @@ class Engine:
         self._is_draining = True
         if self._thread.is_alive():
             self._inbox.put(None)
-            await asyncio.to_thread(self._thread.join)
-
-    @contextmanager
-    def _places(self, num_places: int) -> Iterator[None]:
-        """Room for so many sequences at once."""
-        self._check_running()
-        if self._is_draining:
-            raise Draining("the server is shutting down")
-        # No more sequences than places, so the core's own bound is never reached from here.
-        if self._num_places_taken + num_places > self._config.max_num_sequences + self._config.max_num_waiting:
-            raise QueueFull("too many requests are waiting")
-        self._num_places_taken += num_places
-        self._idle.clear()
-        try:
-            yield
-        finally:
-            self._num_places_taken -= num_places
-            if self._num_places_taken == 0:
-                self._idle.set()
+            if not self._is_hanging:
+                await asyncio.to_thread(self._thread.join)
 
     async def _run_all(self, sequences: list[Sequence]) -> AsyncGenerator[SequenceOutput, None]:
         """What the sequences have to say, as it comes, until all have ended. For callers who have places for them."""

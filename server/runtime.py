@@ -141,10 +141,16 @@ class Runtime:
             storage,
             checkpoint.tokenizer,
             checkpoint.chat_format,
-            SessionConfig(config.lease_seconds, config.ingest_commit_tokens, config.host_cache_bytes, config.token_log),
+            SessionConfig(
+                lease_seconds=config.lease_seconds,
+                commit_num_tokens=config.ingest_commit_tokens,
+                max_host_num_bytes=config.host_cache_bytes,
+                max_inflight_num_bytes=config.inflight_state_bytes,
+                token_log=config.token_log,
+            ),
             self.metrics,
         )
-        self.metrics.watch(engine.stats, lambda: sessions.num_host_copies)
+        self.metrics.watch(engine.stats, sessions)
         self._serving = Serving(checkpoint, engine, storage, sessions)
         self._begin(self._watch(engine))
         self.loaded.set()

@@ -7,6 +7,7 @@ What has to be killed, or has to fail at its start, is tried with real processes
 import asyncio
 import itertools
 import json
+import re
 import signal
 import socket
 import threading
@@ -149,6 +150,13 @@ def session_of(client: httpx.Client, session_id: str) -> dict[str, Any]:
     assert response.status_code == 200, response.text
     body: dict[str, Any] = response.json()
     return body
+
+
+def metric_value(exposition: str, name: str) -> float:
+    """`name` without the prefix, with labels if it has some."""
+    found = re.search(rf"^atlas_{re.escape(name)} ([\d.e+-]+)$", exposition, re.MULTILINE)
+    assert found, f"{name} is not there"
+    return float(found[1])
 
 
 def assert_refused(response: httpx.Response, status: int, code: str, param: str | None = None) -> None:
