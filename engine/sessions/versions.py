@@ -98,29 +98,19 @@ class Versions:
         if (begun := await self._begun(key, identity)) is not None:
             return begun
         async with self.transfer():
-            beginning = await self._forked(source, version, key, metadata, ttl_seconds)
+            generation, loaded = await self._load_found(source, version, self._committed.load_version)
+            if loaded.record is not None:
+                await self._storage.check_room(key, None)
+            head = loaded.head
+            stored = StoredTurns() if loaded.stored is None else loaded.stored.forked(key.session_id)
+            beginning = Beginning(
+                metadata=head.metadata if metadata is None else metadata,
+                ttl_seconds=head.ttl_seconds if ttl_seconds is None else ttl_seconds,
+                record=loaded.record,
+                stored=stored,
+                log=await self._load_log(source, head, generation),
+            )
             return await self._begin(key, beginning, identity)
-
-    async def _forked(
-        self,
-        source: SessionKey,
-        version: int | str | None,
-        key: SessionKey,
-        metadata: Mapping[str, str] | None,
-        ttl_seconds: int | None,
-    ) -> Beginning:
-        generation, loaded = await self._load_found(source, version, self._committed.load_version)
-        if loaded.record is not None:
-            await self._storage.check_room(key, None)
-        head = loaded.head
-        stored = StoredTurns() if loaded.stored is None else loaded.stored.forked(key.session_id)
-        return Beginning(
-            metadata=head.metadata if metadata is None else metadata,
-            ttl_seconds=head.ttl_seconds if ttl_seconds is None else ttl_seconds,
-            record=loaded.record,
-            stored=stored,
-            log=await self._load_log(source, head, generation),
-        )
 
     async def import_snapshot(
         self, key: SessionKey, parts: Sequence[Buffer], ttl_seconds: int | None, identity: RequestIdentity

@@ -11,7 +11,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -36,7 +36,7 @@ class Client:
     counts: Counter[str] = field(default_factory=Counter)
     broken: list[str] = field(default_factory=list)
 
-    def live(self, is_over: threading.Event) -> None:
+    def work(self, is_over: threading.Event) -> None:
         dice = random.Random(self.name)
         with httpx.Client(base_url=self.base_url, timeout=60) as client:
             for life in itertools.count():
@@ -115,16 +115,3 @@ def _break_off(client: httpx.Client, session: str, document_id: str) -> None:
 
 class _GaveUp(Exception):  # noqa: N818  (nothing went wrong)
     pass
-
-
-@contextmanager
-def living(clients: Sequence[Client]) -> Iterator[None]:
-    """They live while the block runs, and finish the lives that they have begun."""
-    is_over = threading.Event()
-    threads = [threading.Thread(target=client.live, args=(is_over,)) for client in clients]
-    with ExitStack() as ends:
-        for thread in threads:
-            thread.start()
-            ends.callback(thread.join)
-        ends.callback(is_over.set)
-        yield

@@ -2,18 +2,16 @@
 
 import statistics
 from collections import Counter
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from tests.faults.figures import tell
 from tests.faults.footprint import Footprint, watched
-from tests.faults.soak import Client, living
-from tests.faults.writers import COMMIT_NUM_TOKENS
+from tests.faults.soak import Client
+from tests.faults.writers import COMMIT_NUM_TOKENS, writing
 from tests.server.forked import ForkedServer, Forker
-from tests.server.harness import metric_value, until
-from tests.tiny import TINY_MEMORY, save_tiny_checkpoint, tiny_config
+from tests.server.harness import metric_value, tiny_folder, until
 
 NUM_CLIENTS = 4
 # Of the time, in which caches fill and allocators find their sizes.
@@ -35,7 +33,7 @@ def soak(forker: Forker, model: Path, folder: Path, seconds: float) -> None:
     with ForkedServer(forker, folder, **settings) as server:
         clients = [Client(f"http://127.0.0.1:{server.port}", f"client-{number}") for number in range(NUM_CLIENTS)]
         files = count_files(folder / "sessions")
-        with living(clients):
+        with writing(clients):
             watched(server.pid, WARM_UP_SHARE * seconds)
             footprints = watched(server.pid, (1 - WARM_UP_SHARE) * seconds)
         assert [client.broken for client in clients] == [[]] * NUM_CLIENTS
@@ -56,10 +54,7 @@ def soak(forker: Forker, model: Path, folder: Path, seconds: float) -> None:
 @pytest.fixture(scope="module")
 def roomy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The tiny model with states of 380 kB, of which not many can be lost unseen."""
-    folder = tmp_path_factory.mktemp("roomy") / "atlas-roomy"
-    memory = replace(TINY_MEMORY, key_width=32, value_width=32, feature_width=16)
-    save_tiny_checkpoint(folder, tiny_config(memory=memory))
-    return folder
+    return tiny_folder(tmp_path_factory.mktemp("roomy"), key_width=32, value_width=32, feature_width=16)
 
 
 def resident(footprints: list[Footprint]) -> float:

@@ -14,6 +14,7 @@ import threading
 import time
 from collections.abc import Coroutine, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -23,7 +24,7 @@ from openai import OpenAI
 from server.__main__ import DrainingServer
 from server.config import ServerConfig
 from server.runtime import Runtime
-from tests.tiny import save_tiny_checkpoint, tiny_config
+from tests.tiny import TINY_MEMORY, save_tiny_checkpoint, tiny_config
 
 START_SECONDS = 60.0
 T = TypeVar("T")
@@ -35,11 +36,11 @@ def new_name(prefix: str = "s") -> str:
     return f"{prefix}-{next(_names)}"
 
 
-def tiny_folder(folder: Path) -> Path:
-    """A checkpoint folder with the tiny model in it, made once per folder."""
+def tiny_folder(folder: Path, **memory: Any) -> Path:
+    """A checkpoint folder with the tiny model in it, made once per folder; `memory`: fields of its MemoryConfig."""
     directory = folder / "atlas-tiny"
     if not directory.exists():
-        save_tiny_checkpoint(directory, tiny_config())
+        save_tiny_checkpoint(directory, tiny_config(memory=replace(TINY_MEMORY, **memory)))
     return directory
 
 
