@@ -15,7 +15,14 @@ def shared_part(prompt: Sequence) -> Sequence:
     """What is fed once. The prompt must be of two tokens at least."""
     num_pending = 0 if prompt.state is None else len(prompt.state.pending_token_ids)
     token_ids = prompt.prompt_token_ids[num_pending:-1]
-    return Sequence(prompt.sequence_id, token_ids, state=prompt.state, shares_state=prompt.shares_state)
+    return Sequence(
+        prompt.sequence_id,
+        token_ids,
+        state=prompt.state,
+        shares_state=prompt.shares_state,
+        tenant=prompt.tenant,
+        priority=prompt.priority,
+    )
 
 
 def choices_from(prompt: Sequence, state: SequenceState, num_choices: int) -> list[Sequence]:
@@ -29,6 +36,8 @@ def choices_from(prompt: Sequence, state: SequenceState, num_choices: int) -> li
             state,
             shares_state=True,
             leaves_state=prompt.leaves_state and choice == 0,
+            tenant=prompt.tenant,
+            priority=prompt.priority,
         )
         for choice in range(num_choices)
     ]

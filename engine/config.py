@@ -7,10 +7,14 @@ from dataclasses import dataclass
 class EngineConfig:
     """Raises ValueError, naming the key, when a value makes no sense.
 
-    max_num_sequences: slots on the device, the most sequences that run at once.
+    max_num_sequences: slots on the device, the most sequences that run at once; half of them for documents.
     max_num_waiting: sequences that may wait beyond the free slots; the next one is refused with QueueFull.
     max_num_batched_tokens: the prefill budget of one step (rows x longest piece, padding included).
-    max_num_interleaved_tokens: that budget while other sequences decode: it bounds the gap in their streams.
+    max_added_itl_seconds: while other sequences decode, a prefill step takes about so long at most, which is what it
+        adds to the time between two of their tokens. The core finds by itself how many tokens that is, from 16 on.
+    max_num_interleaved_tokens: the most that it may find.
+    background_share: of the tokens that are prefilled while both interactive sequences and documents want to be.
+    is_multi_tenant: no tenant alone may fill the queue (`places`).
     max_num_piece_tokens: the most tokens that one sequence is fed in one prefill step. Nothing to do with the
         memory's chunk, which is part of the model.
     memory_sample_tokens: a sequence's memory is sampled while it is prefilled, at most once every so many tokens; 0 is
@@ -26,8 +30,11 @@ class EngineConfig:
     max_num_sequences: int = 16
     max_num_waiting: int = 256
     max_num_batched_tokens: int = 2048
+    max_added_itl_seconds: float = 0.01
     max_num_interleaved_tokens: int = 512
     max_num_piece_tokens: int = 1024
+    background_share: float = 0.125
+    is_multi_tenant: bool = False
     memory_sample_tokens: int = 8192
     max_state_norm: float = 1e6
     step_timeout_seconds: float | None = None
@@ -38,9 +45,12 @@ class EngineConfig:
         for key in ("max_num_waiting", "memory_sample_tokens"):
             if getattr(self, key) < 0:
                 raise ValueError(f"{key} must be 0 or more, not {getattr(self, key)}")
+        if not 0 < self.background_share < 1:
+            raise ValueError(f"background_share must be between 0 and 1, not {self.background_share}")
         positive = {
             "max_num_sequences": self.max_num_sequences,
             "max_num_batched_tokens": self.max_num_batched_tokens,
+            "max_added_itl_seconds": self.max_added_itl_seconds,
             "max_num_interleaved_tokens": self.max_num_interleaved_tokens,
             "max_num_piece_tokens": self.max_num_piece_tokens,
             "max_state_norm": self.max_state_norm,

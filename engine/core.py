@@ -21,6 +21,7 @@ from engine.device_memory import free_cached_memory, is_out_of_memory
 from engine.errors import AtlasError, Draining, EngineOverloaded, InvalidRequest, MemoryDiverged
 from engine.memory_samples import MemorySample
 from engine.model_runner import ModelRunner
+from engine.pace import PrefillPace
 from engine.progress import Progress
 from engine.sampler import Draw, Sampler
 from engine.scheduler import Batch, Scheduler
@@ -51,7 +52,9 @@ class EngineCore:
             self._sampler = Sampler(self._vocab_size, self._end_token_id, silent, device)
         self._device = device
         self._runner = ModelRunner(model, self._pool, device)
-        self._scheduler = Scheduler(config)
+        memory_chunk_sizes = model.config.memory_chunk_sizes or (model.config.memory.memory_chunk_size,)
+        self._scheduler = Scheduler(config, max(memory_chunk_sizes))
+        self._pace = PrefillPace(config.max_added_itl_seconds, config.max_num_interleaved_tokens)
         self._progress: dict[str, Progress] = {}
         self._outputs: list[SequenceOutput] = []
         self._counters = Counters()
@@ -110,15 +113,19 @@ class EngineCore:
         """One batch through the model. At most one output a sequence, and nothing after its `finish_reason`."""
         with torch.inference_mode():
             self._admit()
-            batch = self._scheduler.schedule()
+            batch = self._scheduler.schedule(self._pace.num_tokens)
             if batch is not None:
+                began = time.monotonic()
                 self._counters.count_step(batch.num_tokens, batch.is_prefill)
-                for progress, token_id in self._sample(self._run(batch)):
+                for progress, token_id in self._sample(*self._run(batch)):
                     try:
                         self._advance(progress, token_id)
                     except Exception as error:
                         # Boundary: a copy for which there is no memory ends its own sequence only.
                         self._fail(progress, error)
+                if batch.is_interleaved:
+                    self._runner.wait()
+                    self._pace.observe(batch.num_padded_tokens, time.monotonic() - began)
         outputs, self._outputs = self._outputs, []
         return outputs
 
@@ -126,12 +133,16 @@ class EngineCore:
         return EngineStats(
             num_running=self._scheduler.num_running,
             num_waiting=self._scheduler.num_waiting,
+            num_background_running=self._scheduler.num_background_running,
+            num_background_waiting=self._scheduler.num_background_waiting,
             num_slots=self._pool.num_slots,
             num_slots_in_use=self._pool.num_owned,
             num_resident_states=self._pool.num_resident,
             prompt_tokens_total=self._counters.prompt_tokens_total,
             generation_tokens_total=self._counters.generation_tokens_total,
             iteration_tokens=self._counters.iteration_tokens,
+            max_num_interleaved_tokens=self._pace.num_tokens,
+            queue_seconds=self._counters.queue_seconds,
             memory=self._counters.memory,
         )
 
@@ -148,7 +159,8 @@ class EngineCore:
         self._pool.release_unreachable()
         for sequence in self._scheduler.admit():
             progress = self._progress[sequence.sequence_id]
-            progress.mark_admitted(time.monotonic())
+            queue_seconds = progress.mark_admitted(time.monotonic())
+            self._counters.count_admission(queue_seconds, sequence.priority)
             try:
                 progress.resume = self._fill_slot(sequence)
             except Exception as error:
@@ -166,8 +178,8 @@ class EngineCore:
             self._pool.load(sequence.slot, state)
         return None if sequence.state is None else Resume(tier, time.monotonic() - began)
 
-    def _run(self, batch: Batch) -> list[tuple[Progress, Tensor]]:
-        """Feeds the batch; ends those that only feed; returns those that go on with their logits [V]."""
+    def _run(self, batch: Batch) -> tuple[list[Progress], list[Tensor]]:
+        """Feeds the batch; ends those that only feed; returns those that go on, with their logits [n, V] in pieces."""
         try:
             logits = self._forward(batch)
         except Exception as error:
@@ -182,20 +194,22 @@ class EngineCore:
         if lacks_memory:
             _logger.warning("no memory for %d rows with %d tokens", len(batch.pieces), batch.num_tokens)
             free_cached_memory(self._device)
-        return [each for part in parts for each in self._run(part)]
+        run = [self._run(part) for part in parts]
+        return [one for writing, _ in run for one in writing], [one for _, rows in run for one in rows]
 
-    def _fed(self, batch: Batch, logits: Tensor) -> list[tuple[Progress, Tensor]]:
-        writing = []
-        for piece, row in zip(batch.pieces, logits, strict=True):
+    def _fed(self, batch: Batch, logits: Tensor) -> tuple[list[Progress], list[Tensor]]:
+        writing, rows = [], []
+        for row, piece in enumerate(batch.pieces):
             progress = self._progress[piece.sequence.sequence_id]
             piece.sequence.mark_fed(piece.num_tokens)
-            if piece.sequence.unfed:
+            if piece.sequence.is_prefilling:
                 continue
             if progress.pending_after_feed is not None:
                 self._finish(progress, FinishReason.STOP, progress.pending_after_feed)
             else:
-                writing.append((progress, row))
-        return writing
+                writing.append(progress)
+                rows.append(row)
+        return writing, [logits if len(rows) == len(batch.pieces) else logits[rows]]
 
     def _forward(self, batch: Batch) -> Tensor:
         slots, pieces = [], []
@@ -216,27 +230,29 @@ class EngineCore:
             self._counters.count_sample(layers)
         return logits
 
-    def _sample(self, writing: list[tuple[Progress, Tensor]]) -> list[tuple[Progress, int]]:
+    def _sample(self, writing: list[Progress], logits: list[Tensor]) -> list[tuple[Progress, int]]:
         """One token for each; those whose logits are not finite end here."""
         if not writing:
             return []
         draws = []
-        for progress, _ in writing:
+        for progress in writing:
             params, stopping = progress.sequence.params, progress.stopping
             assert params is not None
             assert stopping is not None
             draws.append(Draw(params, progress.seed, progress.sequence.position, stopping.can_end))
         try:
-            token_ids = self._sampler.sample(torch.stack([row for _, row in writing]), draws)
+            token_ids = self._sampler.sample(logits[0] if len(logits) == 1 else torch.cat(logits), draws)
         except Exception as error:
             # Boundary: as in `_run`.
             if len(writing) == 1:
-                self._fail(writing[0][0], error)
+                self._fail(writing[0], error)
                 return []
-            return [each for alone in writing for each in self._sample([alone])]
+            rows = [row for part in logits for row in part.split(1)]
+            return [each for one, row in zip(writing, rows, strict=True) for each in self._sample([one], [row])]
+        now = time.monotonic()
         sampled = []
-        for (progress, _), token_id in zip(writing, token_ids, strict=True):
-            progress.mark_prefilled(time.monotonic())
+        for progress, token_id in zip(writing, token_ids, strict=True):
+            progress.mark_prefilled(now)
             if token_id is None:
                 assert progress.sequence.slot is not None
                 layer = diverged_tensor(self._pool.copy(progress.sequence.slot), self._max_state_norm) or "logits"
@@ -260,7 +276,7 @@ class EngineCore:
         if verdict.cut is not None:
             progress.rewind(verdict.cut, self._pool, self._tokenizer.encode)
             progress.pending_after_feed = (self._end_token_id,)
-            if not sequence.unfed:
+            if not sequence.is_prefilling:
                 self._finish(progress, FinishReason.STOP, progress.pending_after_feed, text, new_token_ids)
                 return
             text += progress.detokenizer.finish()

@@ -23,8 +23,9 @@ from atlas_model.checkpoint import Checkpoint
 from engine.choices import as_if_alone, choices_from, shared_part
 from engine.config import EngineConfig
 from engine.core import EngineCore
-from engine.errors import Draining, EngineDead, InvalidRequest, QueueFull
+from engine.errors import Draining, EngineDead, InvalidRequest
 from engine.failpoints import failpoint
+from engine.places import Places
 from engine.sequence import FinishReason, Sequence, SequenceOutput, SequenceState
 from engine.telemetry import EngineStats
 
@@ -50,8 +51,8 @@ class Engine:
         self._loop: asyncio.AbstractEventLoop | None = None
         # Where the outputs of a sequence go, until its last one has been delivered.
         self._streams: dict[str, asyncio.Queue[SequenceOutput]] = {}
-        # Sequences that open iterators have, or may still add.
-        self._num_places_taken = 0
+        # For the sequences that open iterators have, or may still add: no more than the core takes.
+        self._places = Places(config.max_num_sequences + config.max_num_waiting, is_multi_tenant=config.is_multi_tenant)
         self._idle = asyncio.Event()
         self._idle.set()
         self._is_draining = False
@@ -104,7 +105,7 @@ class Engine:
         sequence is not taken. Afterwards raises what ended the sequence, or EngineDead. Close the iterator
         (`contextlib.aclosing`) or cancel its task to abort: the slot is free within a step.
         """
-        with self.places(1):
+        with self.places(sequence.tenant, 1):
             async with aclosing(self._run_all([sequence])) as outputs:
                 async for output in outputs:
                     yield output
@@ -145,24 +146,20 @@ class Engine:
         return last
 
     @contextmanager
-    def places(self, num_places: int) -> Iterator[None]:
-        """Room for so many sequences at once, to be taken before anything is loaded for them.
+    def places(self, tenant: str, num_places: int) -> Iterator[None]:
+        """Room for so many sequences of this tenant at once, to be taken before anything is loaded for them.
 
         Raises QueueFull, Draining, EngineDead.
         """
         self._check_running()
         if self._is_draining:
             raise Draining("the server is shutting down")
-        # No more sequences than places, so the core's own bound is never reached from here.
-        if self._num_places_taken + num_places > self._config.max_num_sequences + self._config.max_num_waiting:
-            raise QueueFull("too many requests are waiting")
-        self._num_places_taken += num_places
-        self._idle.clear()
         try:
-            yield
+            with self._places.hold(tenant, num_places):
+                self._idle.clear()
+                yield
         finally:
-            self._num_places_taken -= num_places
-            if self._num_places_taken == 0:
+            if self._places.num_held == 0:
                 self._idle.set()
 
     def forget(self, state: SequenceState) -> None:

@@ -50,6 +50,11 @@ class ModelRunner:
         self._pool.write(slots, new_state, state)
         return logits
 
+    def wait(self) -> None:
+        """Returns when the device has done all that it was given."""
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
+
 
 def _take_samples(recording: MemoryRecording, before: State, output: ModelOutput) -> LayerSamples:
     samples = {}

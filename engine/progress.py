@@ -44,8 +44,10 @@ class Progress:
     def num_copies(self) -> int:
         return len(self._copies)
 
-    def mark_admitted(self, now: float) -> None:
+    def mark_admitted(self, now: float) -> float:
+        """Returns the seconds since it was added."""
         self._admitted_at = now
+        return now - self._added_at
 
     def mark_prefilled(self, now: float) -> None:
         """The first call counts."""
@@ -84,7 +86,7 @@ class Progress:
             sequence.mark_unfed(copy.position, copy.tokens_digest)
             num_fed = copy.num_generated_tokens
         kept = sequence.generated_token_ids[num_fed : cut.num_kept_tokens]
-        sequence.unfed = [*kept, *encode(cut.visible.decode("utf-8"))]
+        sequence.feed_first([*kept, *encode(cut.visible.decode("utf-8"))])
         self._copies.clear()
 
     def output(

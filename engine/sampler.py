@@ -2,8 +2,11 @@
 
 Counter-based: the draw for a token is a hash of the sequence's seed and the token's position in the session, so it is
 the same alone and in a batch, on every device, and after a resume. One uniform a token goes through the inverse of the
-filtered distribution, its tokens sorted by probability, so that a logit's last bits rarely matter. Logits are processed
-in float64. Seeds and positions come from the core.
+filtered distribution, its tokens sorted by probability, so that a logit's last bits rarely matter. Probabilities are
+float64. Seeds and positions come from the core.
+
+Sorting a vocabulary costs far more than finding its most likely tokens, and most draws are among those: a row is sorted
+whole only when what it draws cannot be told from them. Both give the same token.
 """
 
 from collections.abc import Sequence
@@ -16,6 +19,10 @@ from engine.sampling_params import SamplingParams
 
 _MASK = 2**64 - 1
 _GOLDEN = 0x9E3779B97F4A7C15
+
+# How many of the most likely tokens are looked at first, and then.
+_NUM_CANDIDATES = (64, 512)
+_UNDECIDED, _NOT_FINITE = -1, -2
 
 
 def splitmix64(value: int) -> int:
@@ -56,51 +63,92 @@ class Sampler:
         self, vocab_size: int, end_token_id: int, silent_token_ids: Sequence[int], device: torch.device
     ) -> None:
         self._end_token_id = end_token_id
-        # bool [V]
-        self._is_silent = torch.zeros(vocab_size, dtype=torch.bool, device=device)
-        self._is_silent[list(silent_token_ids)] = True
-        self._is_silent[end_token_id] = False
+        # [V]: 0, or -inf for what is never sampled.
+        self._penalty = torch.zeros(vocab_size, device=device)
+        self._penalty[list(silent_token_ids)] = -torch.inf
+        self._penalty[end_token_id] = 0.0
+        self._stages = (*(number for number in _NUM_CANDIDATES if number < vocab_size), vocab_size)
 
     def sample(self, logits: Tensor, draws: Sequence[Draw]) -> list[int | None]:
         """logits [B, V] and one draw a row -> one token id a row, None where the row's logits are not finite."""
-        is_finite: list[bool] = logits.isfinite().all(dim=1).tolist()
-        # The rows are filtered by -inf below, so the input must stay as it is.
-        scores = logits.double().masked_fill(self._is_silent, -torch.inf)
+        is_finite = logits.amin(dim=1).isfinite() & logits.amax(dim=1).isfinite()
+        scores = logits + self._penalty
         endless = [row for row, draw in enumerate(draws) if not draw.can_end]
-        scores[endless, self._end_token_id] = -torch.inf
+        if endless:
+            scores[endless, self._end_token_id] = -torch.inf
 
-        token_ids: list[int] = scores.argmax(dim=1).tolist()
-        random = [row for row, draw in enumerate(draws) if is_finite[row] and not draw.params.is_greedy]
-        if random:
-            drawn = _draw(scores[random], [draws[row] for row in random])
-            for row, token_id in zip(random, drawn, strict=True):
+        random = [row for row, draw in enumerate(draws) if not draw.params.is_greedy]
+        if len(random) == len(draws):
+            drawn = _draw(scores, draws, self._stages[0])
+        else:
+            drawn = scores.argmax(dim=1)
+            if random:
+                drawn[random] = _draw(scores[random], [draws[row] for row in random], self._stages[0])
+        token_ids: list[int] = drawn.where(is_finite, _NOT_FINITE).tolist()
+
+        for num_candidates in self._stages[1:]:
+            rows = [row for row, token_id in enumerate(token_ids) if token_id == _UNDECIDED]
+            if not rows:
+                break
+            drawn = _draw(scores[rows], [draws[row] for row in rows], num_candidates)
+            for row, token_id in zip(rows, drawn.tolist(), strict=True):
                 token_ids[row] = token_id
-        return [token_id if is_finite[row] else None for row, token_id in enumerate(token_ids)]
+        return [None if token_id == _NOT_FINITE else token_id for token_id in token_ids]
 
 
-def _draw(scores: Tensor, draws: Sequence[Draw]) -> list[int]:
-    """scores float64 [B, V] -> token ids by temperature, then top-k, then top-p, then the inverse of what is left."""
+def _draw(scores: Tensor, draws: Sequence[Draw], num_candidates: int) -> Tensor:
+    """scores [B, V] -> token ids int64 [B] by temperature, then top-k, then top-p, then the inverse of what is left.
+
+    Of the `num_candidates` most likely tokens; _UNDECIDED where the token may be another one, never when they are all.
+    What masses the tokens beyond them have is known within bounds, so masses are pairs: [B, 2], the least and the most.
+    """
     vocab_size = scores.shape[1]
+    is_whole = num_candidates == vocab_size
+    settings = torch.tensor(
+        [
+            (
+                draw.params.temperature,
+                draw.params.top_k or vocab_size,
+                draw.params.top_p,
+                uniform(draw.seed, draw.position),
+            )
+            for draw in draws
+        ],
+        dtype=torch.float64,
+        device=scores.device,
+    )
+    temperature, top_k, top_p, uniforms = (column[:, None] for column in settings.unbind(dim=1))
+    top_k = top_k.long().clamp(max=vocab_size)
 
-    def column(values: list[float]) -> Tensor:
-        return torch.tensor(values, dtype=torch.float64, device=scores.device)[:, None]
-
-    temperature = column([draw.params.temperature for draw in draws])
-    top_k = column([vocab_size if draw.params.top_k is None else draw.params.top_k for draw in draws])
-    top_p = column([draw.params.top_p for draw in draws])
-    uniforms = column([uniform(draw.seed, draw.position) for draw in draws])
-
-    scores, order = scores.sort(dim=1, descending=True, stable=True)
+    values, order = scores.sort(dim=1, descending=True, stable=True) if is_whole else scores.topk(num_candidates, dim=1)
     # The maximum is taken off first, so that a tiny temperature gives 0 and -inf and never inf - inf.
-    probabilities = ((scores - scores[:, :1]) / temperature).softmax(dim=1)
-    rank = torch.arange(vocab_size, device=scores.device)
-    probabilities = probabilities.masked_fill(rank >= top_k, 0.0)
-    probabilities = probabilities / probabilities.sum(dim=1, keepdim=True)
-    mass_before = probabilities.cumsum(dim=1) - probabilities
-    probabilities = probabilities.masked_fill(mass_before >= top_p, 0.0)
-    cumulative = probabilities.cumsum(dim=1)
-    index = torch.searchsorted(cumulative, uniforms * cumulative[:, -1:], right=True)
-    # Rounding may leave the product at the total: then the last token that has any probability is meant.
-    last = (probabilities > 0).sum(dim=1, keepdim=True) - 1
-    drawn: list[int] = order.gather(1, torch.minimum(index, last))[:, 0].tolist()
-    return drawn
+    peak = values[:, :1].double()
+    weights = ((values.double() - peak) / temperature).exp()
+    cumulative = weights.cumsum(dim=1)
+    if is_whole:
+        total = cumulative[:, -1:]
+        num_known = (weights > 0).sum(dim=1, keepdim=True)
+    else:
+        total = (scores - peak).div_(temperature).exp_().sum(dim=1, keepdim=True)
+        # Which of two equal tokens comes first is for the whole sort to say; the last may be equal to one beyond it.
+        num_known = (values[:, 1:] < values[:, :-1]).long().cumprod(dim=1).sum(dim=1, keepdim=True)
+    last = (num_known - 1).clamp(min=0)
+    # No token beyond the known ones weighs more.
+    weight_beyond = weights.gather(1, last) * (not is_whole)
+
+    of_top_k = cumulative.gather(1, torch.minimum(top_k - 1, last))
+    most = torch.minimum(of_top_k + (top_k - num_known).clamp(min=0) * weight_beyond, total)
+    mass = torch.cat([of_top_k, most], dim=1).where(top_k < vocab_size, total)
+    # The last token that top-p keeps is the first that completes its share.
+    cut = torch.searchsorted(cumulative, top_p * mass)
+    beyond = top_p * mass + torch.cat([torch.zeros_like(weight_beyond), weight_beyond], dim=1)
+    kept = cumulative.gather(1, torch.minimum(cut, last)).where(cut < num_known, beyond).minimum(mass)
+
+    index = torch.searchsorted(cumulative, uniforms * kept, right=True)
+    # Rounding may leave the product at the mass: then the last token of it is meant.
+    index = index.minimum(cut).minimum(top_k - 1)
+    if is_whole:
+        return order.gather(1, index.minimum(last))[:, 0]
+    is_decided = (index[:, 0] == index[:, 1]) & (index[:, 1] < num_known[:, 0])
+    token_ids = order.gather(1, index[:, :1].clamp(max=num_candidates - 1))[:, 0]
+    return token_ids.where(is_decided, _UNDECIDED)

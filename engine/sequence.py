@@ -16,6 +16,17 @@ from engine.memory_samples import NO_SAMPLES, MemorySamples
 from engine.sampling_params import SamplingParams
 from engine.tokens_digest import INITIAL_DIGEST, extend_digest
 
+# Of a server that has no keys, and so knows nobody from anybody.
+DEFAULT_TENANT = "default"
+
+
+class Priority(StrEnum):
+    """`interactive`: somebody waits for each token. `background`: documents and replays, which take what is left and a
+    share that is always theirs."""
+
+    INTERACTIVE = "interactive"
+    BACKGROUND = "background"
+
 
 class FinishReason(StrEnum):
     """`stop`: by `<end>` or a stop string, or all was fed. `length`: by max_tokens. `abort`: nobody listens any more.
@@ -117,6 +128,7 @@ class Sequence:
     state: None is a session that was fed nothing.
     shares_state: others may start from this very state too, so that its row on the device is worth keeping.
     leaves_state: False when nobody will go on from where it ends: its last output has no state.
+    tenant, priority: whose turn it is on, and against whom (`scheduler`).
     Raises EmptyPrompt when there is nothing to feed.
     """
 
@@ -129,36 +141,50 @@ class Sequence:
         *,
         shares_state: bool = False,
         leaves_state: bool = True,
+        tenant: str = DEFAULT_TENANT,
+        priority: Priority = Priority.INTERACTIVE,
     ) -> None:
         self.sequence_id = sequence_id
         self.params = params
         self.state = state
         self.shares_state = shares_state
         self.leaves_state = leaves_state
+        self.tenant = tenant
+        self.priority = priority
         pending = state.pending_token_ids if state is not None else ()
         self.prompt_token_ids = [*pending, *token_ids]
         if not self.prompt_token_ids:
             raise EmptyPrompt("there is nothing to feed")
 
-        # Progress. `unfed` is fed before anything is sampled; `next_token_id` is sampled and not fed yet;
-        # `fed_token_ids` are what `position` and `tokens_digest` have gone on by since `state`.
+        # Progress. What `feed_first` was given is fed before anything is sampled; `next_token_id` is sampled and not
+        # fed yet; `fed_token_ids` are what `position` and `tokens_digest` have gone on by since `state`.
         self.slot: int | None = None
-        self.unfed: list[int] = list(self.prompt_token_ids)
         self.next_token_id: int | None = None
         self.generated_token_ids: list[int] = []
         self.fed_token_ids = array("I")
         self.position = state.position if state is not None else 0
         self.tokens_digest = state.tokens_digest if state is not None else INITIAL_DIGEST
         self.memory_samples = state.memory_samples if state is not None else NO_SAMPLES
+        self.feed_first(self.prompt_token_ids)
 
     @property
     def is_prefilling(self) -> bool:
-        return bool(self.unfed)
+        return self._num_fed < len(self._to_feed)
+
+    @property
+    def num_unfed(self) -> int:
+        """Ids that are fed before anything is sampled."""
+        return len(self._to_feed) - self._num_fed
+
+    def feed_first(self, token_ids: list[int]) -> None:
+        """Makes `token_ids` what is fed before anything is sampled, in place of what is left of the last such list."""
+        # An index into the list: taking a piece off the front of a long one would move all the rest.
+        self._to_feed, self._num_fed = token_ids, 0
 
     def next_token_ids(self, num_tokens: int) -> list[int]:
         """The next ids to feed: up to `num_tokens` of the unfed ones, or the one that was sampled last."""
-        if self.unfed:
-            return self.unfed[:num_tokens]
+        if self.is_prefilling:
+            return self._to_feed[self._num_fed : self._num_fed + num_tokens]
         assert self.next_token_id is not None
         return [self.next_token_id]
 
@@ -168,8 +194,8 @@ class Sequence:
         self.tokens_digest = extend_digest(self.tokens_digest, token_ids)
         self.fed_token_ids.extend(token_ids)
         self.position += len(token_ids)
-        if self.unfed:
-            del self.unfed[:num_tokens]
+        if self.is_prefilling:
+            self._num_fed += len(token_ids)
         else:
             self.next_token_id = None
 

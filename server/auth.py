@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from hashlib import sha256
 from typing import Self
 
-DEFAULT_TENANT = "default"
+from engine.sequence import DEFAULT_TENANT
+
 _TENANT = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
 
@@ -33,6 +34,10 @@ class ApiKeys:
 
     def __bool__(self) -> bool:
         return bool(self.digests)
+
+    @property
+    def tenants(self) -> frozenset[str]:
+        return frozenset(tenant for _, tenant in self.digests) or frozenset({DEFAULT_TENANT})
 
     def tenant_of(self, authorization: bytes | None) -> str | None:
         """The tenant of an Authorization header; None when its key is missing or unknown.

@@ -66,6 +66,9 @@ class ServerConfig:
         "a step of the model that takes longer is a hang and ends the process;"
         " default: two minutes and more for large models, which no step needs that makes progress",
     ] = None
+    max_added_itl_seconds: Annotated[
+        float, "while answers are written, a step that reads takes about so long at most, and delays them by no more"
+    ] = 0.01
     max_tokens_limit: Annotated[int, "the largest max_tokens that a request may ask for"] = 32768
     ingest_commit_tokens: Annotated[int, "a document is committed about every so many tokens"] = 8192
     token_log: Annotated[
@@ -95,7 +98,7 @@ class ServerConfig:
     log_level: Annotated[str, f"one of {', '.join(LOG_LEVELS)}"] = "info"
 
     def __post_init__(self) -> None:
-        for name in ("lease_seconds", "drain_seconds", "body_timeout_seconds"):
+        for name in ("lease_seconds", "drain_seconds", "body_timeout_seconds", "max_added_itl_seconds"):
             if not 0 < getattr(self, name) < 86400:
                 raise ConfigError(f"{_flag(name)} must be above 0 and less than a day")
         if self.step_timeout_seconds is not None and not self.step_timeout_seconds > 0:

@@ -141,6 +141,25 @@ class _EngineCollector(Collector):
         stats = self._stats()
         yield GaugeMetricFamily(PREFIX + "num_requests_running", "Sequences in a slot.", stats.num_running)
         yield GaugeMetricFamily(PREFIX + "num_requests_waiting", "Sequences without a slot.", stats.num_waiting)
+        yield GaugeMetricFamily(
+            PREFIX + "num_background_running", "Documents and replays in a slot.", stats.num_background_running
+        )
+        yield GaugeMetricFamily(
+            PREFIX + "num_background_waiting", "Documents and replays without one.", stats.num_background_waiting
+        )
+        yield GaugeMetricFamily(
+            PREFIX + "max_interleaved_tokens",
+            "Tokens that a prefill step may hold while others are written.",
+            stats.max_num_interleaved_tokens,
+        )
+        queue = HistogramMetricFamily(
+            PREFIX + "slot_queue_time_seconds",
+            "Waiting for a slot, each commit of a document by itself.",
+            labels=("priority",),
+        )
+        for priority, histogram in stats.queue_seconds.items():
+            queue.add_metric((priority.value,), _buckets(histogram), histogram.total)
+        yield queue
         yield GaugeMetricFamily(PREFIX + "state_slots_in_use", "Slots on the device in use.", stats.num_slots_in_use)
         yield CounterMetricFamily(PREFIX + "prompt_tokens", "Tokens fed by prefill.", stats.prompt_tokens_total)
         yield CounterMetricFamily(PREFIX + "generation_tokens", "Tokens sampled.", stats.generation_tokens_total)

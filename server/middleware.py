@@ -13,7 +13,8 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from engine.errors import AtlasError, InvalidRequest
-from server.auth import DEFAULT_TENANT, ApiKeys
+from engine.sequence import DEFAULT_TENANT
+from server.auth import ApiKeys
 from server.errors import InvalidApiKey, code_of, error_response
 from server.metrics import Metrics
 

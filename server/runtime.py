@@ -187,7 +187,9 @@ def _engine_config(config: ServerConfig) -> EngineConfig:
     return EngineConfig(
         max_num_sequences=config.max_num_sequences,
         max_num_waiting=config.max_num_waiting,
+        is_multi_tenant=len(config.keys.tenants) > 1,
         max_num_batched_tokens=config.max_num_batched_tokens,
+        max_added_itl_seconds=config.max_added_itl_seconds,
         memory_sample_tokens=config.memory_sample_tokens,
         step_timeout_seconds=config.step_timeout_seconds,
         num_threads=config.threads,

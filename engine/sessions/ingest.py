@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass, replace
 from atlas_model.text import ChatFormat, Tokenizer
 from engine.engine import Engine
 from engine.errors import AtlasError, EmptyPrompt, IdempotencyMismatch, IngestOffset, IngestOpen, VersionConflict
-from engine.sequence import Sequence
+from engine.sequence import Priority, Sequence
 from engine.sessions.committed import CommittedSessions
 from engine.sessions.document_reader import DocumentPosition, DocumentReader
 from engine.sessions.host_copies import LoadedSession
@@ -191,7 +191,13 @@ class Ingest:
     async def _feed(self, base: LoadedSession | None, token_ids: list[int]) -> tuple[SessionRecord, Fed]:
         """The session's record after `token_ids`, no document open; and what was fed, pending ones included."""
         record = None if base is None else base.record
-        sequence = Sequence(new_sequence_id(), token_ids, state=None if record is None else record.state)
+        sequence = Sequence(
+            new_sequence_id(),
+            token_ids,
+            state=None if record is None else record.state,
+            tenant=self._request.session.tenant,
+            priority=Priority.BACKGROUND,
+        )
         output = await self._engine.feed(sequence)
         assert output.state is not None
         assert output.fed_token_ids is not None

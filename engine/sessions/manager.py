@@ -144,7 +144,7 @@ class SessionManager:
         IdempotencyMismatch, InvalidRequest, StoreFull, QueueFull, Draining, EngineDead, and what loading a session
         does.
         """
-        with self._open(), self._engine.places(request.num_choices):
+        with self._open(), self._engine.places(request.tenant, request.num_choices):
             async with AsyncExitStack() as stack:
                 base: LoadedSession | None = None
                 if request.session is not None and request.writes:
@@ -264,6 +264,7 @@ class SessionManager:
             state,
             shares_state=not request.writes,
             leaves_state=request.writes,
+            tenant=request.tenant,
         )
         return Turn(request, reading, sequence, base, self._engine, self._committed, rewound_to)
 

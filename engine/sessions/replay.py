@@ -19,7 +19,7 @@ from engine.errors import (
     StateLost,
     VersionConflict,
 )
-from engine.sequence import Sequence, SequenceState
+from engine.sequence import Priority, Sequence, SequenceState
 from engine.sessions.committed import CommittedSessions
 from engine.sessions.shielding import finish_even_if_cancelled
 from engine.sessions.storage import Storage
@@ -106,7 +106,14 @@ class Replay:
         try:
             for start in range(0, len(token_ids), self._piece_num_tokens):
                 piece = token_ids[start : start + self._piece_num_tokens]
-                state = (await self._engine.feed(Sequence(new_sequence_id(), piece, state=state))).state
+                sequence = Sequence(
+                    new_sequence_id(),
+                    piece,
+                    state=state,
+                    tenant=request.session.tenant,
+                    priority=Priority.BACKGROUND,
+                )
+                state = (await self._engine.feed(sequence)).state
                 await self._storage.touch(request.session, head)
                 num_tokens = start + len(piece)
                 yield ReplayProgress(num_tokens, len(token_ids), num_tokens / max(self._seconds, 1e-9))

@@ -14,7 +14,7 @@ from typing import Any
 from atlas_model.text import ChatFormat, Tokenizer
 from engine.engine import Engine
 from engine.sampling_params import SamplingParams
-from engine.sequence import FinishReason, Sequence, SequenceOutput, SequenceState
+from engine.sequence import DEFAULT_TENANT, FinishReason, Sequence, SequenceOutput, SequenceState
 from engine.sessions.committed import CommittedSessions
 from engine.sessions.host_copies import LoadedSession
 from engine.sessions.ledger import ASSISTANT, History, Message, Reading, extend_ledger, message_digest
@@ -33,6 +33,7 @@ class TurnRequest:
     may_rewind: messages that depart from the ledger go back to the last kept version that they continue.
     digest: of everything that makes this request what it is.   is_retry: the client's library says that it retries.
     note: recorded with the stored turn.   num_choices: answers to the same prompt, which is read once.
+    tenant: who asks; the session's, where there is one.
     """
 
     messages: tuple[Message, ...]
@@ -47,6 +48,7 @@ class TurnRequest:
     is_retry: bool = False
     note: Mapping[str, Any] = field(default_factory=dict)
     num_choices: int = 1
+    tenant: str = DEFAULT_TENANT
 
     @property
     def writes(self) -> bool:

@@ -166,4 +166,5 @@ def _turn_request(request: Request, runtime: Runtime, chat: ChatRequest) -> Turn
         is_retry=is_library_retry(request),
         note={name: value for name in ("user", "metadata") if (value := getattr(chat, name)) is not None},
         num_choices=num_choices,
+        tenant=RequestContext.of(request).tenant,
     )

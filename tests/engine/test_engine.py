@@ -138,6 +138,28 @@ def test_a_full_queue_refuses_at_once_and_has_room_again_after_an_end() -> None:
     in_loop(test)
 
 
+def test_one_of_several_tenants_cannot_fill_the_queue_for_the_others() -> None:
+    async def test() -> None:
+        config = EngineConfig(max_num_sequences=1, max_num_waiting=3, is_multi_tenant=True)
+        async with running(config) as engine:
+            of_one = [
+                asyncio.create_task(outputs_of(engine, Sequence(name, prompt(name), ENDLESS, tenant="one")))
+                for name in ("a", "b")
+            ]
+            await until(lambda: engine.stats().num_waiting == 1)
+            with pytest.raises(QueueFull):
+                await outputs_of(engine, Sequence("c", prompt("c"), PARAMS, tenant="one"))
+            of_other = asyncio.create_task(outputs_of(engine, Sequence("d", prompt("d"), PARAMS, tenant="other")))
+            await until(lambda: engine.stats().num_waiting == 2)
+            of_one[0].cancel()
+            # The slot goes to the tenant that has had none, though the other one's second request is older and endless.
+            assert len(await of_other) == PARAMS.max_tokens
+            of_one[1].cancel()
+            await _results(of_one)
+
+    in_loop(test)
+
+
 def test_what_the_core_would_refuse_is_refused_before_it_is_queued() -> None:
     async def test() -> None:
         async with running() as engine:

@@ -24,7 +24,7 @@ def run(batch: Batch | None) -> dict[str, int]:
     assert batch is not None
     for piece in batch.pieces:
         piece.sequence.mark_fed(piece.num_tokens)
-        if not piece.sequence.unfed:
+        if not piece.sequence.is_prefilling:
             piece.sequence.next_token_id = 1
     return {piece.sequence.sequence_id: piece.num_tokens for piece in batch.pieces}
 

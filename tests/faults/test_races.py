@@ -19,9 +19,9 @@ import httpx
 import pytest
 import redis
 
+from engine.sequence import DEFAULT_TENANT
 from engine.stores.base import SessionKey
 from engine.stores.redis_keys import RedisKeys
-from server.auth import DEFAULT_TENANT
 from tests.faults.figures import tell
 from tests.faults.history import Operation, Outcome, Read, Turn, violations
 from tests.redis_server import RedisServer

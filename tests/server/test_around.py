@@ -96,6 +96,8 @@ def test_every_metric_counts_what_it_says(model: Path, tmp_path: Path) -> None:
         # What the reader left on the device is no session, and goes when nobody holds it.
         until(lambda: metric_value(client.get("/metrics").text, 'sessions{tier="device"}') == 1)
         text = client.get("/metrics").text
+        assert client.post("/v1/sessions/book/ingest", json={"text": "a" * 50}).status_code == 200
+        after_a_document = client.get("/metrics").text
     for name in ("time_to_first_token_seconds", "request_queue_time_seconds", "request_decode_time_seconds"):
         assert metric_value(text, f"{name}_count") == 3, name
     assert metric_value(text, "e2e_request_latency_seconds_count") == 4
@@ -113,6 +115,13 @@ def test_every_metric_counts_what_it_says(model: Path, tmp_path: Path) -> None:
     assert metric_value(text, 'session_conflicts_total{reason="session_diverged"}') == 1
     assert metric_value(text, "num_requests_running") == 0
     assert metric_value(text, "num_requests_waiting") == 0
+    assert metric_value(text, "num_background_running") == 0
+    assert metric_value(text, "num_background_waiting") == 0
+    assert 16 <= metric_value(text, "max_interleaved_tokens") <= 512
+    assert metric_value(text, 'slot_queue_time_seconds_count{priority="interactive"}') == 3
+    assert metric_value(text, 'slot_queue_time_seconds_count{priority="background"}') == 0
+    assert metric_value(after_a_document, 'slot_queue_time_seconds_count{priority="background"}') == 1
+    assert metric_value(after_a_document, 'slot_queue_time_seconds_count{priority="interactive"}') == 3
     assert metric_value(text, "state_slots_in_use") == 0
     assert metric_value(text, "iteration_tokens_total_sum") >= metric_value(text, "prompt_tokens_total")
     assert "secret-name" not in text

@@ -49,6 +49,23 @@ def test_other_schemes_are_no_keys(guarded: ThreadedServer) -> None:
     )
 
 
+def test_a_tenants_requests_leave_places_for_another_tenants(model: Path) -> None:
+    endless = {"messages": [{"role": "user", "content": "a"}], "max_tokens": 30_000, "ignore_eos": True, "stream": True}
+    with (
+        serving(model, api_keys=KEYS, max_num_sequences="3", max_num_waiting="1") as server,
+        as_holder_of(server, "acme-key") as acme,
+        as_holder_of(server, "acme-other") as other_key,
+        as_holder_of(server, "globex-key") as globex,
+        acme.stream("POST", "/v1/chat/completions", json=endless) as first,
+        other_key.stream("POST", "/v1/chat/completions", json=endless) as second,
+    ):
+        streams = [each.iter_lines() for each in (first, second)]
+        assert all(next(lines).startswith("data: ") for lines in streams)
+        assert_refused(ask(acme, "b"), 429, "queue_full")
+        assert_refused(ask(other_key, "b", session_id="s"), 429, "queue_full")
+        assert ask(globex, "b").status_code == 200
+
+
 def test_another_tenants_session_is_like_an_absent_one(guarded: ThreadedServer) -> None:
     with as_holder_of(guarded, "acme-key") as acme, as_holder_of(guarded, "globex-key") as globex:
         ask(acme, "our secret", session_id="shared-name")

@@ -1,0 +1,88 @@
+"""A vocabulary of some size: what is drawn from the most likely tokens is what the whole sorted vocabulary says."""
+
+import itertools
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from engine.sampler import Draw, Sampler, uniform
+from engine.sampling_params import SamplingParams
+
+VOCAB_SIZE = 700
+END = 2
+SILENT = (0, 1, 2, 600)
+NUM_ROWS = 24
+
+
+def reference(row: Tensor, draw: Draw) -> int:
+    """The definition, one token after the other."""
+    scores = row.double().tolist()
+    for token_id in SILENT:
+        if token_id != END or not draw.can_end:
+            scores[token_id] = float("-inf")
+    ranked = sorted(range(VOCAB_SIZE), key=lambda token_id: -scores[token_id])[: draw.params.top_k or VOCAB_SIZE]
+    peak = scores[ranked[0]]
+    weights = [math.exp((scores[token_id] - peak) / draw.params.temperature) for token_id in ranked]
+    mass = sum(weights)
+    kept, before = [], 0.0
+    for token_id, weight in zip(ranked, weights, strict=True):
+        if before < draw.params.top_p * mass:
+            kept.append((token_id, weight))
+        before += weight
+    target = uniform(draw.seed, draw.position) * sum(weight for _, weight in kept)
+    cumulative = itertools.accumulate(weight for _, weight in kept)
+    return next((i for (i, _), reached in zip(kept, cumulative, strict=True) if reached > target), kept[-1][0])
+
+
+def rows_of(kind: str) -> Tensor:
+    """float32: `peaked` draws come from the first candidates, `flat` ones from all of the vocabulary; `tied` ones have
+    a handful of values, as logits of few bits have."""
+    logits = torch.randn(NUM_ROWS, VOCAB_SIZE, generator=torch.Generator().manual_seed(3))
+    if kind == "tied":
+        return (logits * 2).round()
+    return logits * {"peaked": 4.0, "middling": 1.8, "flat": 0.1}[kind]
+
+
+@pytest.mark.parametrize("kind", ["peaked", "middling", "flat", "tied"])
+@pytest.mark.parametrize("top_k", [None, 1, 63, 64, 65, 90, 512, 600, 10 * VOCAB_SIZE])
+@pytest.mark.parametrize("top_p", [1.0, 0.95, 1e-9])
+def test_every_draw_is_what_the_definition_says(kind: str, top_k: int | None, top_p: float) -> None:
+    logits = rows_of(kind)
+    draws = [
+        Draw(SamplingParams(temperature=(1.0, 0.7)[row % 2], top_k=top_k, top_p=top_p), 5, row, can_end=row % 3 > 0)
+        for row in range(NUM_ROWS)
+    ]
+    drawn = Sampler(VOCAB_SIZE, END, SILENT, torch.device("cpu")).sample(logits, draws)
+    assert drawn == [reference(row, draw) for row, draw in zip(logits, draws, strict=True)]
+
+
+def test_logits_of_64_bits_draw_what_the_same_ones_of_32_bits_do() -> None:
+    sampler = Sampler(VOCAB_SIZE, END, SILENT, torch.device("cpu"))
+    draws = [Draw(SamplingParams(top_p=(1.0, 0.9)[row % 2]), 5, row, can_end=False) for row in range(NUM_ROWS)]
+    for kind in ("peaked", "middling", "flat", "tied"):
+        assert sampler.sample(rows_of(kind), draws) == sampler.sample(rows_of(kind).double(), draws)
+
+
+def test_rows_of_all_kinds_draw_together_what_they_draw_alone() -> None:
+    sampler = Sampler(VOCAB_SIZE, END, SILENT, torch.device("cpu"))
+    rows = torch.stack([rows_of(kind)[number] for kind in ("peaked", "flat", "tied") for number in range(6)])
+    rows[4, 9] = torch.nan
+    draws = [
+        Draw(SamplingParams(temperature=(0.0, 1.0)[row % 2], top_p=(1.0, 0.9)[row % 5 == 0]), row, 9, can_end=True)
+        for row in range(len(rows))
+    ]
+    together = sampler.sample(rows, draws)
+    assert together == [sampler.sample(rows[i : i + 1], [draws[i]])[0] for i in range(len(rows))]
+    assert [row for row, token_id in enumerate(together) if token_id is None] == [4]
+
+
+def test_a_row_with_fewer_tokens_that_may_be_said_than_candidates_draws_one_of_them() -> None:
+    logits = torch.full((NUM_ROWS, VOCAB_SIZE), -torch.inf)
+    logits[:, 100:105] = 1.0
+    # What is infinite comes from nowhere but the sampler's own filter.
+    finite = logits.clamp(min=-1e30)
+    draws = [Draw(SamplingParams(), 1, row, can_end=True) for row in range(NUM_ROWS)]
+    drawn = Sampler(VOCAB_SIZE, END, SILENT, torch.device("cpu")).sample(finite, draws)
+    assert set(drawn) == {100, 101, 102, 103, 104}
