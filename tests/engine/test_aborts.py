@@ -19,6 +19,7 @@ from tests.engine.sessions_harness import ENDLESS, House, asked, house, in_loop,
 from tests.faults.wrapped_store import WrappedStore
 
 OTHER = SessionKey("default", "other")
+LEASE_SECONDS = 20.0
 # A turn that writes holds two.
 STATE_NUM_BYTES = 18_952
 T = TypeVar("T")
@@ -60,7 +61,7 @@ async def assert_nothing_is_left(it: House, version: int) -> None:
     await until(lambda: it.engine.stats().num_slots_in_use == it.engine.stats().num_waiting == 0)
     assert (budget.num_bytes, budget.num_waiting) == (0, 0)
     assert await it.head_version() == version
-    async with asyncio.timeout(0.9):
+    async with asyncio.timeout(LEASE_SECONDS / 2):
         # Sooner than a lease runs out.
         _, turn = await run(it.sessions, asked("again"))
     assert turn.base_version == version
@@ -68,7 +69,7 @@ async def assert_nothing_is_left(it: House, version: int) -> None:
 
 def test_a_turn_that_leaves_while_it_waits_for_the_session_or_for_room_takes_nothing_along() -> None:
     async def test() -> None:
-        config = SessionConfig(lease_seconds=1.0, max_inflight_num_bytes=3 * STATE_NUM_BYTES)
+        config = SessionConfig(lease_seconds=LEASE_SECONDS, max_inflight_num_bytes=3 * STATE_NUM_BYTES)
         async with house(config=config) as it:
             await take(it, asked("one"))
             async with cancelled(asyncio.create_task(take(it, asked("x", sampling=ENDLESS)))):
@@ -91,7 +92,7 @@ def test_a_turn_that_leaves_while_it_waits_for_the_session_or_for_room_takes_not
 def test_a_turn_that_leaves_while_the_store_is_slow_takes_nothing_along(tier: str) -> None:
     async def test() -> None:
         store = SlowStore()
-        async with house(store, SessionConfig(lease_seconds=1.0, max_host_num_bytes=0)) as it:
+        async with house(store, SessionConfig(lease_seconds=LEASE_SECONDS, max_host_num_bytes=0)) as it:
             await take(it, asked("one"))
             store.is_slow = True
             request = asked("two", read_only=tier == "load")
@@ -108,7 +109,7 @@ def test_a_turn_that_leaves_while_the_store_is_slow_takes_nothing_along(tier: st
 def test_a_turn_that_leaves_while_it_commits_is_committed_and_leaves_nothing_but_that() -> None:
     async def test() -> None:
         store = SlowStore()
-        async with house(store, SessionConfig(lease_seconds=5.0)) as it:
+        async with house(store, SessionConfig(lease_seconds=LEASE_SECONDS)) as it:
             await take(it, asked("one"))
 
             async def commit_slowly() -> None:
