@@ -15,12 +15,15 @@ from dataclasses import replace
 from torch import Tensor, nn
 from torch.nn.functional import silu
 
+from atlas_model.changes import Change, Whole
 from atlas_model.config import AtlasConfig
 from atlas_model.context_attention import ContextAttention
 from atlas_model.gates import Gates
 from atlas_model.mixers import AttentionMixer, Mixer
 from atlas_model.ragged import join_pieces, pieces_by_chunk
 from atlas_model.state import LayerState
+from atlas_model.state_delta import LayerDelta
+from atlas_model.step_places import StepPlaces
 
 
 class Block(nn.Module):
@@ -45,19 +48,53 @@ class Block(nn.Module):
         self.contract = nn.Linear(config.feed_forward_width, config.width, bias=False)
 
     def forward(
-        self, x: Tensor, state: LayerState, position: Tensor, lengths: Tensor | None, is_step: bool
+        self, x: Tensor, state: LayerState, position: Tensor, lengths: Tensor | None
     ) -> tuple[Tensor, LayerState, Gates | None]:
         """The gates are those of the layer's memory, None where it has none."""
         gates = None
         if self.context_attention is not None:
-            x, state, gates = self._mix_by_chunk(x, state, position, lengths, is_step)
+            x, state, gates = self._mix_by_chunk(x, state, position, lengths)
         elif self.mixer is not None:
-            x, state, gates = self._mix(self.mixer, x, state, position, lengths, is_step)
+            x, state, gates = self._mix(self.mixer, x, state, position, lengths)
         if self.attention_mixer is not None and state.attention is not None:
             attended, attention = self.attention_mixer(self.attention_norm(x), state.attention, position, lengths)
             x, state = x + attended, replace(state, attention=attention)
+        return x + self._feed_forward(x), state, gates
+
+    def step(self, x: Tensor, state: LayerState, places: StepPlaces) -> tuple[Tensor, LayerDelta]:
+        """One token a row, [B, width] -> the same, and what it changes of the state."""
+        changes: dict[str, Change] = {}
+        if self.context_attention is not None:
+            x, state, changes = self._see_context(self.context_attention, x, state, places)
+        delta = LayerDelta(changes)
+        if self.mixer is not None:
+            mixed, delta = self.mixer.step(self.mixer_norm(x), state, places)
+            x, delta = x + mixed, LayerDelta(changes | delta.changes, delta.memory_inputs)
+        if self.attention_mixer is not None and state.attention is not None:
+            attended, seen = self.attention_mixer.step(self.attention_norm(x), state.attention, places)
+            x, delta = x + attended, LayerDelta(delta.changes | seen, delta.memory_inputs)
+        return x + self._feed_forward(x), delta
+
+    def _see_context(
+        self, attention: ContextAttention, x: Tensor, state: LayerState, places: StepPlaces
+    ) -> tuple[Tensor, LayerState, dict[str, Change]]:
+        """The first half of a `mac` layer, one token a row."""
+        assert self.mixer is not None
+        context, state = self.mixer.look_up(self.mixer_norm(x)[:, None], state, None)
+        assert state.attention is not None
+        assert state.context_convolution is not None
+        attended, seen = attention(self.attention_norm(x)[:, None], context, state.attention, places.position, None)
+        changes: dict[str, Change] = {
+            "context_convolution": Whole(state.context_convolution),
+            "attention.keys": Whole(seen.keys),
+            "attention.values": Whole(seen.values),
+        }
+        return x + attended[:, 0], state, changes
+
+    def _feed_forward(self, x: Tensor) -> Tensor:
         gate, up = self.expand(self.feed_forward_norm(x)).chunk(2, dim=-1)
-        return x + self.contract(silu(gate) * up), state, gates
+        result: Tensor = self.contract(silu(gate) * up)
+        return result
 
     def _mix(
         self,
@@ -66,13 +103,12 @@ class Block(nn.Module):
         state: LayerState,
         position: Tensor,
         lengths: Tensor | None,
-        is_step: bool,
     ) -> tuple[Tensor, LayerState, Gates]:
-        mixed, state, gates = mixer(self.mixer_norm(x), state, position, lengths, is_step)
+        mixed, state, gates = mixer(self.mixer_norm(x), state, position, lengths)
         return x + mixed, state, gates
 
     def _mix_by_chunk(
-        self, x: Tensor, state: LayerState, position: Tensor, lengths: Tensor | None, is_step: bool
+        self, x: Tensor, state: LayerState, position: Tensor, lengths: Tensor | None
     ) -> tuple[Tensor, LayerState, Gates]:
         """Memory as context (Titans, section 4.1): a chunk is attended to with what the memory knew before it.
 
@@ -90,7 +126,7 @@ class Block(nn.Module):
                 self.attention_norm(part), context, state.attention, piece.position, piece.lengths
             )
             part, state, gates = self._mix(
-                self.mixer, part + attended, replace(state, attention=attention), piece.position, piece.lengths, is_step
+                self.mixer, part + attended, replace(state, attention=attention), piece.position, piece.lengths
             )
             outputs.append(part)
             stacked_gates.append(gates.stack().transpose(1, 2))

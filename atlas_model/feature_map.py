@@ -61,6 +61,9 @@ class FeatureMap(nn.Module):
     `coefficient_roots` [degree + 1, H] holds the roots of the a_i: their squares cannot be negative.
     """
 
+    feature_degrees: Tensor
+    multiplicities: Tensor
+
     def __init__(self, config: MemoryConfig) -> None:
         super().__init__()
         self.degree = config.feature_degree
@@ -82,6 +85,14 @@ class FeatureMap(nn.Module):
             self.register_buffer(f"picks_{degree}", picks, persistent=False)
             multiplicities = torch.tensor([float(_multiplicity(each)) for each in monomials])
             self.register_buffer(f"multiplicities_{degree}", multiplicities, persistent=False)
+            indices = torch.tensor(monomials).T.flatten()
+            self.register_buffer(f"factors_{degree}", indices, persistent=False)
+        counts = [1, config.key_width, *(num_monomials(config, degree) for degree in range(2, self.degree + 1))]
+        every = [torch.ones(1 + config.key_width)]
+        every += [self.get_buffer(f"multiplicities_{degree}") for degree in range(2, self.degree + 1)]
+        self.register_buffer("multiplicities", torch.cat(every), persistent=False)
+        degrees = [degree for degree, count in enumerate(counts) for _ in range(count)]
+        self.register_buffer("feature_degrees", torch.tensor(degrees), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
         if self.degree == 1:
@@ -100,6 +111,30 @@ class FeatureMap(nn.Module):
                 monomials = monomials * (projected @ picks)
             parts.append(monomials)
         return torch.cat(parts, dim=-1)
+
+    def step(self, x: Tensor) -> Tensor:
+        """The same of one token a row, [B, H, key_width], in fewer operations."""
+        if self.degree == 1:
+            return x
+        projected = x if self.projection is None else torch.bmm(x.transpose(0, 1), self.projection).transpose(0, 1)
+        # The first of the multiplicities is the constant's, 1.
+        parts = [self.multiplicities[0].expand(*x.shape[:-1], 1), x]
+        for degree in range(2, self.degree + 1):
+            picked = projected.flatten(0, 1).index_select(1, self.get_buffer(f"factors_{degree}"))
+            first, *others = picked.view(*x.shape[:-1], degree, -1).unbind(-2)
+            for factor in others:
+                first = first * factor
+            parts.append(first)
+        features = torch.cat(parts, dim=-1) * self._feature_roots()
+        if not self.has_unit_norm:
+            return features
+        length: Tensor = torch.linalg.vector_norm(features, dim=-1, keepdim=True)
+        return features / length.clamp(min=_LEAST_LENGTH)
+
+    def _feature_roots(self) -> Tensor:
+        """What each feature is multiplied by before it is scaled to length 1, [H, num_features]."""
+        roots: Tensor = self.coefficient_roots.mT.index_select(1, self.feature_degrees)
+        return roots.mul(self.multiplicities.sqrt())
 
     def _length(self, x: Tensor, projected: Tensor, roots: Sequence[Tensor]) -> Tensor:
         """|phi(x)| without the features, [B, H, T, 1]: the kernel of x with itself, or what it is element-wise."""

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import hardsigmoid, linear
 
 from atlas_model.config import AtlasConfig
 
@@ -47,7 +48,7 @@ class _HardSigmoid(torch.autograd.Function):
     @staticmethod
     def forward(ctx: torch.autograd.function.FunctionCtx, x: Tensor) -> Tensor:
         ctx.save_for_backward(x)
-        return (x / 6.0 + 0.5).clamp(0.0, 1.0)
+        return hardsigmoid(x)
 
     @staticmethod
     def backward(ctx: torch.autograd.function.FunctionCtx, *grad_outputs: Tensor) -> Tensor:
@@ -59,6 +60,8 @@ class _HardSigmoid(torch.autograd.Function):
 
 def hard_sigmoid(x: Tensor) -> Tensor:
     """clamp(x / 6 + 1/2, 0, 1) that can be trained out of both of its ends."""
+    if not torch.is_grad_enabled():
+        return hardsigmoid(x)
     result: Tensor = _HardSigmoid.apply(x)  # type: ignore[no-untyped-call]
     return result
 
@@ -102,8 +105,13 @@ class GateMaps(nn.Module):
         return self.log_max_inner_lr.exp()
 
     def forward(self, x: Tensor, queries: Tensor, keys: Tensor) -> Gates:
-        near = torch.cat([queries, keys], dim=1).transpose(1, 2).flatten(2)
-        opened = hard_sigmoid(self.linear(torch.cat([x, near], dim=-1)))
+        parts = [x, queries.transpose(1, 2).flatten(2), keys.transpose(1, 2).flatten(2)]
+        # Part by part: they are wide, and what comes of them is not.
+        first, *others = self.linear.weight.split([part.shape[-1] for part in parts], dim=1)
+        opened = linear(x, first, self.linear.bias)
+        for part, weight in zip(parts[1:], others, strict=True):
+            opened = opened + linear(part, weight)
+        opened = hard_sigmoid(opened)
         token_gate, retention, inner_lr, momentum_decay = opened.transpose(1, 2).tensor_split(4, dim=1)
         if self.decays:
             # Each row has the constant to itself: the gradient that its end blocks is the row's own, not the batch's,
@@ -115,3 +123,14 @@ class GateMaps(nn.Module):
             inner_lr * self.max_inner_lr[:, None],
             momentum_decay * self.max_momentum_decay,
         )
+
+    def step(self, x: Tensor, queries: Tensor, keys: Tensor) -> Tensor:
+        """One token a row: [B, width], queries and keys [B, H, 1, key_width] -> the gates stacked, [B, H, 4]."""
+        opened = hard_sigmoid(self.linear(torch.cat([x, queries.flatten(1), keys.flatten(1)], dim=-1)))
+        ones = torch.ones_like(self.log_max_inner_lr)
+        retention = self.global_retention
+        largest = torch.cat([ones, retention, self.max_inner_lr, ones * self.max_momentum_decay])
+        gates: Tensor = (opened * largest).unflatten(-1, (4, -1)).transpose(1, 2)
+        if not self.decays:
+            gates[..., 1] = 1.0
+        return gates

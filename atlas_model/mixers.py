@@ -14,12 +14,15 @@ from torch import Tensor, nn
 from torch.nn.functional import linear, normalize, silu
 
 from atlas_model.attention import AttentionState, SlidingWindowAttention
+from atlas_model.changes import Change, Rows, Whole
 from atlas_model.config import AtlasConfig, AttentionConfig
 from atlas_model.convolution import ShortConvolution, convolve
 from atlas_model.gates import GateMaps, Gates
 from atlas_model.memory import MemoryInputs, MemoryState
 from atlas_model.neural_memory import NeuralMemory
 from atlas_model.state import LayerState, memory_dtype
+from atlas_model.state_delta import LayerDelta
+from atlas_model.step_places import StepPlaces
 
 
 class Mixer(nn.Module):
@@ -42,7 +45,7 @@ class Mixer(nn.Module):
         self.out = nn.Linear(branches * config.value_inner_width, config.width, bias=False)
 
     def forward(
-        self, x: Tensor, state: LayerState, position: Tensor, lengths: Tensor | None, is_step: bool
+        self, x: Tensor, state: LayerState, position: Tensor, lengths: Tensor | None
     ) -> tuple[Tensor, LayerState, Gates]:
         assert state.memory is not None
         assert state.convolution is not None
@@ -52,18 +55,51 @@ class Mixer(nn.Module):
         with torch.autocast(x.device.type, enabled=False):
             x = x.to(self.memory_dtype)
             convolved, convolution = self.convolution(projected, state.convolution, lengths)
-            queries, keys, values = convolved.split(self.widths, dim=-1)
-            inputs = self._memory_inputs(x, queries, keys, values, state.memory)
-            read, memory = self.memory(
-                inputs, state.memory, position, self.gate_maps.max_inner_lr, lengths=lengths, is_step=is_step
-            )
+            activated = silu(convolved)
+            inputs = self._memory_inputs(x, activated, state.memory)
+            read, memory = self.memory(inputs, state.memory, position, self.gate_maps.max_inner_lr, lengths=lengths)
             branches = [read * output_gate]
             attention = state.attention
             if self.attention is not None and state.attention is not None:
-                attended, attention = self.attention(queries, keys, silu(values), state.attention, position, lengths)
+                queries_keys, values = convolved[..., : -self.widths[2]], activated[..., -self.widths[2] :]
+                attended, attention = self.attention(queries_keys, values, state.attention, position, lengths)
                 branches.insert(0, attended)
         state = replace(state, memory=memory, convolution=convolution, attention=attention)
         return self.out(torch.cat(branches, dim=-1)), state, inputs.gates
+
+    def step(self, x: Tensor, state: LayerState, places: StepPlaces) -> tuple[Tensor, LayerDelta]:
+        """One token a row, [B, width] -> the same, and what it changes of the state."""
+        assert state.memory is not None
+        assert state.convolution is not None
+        convolved, convolution = self.convolution.step(self.project(x), state.convolution)
+        activated = silu(convolved)
+        inputs, gates = self._step_inputs(x, activated, state.memory)
+        read, changes = self.memory.step(inputs, gates, state.memory, places, self.gate_maps.max_inner_lr)
+        changes["convolution"] = Whole(convolution)
+        branches = [read[:, 0] * torch.sigmoid(self.output_gate(x))]
+        if self.attention is not None and state.attention is not None:
+            assert places.attention is not None
+            border = 2 * self.widths[0]
+            attended, seen = self.attention.step(
+                convolved[:, :border], activated[:, border:], state.attention, places.attention
+            )
+            branches.insert(0, attended)
+            changes |= seen
+        return self.out(torch.cat(branches, dim=-1)), LayerDelta(changes, inputs)
+
+    def _step_inputs(self, x: Tensor, activated: Tensor, state: MemoryState) -> tuple[MemoryInputs, Tensor]:
+        """As `_memory_inputs`, of one token a row: [B, width] and [B, channels] after SiLU. And the gates stacked."""
+        border, heads, dtype = 2 * self.widths[0], self.num_heads, state.keys.dtype
+        queries_keys = normalize(activated[:, :border].unflatten(-1, (2 * heads, 1, -1)), dim=-1)
+        queries, keys = queries_keys.split(heads, dim=1)
+        keys = keys.to(dtype).to(x.dtype)
+        gates = self.gate_maps.step(x, queries, keys)[:, :, None].to(dtype).to(x.dtype)
+        values = activated[:, border:].unflatten(-1, (heads, 1, -1)).to(dtype).to(x.dtype)
+        return MemoryInputs(queries, keys, values, Gates.unstack(gates)), gates
+
+    def commit(self, inputs: MemoryInputs, state: MemoryState, rows: Tensor) -> dict[str, Rows]:
+        """What the token that ends its chunk makes of each of these rows, int64 [R]."""
+        return self.memory.commit(inputs, state, rows, self.gate_maps.max_inner_lr)
 
     def look_up(self, x: Tensor, state: LayerState, lengths: Tensor | None) -> tuple[Tensor, LayerState]:
         """What the open chunk's first memory holds for the tokens x, [B, T, value_inner_width]; learns nothing of them.
@@ -78,28 +114,31 @@ class Mixer(nn.Module):
             queries, convolution = convolve(
                 projected, state.context_convolution, self.convolution.weight[:, :width], lengths
             )
-            read = self.memory.read_anchor(normalize(self._heads(queries), dim=-1), state.memory)
+            read = self.memory.read_anchor(self._unit_heads(silu(queries)), state.memory)
         return read, replace(state, context_convolution=convolution)
 
-    def _heads(self, x: Tensor) -> Tensor:
-        """SiLU, and heads apart: [B, T, H d] -> [B, H, T, d]."""
-        split: Tensor = silu(x).unflatten(-1, (self.num_heads, -1))
-        return split.transpose(1, 2)
+    def _unit_heads(self, x: Tensor) -> Tensor:
+        """Heads apart, each of length 1: [B, T, n key_width] -> [B, n, T, key_width]."""
+        width = self.widths[0] // self.num_heads
+        return normalize(x.unflatten(-1, (-1, width)), dim=-1).transpose(1, 2)
 
-    def _memory_inputs(
-        self, x: Tensor, queries: Tensor, keys: Tensor, values: Tensor, state: MemoryState
-    ) -> MemoryInputs:
-        """Heads apart, SiLU, l2 norm; rounded at birth to the dtype in which the state keeps the open chunk."""
+    def _memory_inputs(self, x: Tensor, activated: Tensor, state: MemoryState) -> MemoryInputs:
+        """From the block's input, and the SiLU of convolved queries, keys and values, [B, T, sum of widths].
+
+        Heads apart, l2 norm; rounded at birth to the dtype in which the state keeps the open chunk.
+        """
 
         def rounded(x: Tensor) -> Tensor:
             return x.to(state.keys.dtype).to(x.dtype)
 
-        queries, keys = normalize(self._heads(queries), dim=-1), rounded(normalize(self._heads(keys), dim=-1))
+        queries_keys, values = activated.split((2 * self.widths[0], self.widths[2]), dim=-1)
+        queries, keys = self._unit_heads(queries_keys).chunk(2, dim=1)
+        keys = rounded(keys)
         gates = self.gate_maps(x, queries, keys)
         return MemoryInputs(
             queries=queries,
             keys=keys,
-            values=rounded(self._heads(values)),
+            values=rounded(values.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)),
             gates=Gates.unstack(rounded(gates.stack())),
         )
 
@@ -118,6 +157,13 @@ class AttentionMixer(nn.Module):
     def forward(
         self, x: Tensor, state: AttentionState, position: Tensor, lengths: Tensor | None
     ) -> tuple[Tensor, AttentionState]:
-        queries, keys, values = self.project(x).split(self.widths, dim=-1)
-        attended, state = self.attention(queries, keys, values, state, position, lengths)
+        queries_keys, values = self.project(x).split((2 * self.widths[0], self.widths[2]), dim=-1)
+        attended, state = self.attention(queries_keys, values, state, position, lengths)
         return self.out(attended), state
+
+    def step(self, x: Tensor, state: AttentionState, places: StepPlaces) -> tuple[Tensor, dict[str, Change]]:
+        """One token a row, [B, width] -> the same, and what it changes of the state."""
+        assert places.attention is not None
+        queries_keys, values = self.project(x).split((2 * self.widths[0], self.widths[2]), dim=-1)
+        attended, changes = self.attention.step(queries_keys, values, state, places.attention)
+        return self.out(attended), changes

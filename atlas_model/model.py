@@ -6,17 +6,21 @@ return the next, and agree for any split of the tokens.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Literal, cast
 
 import torch
 from torch import Tensor, nn
 
 from atlas_model.block import Block
+from atlas_model.changes import Change, Rows, Whole
 from atlas_model.config import AtlasConfig
 from atlas_model.gates import Gates
 from atlas_model.mixers import Mixer
 from atlas_model.state import State, memory_dtype, state_spec
+from atlas_model.state_delta import StateDelta
+from atlas_model.step_places import StepPlaces
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +100,7 @@ class AtlasModel(nn.Module):
     ) -> tuple[Tensor, State, tuple[Gates, ...]]:
         """The blocks alone, on vectors of any origin, [B, T, width]: the same as `hidden` otherwise."""
         state = self.initial_state(embeddings.shape[0]) if state is None else state
-        return self._run(embeddings, state, lengths, False)
+        return self._run(embeddings, state, lengths)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Scores of the next token, [..., width] -> [..., vocab_size]."""
@@ -121,16 +125,51 @@ class AtlasModel(nn.Module):
 
     def step(self, token_ids: Tensor, state: State) -> tuple[Tensor, State]:
         """Read one token a row, int64 [B], in recurrent form: logits [B, vocab_size] and the state after it."""
-        hidden, state, _ = self._run(self.embedding(token_ids[:, None]), state, None, True)
-        return self.logits(hidden[:, 0]), state
+        logits, delta = self.step_delta(token_ids, state)
+        return logits, state.apply(self.commit(delta, state, state.position.tolist()))
 
-    def _run(
-        self, x: Tensor, state: State, lengths: Tensor | None, is_step: bool
-    ) -> tuple[Tensor, State, tuple[Gates, ...]]:
+    def step_delta(self, token_ids: Tensor, state: State) -> tuple[Tensor, StateDelta]:
+        """`step` without the commits: logits, and what every row changes of its state.
+
+        Shapes and operations depend on the batch's size alone, and nothing waits for the device.
+        """
+        memories = [mixer.memory.config for mixer in self.mixers]
+        places = StepPlaces.of(self.config, memories, state.position, self.embedding.weight.dtype)
+        x = self.embedding(token_ids)
+        changes: dict[str, Change] = {"position": Whole(state.position + 1)}
+        memory_inputs = []
+        for index, (block, layer) in enumerate(zip(self.blocks, state.layers, strict=True)):
+            x, delta = cast(Block, block).step(x, layer, places)
+            changes |= {f"layers.{index}.{name}": change for name, change in delta.changes.items()}
+            memory_inputs.append(delta.memory_inputs)
+        return self.logits(self.norm(x)), StateDelta(changes, tuple(memory_inputs))
+
+    def commit(self, delta: StateDelta, state: State, positions: Sequence[int]) -> StateDelta:
+        """The delta of `step_delta(..., state)` with the commits of the rows whose chunk it ends.
+
+        positions: those of the state, of every row, as the host knows them.
+        """
+        commits: dict[str, Rows] = {}
+        ending: dict[int, Tensor] = {}
+        for size in {mixer.memory.config.memory_chunk_size for mixer in self.mixers}:
+            rows = [row for row, position in enumerate(positions) if (position + 1) % size == 0]
+            if rows:
+                ending[size] = torch.tensor(rows, device=state.position.device)
+        for index, mixer in enumerate(self.mixers if ending else ()):
+            memory, inputs = state.layers[index].memory, delta.memory_inputs[index]
+            assert memory is not None
+            assert inputs is not None
+            rows_that_end = ending.get(mixer.memory.config.memory_chunk_size)
+            if rows_that_end is not None:
+                of_layer = mixer.commit(inputs, memory, rows_that_end)
+                commits |= {f"layers.{index}.{name}": each for name, each in of_layer.items()}
+        return replace(delta, commits=commits)
+
+    def _run(self, x: Tensor, state: State, lengths: Tensor | None) -> tuple[Tensor, State, tuple[Gates, ...]]:
         num_new = x.shape[1]
         layers, gates = [], []
         for block, layer in zip(self.blocks, state.layers, strict=True):
-            x, new_layer, layer_gates = block(x, layer, state.position, lengths, is_step)
+            x, new_layer, layer_gates = block(x, layer, state.position, lengths)
             layers.append(new_layer)
             if layer_gates is not None:
                 gates.append(layer_gates)

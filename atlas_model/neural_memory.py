@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import rms_norm
 
+from atlas_model.changes import Change, Rows, Whole
 from atlas_model.config import MemoryConfig
 from atlas_model.feature_map import FeatureMap
 from atlas_model.memory import (
@@ -15,11 +16,15 @@ from atlas_model.memory import (
     MemoryRule,
     MemoryState,
     chunk,
+    commit,
+    insertions,
     memory_network,
     memory_state_spec,
+    read_token,
     recurrent,
 )
 from atlas_model.query_projection import project_queries
+from atlas_model.step_places import StepPlaces
 
 
 class NeuralMemory(nn.Module):
@@ -85,6 +90,27 @@ class NeuralMemory(nn.Module):
         else:
             read, state = chunk(rule, inputs, state, position, lengths)
         return self._normed(read), replace(state, key_sum=key_sum)
+
+    def step(
+        self, inputs: MemoryInputs, gates: Tensor, state: MemoryState, places: StepPlaces, max_inner_lr: Tensor
+    ) -> tuple[Tensor, dict[str, Change]]:
+        """As `forward` with is_step, but what changes of the state in place of all of it.
+
+        gates: those of the inputs, stacked. Where a row's chunk ends, its `commit` is what is left to do.
+        """
+        changes = insertions(inputs, gates, state, places.buffers[self.config.memory_chunk_size])
+        if state.key_sum is not None:
+            inputs, key_sum = project_queries(inputs, state.key_sum, None)
+            changes["key_sum"] = Whole(key_sum)
+        if self.config.read_granularity == "chunk":
+            features = self.feature_map.step(inputs.queries[:, :, 0])[:, :, None]
+            read = self.network.apply(features, inputs.queries, lambda name, x: x @ state.memory[name])
+            return self._normed(read), changes
+        return self._normed(read_token(self.rule(max_inner_lr), inputs, state, places.position)), changes
+
+    def commit(self, inputs: MemoryInputs, state: MemoryState, rows: Tensor, max_inner_lr: Tensor) -> dict[str, Rows]:
+        """What the token that ends its chunk makes of each of these rows, int64 [R]."""
+        return commit(self.rule(max_inner_lr), inputs, state, rows)
 
     def read_anchor(self, queries: Tensor, state: MemoryState) -> Tensor:
         """What the memory of the open chunk's start holds for queries [B, H, T, key_width], normalised as in `forward`.

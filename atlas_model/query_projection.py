@@ -58,7 +58,7 @@ def project_queries(inputs: MemoryInputs, projection: Tensor, lengths: Tensor | 
     return replace(inputs, queries=normalize(torch.cat(projected, dim=2), dim=-1)), projection
 
 
-def projection_products(key_width: int) -> int:
-    """Multiplications of one head a token."""
-    block = _BLOCK_NUM_TOKENS
+def projection_products(key_width: int, num_tokens: int = _BLOCK_NUM_TOKENS) -> int:
+    """Multiplications of one head a token, in a call of `num_tokens`; of a longer one they are the same."""
+    block = min(num_tokens, _BLOCK_NUM_TOKENS)
     return 2 * key_width * (key_width + block) + block * block

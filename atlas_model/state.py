@@ -8,7 +8,7 @@ check a foreign one before a byte is allocated.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from types import MappingProxyType
@@ -19,6 +19,7 @@ from torch import Tensor
 from atlas_model.attention import AttentionState, attention_state_spec
 from atlas_model.config import AtlasConfig
 from atlas_model.memory import MemoryState, TensorSpec, memory_state_spec
+from atlas_model.state_delta import StateDelta
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
 
@@ -47,13 +48,7 @@ class LayerState:
     context_convolution: Tensor | None = None
 
     def named_tensors(self) -> dict[str, Tensor]:
-        named: dict[str, Tensor] = {}
-        if self.memory is not None:
-            named |= {f"memory.{name}": weights for name, weights in self.memory.memory.items()}
-            named |= {f"momentum.{name}": weights for name, weights in self.memory.momentum.items()}
-            named |= {"keys": self.memory.keys, "values": self.memory.values, "gates": self.memory.gates}
-            if self.memory.key_sum is not None:
-                named["key_sum"] = self.memory.key_sum
+        named = {} if self.memory is None else self.memory.named_tensors()
         if self.convolution is not None:
             named["convolution"] = self.convolution
         if self.attention is not None:
@@ -64,19 +59,8 @@ class LayerState:
 
     @classmethod
     def from_named_tensors(cls, tensors: Mapping[str, Tensor]) -> LayerState:
-        def weights(kind: str) -> dict[str, Tensor]:
-            return {name.removeprefix(kind): each for name, each in tensors.items() if name.startswith(kind)}
-
-        memory = attention = None
-        if "keys" in tensors:
-            memory = MemoryState(
-                weights("memory."),
-                weights("momentum."),
-                tensors["keys"],
-                tensors["values"],
-                tensors["gates"],
-                tensors.get("key_sum"),
-            )
+        memory = MemoryState.from_named_tensors(tensors) if "keys" in tensors else None
+        attention = None
         if "attention.keys" in tensors:
             attention = AttentionState(tensors["attention.keys"], tensors["attention.values"])
         return cls(memory, tensors.get("convolution"), attention, tensors.get("context_convolution"))
@@ -122,12 +106,24 @@ class State:
 
     def map(self, transform: Callable[[Tensor], Tensor]) -> State:
         """The state with every tensor transformed, in the order of `named_tensors`."""
-        position = transform(self.position)
+        return self._like(transform(each) for each in self.named_tensors().values())
+
+    def _like(self, tensors: Iterator[Tensor]) -> State:
+        """Other tensors for the same names, in the order of `named_tensors`."""
+        position = next(tensors)
         layers = tuple(
-            LayerState.from_named_tensors({name: transform(each) for name, each in layer.named_tensors().items()})
+            LayerState.from_named_tensors({name: next(tensors) for name in layer.named_tensors()})
             for layer in self.layers
         )
         return State(position, layers)
+
+    def apply(self, delta: StateDelta) -> State:
+        """The state after the delta. What did not change is shared with this one."""
+        tensors = self.named_tensors()
+        changed = {name: tensors[name].clone(memory_format=torch.contiguous_format) for name in delta.names}
+        delta.write(changed)
+        tensors |= changed
+        return self._like(iter(tensors.values()))
 
     def replace_rows(self, rows: Tensor, other: State) -> State:
         """This state, with the rows that are True (bool [B]) taken from the other."""

@@ -12,13 +12,18 @@ from clients.errors import ClientError
 BENCHES = {
     "recall": "does a session know what it has read, by length, after a kill -9",
     "load": "latency and throughput under concurrent streams",
-    "cost": "what a token and a snapshot cost, early and late in a session",
+    "cost": "what saving, loading, going on and a sample of the memory cost",
+    "context_length": "what a token costs and a snapshot weighs, by how much was read before",
     "chain": "one text of many tokens: the memory's norms, and what is still known",
     "capacity": "how many random pairs a memory holds, by key width, degree and depth",
     "kernels": "the chunk form beside its matrix products alone and beside the naive loop, rule by rule",
     "omega_window": "what a longer Omega window costs in prefill and in decode",
     "store": "what committing and resuming through Redis costs, in time, in memory and to Redis' other clients",
+    "roofline": "decode steps and prefill pieces beside the machine's limit",
+    "profile": "where the time of a prefill piece and of a decode step goes, by part",
+    "throughput": "tokens a second of the engine alone, without HTTP",
     "codecs": "what a snapshot's codec costs in recall, and what it saves in bytes",
+    "peers": "other people's models of the same shape beside ours: titans-pytorch, transformers, llama.cpp",
     "gpu_check": "a CUDA device against the CPU: the same numbers, and how fast",
 }
 
@@ -26,7 +31,7 @@ BENCHES = {
 def main(arguments: Sequence[str]) -> None:
     """Only the chosen bench is imported: each needs other things. Raises SystemExit with one line of reason."""
     overview = argparse.ArgumentParser(prog="python -m bench", formatter_class=argparse.RawDescriptionHelpFormatter)
-    overview.epilog = "\n".join(f"  {name:<12} {what}" for name, what in BENCHES.items())
+    overview.epilog = "\n".join(f"  {name:<14} {what}" for name, what in BENCHES.items())
     overview.add_argument("bench", choices=BENCHES, metavar="NAME")
     name = overview.parse_args(arguments[:1]).bench
     bench = importlib.import_module(f"bench.{name}")

@@ -15,7 +15,8 @@ from pathlib import Path
 from statistics import median
 
 from atlas_model.config import AtlasConfig
-from bench.stored_session import StoredSession, seconds_of
+from bench.clock import seconds_of
+from bench.stored_session import StoredSession
 from engine.sequence import SequenceState
 from engine.stores.head_json import encode_head
 from engine.stores.local import LocalStore

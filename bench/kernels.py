@@ -21,7 +21,8 @@ from atlas_model.memory import chunk, naive
 from atlas_model.presets import DEMO
 from atlas_model.sizes import memory_flops_per_token
 from bench import report
-from bench.memory_workload import MemoryWorkload, median_ratio, seconds_in_turns
+from bench.clock import median_ratio, seconds_in_turns
+from bench.memory_workload import MemoryWorkload
 from bench.products import MatrixProducts
 from bench.workload import parse_length
 

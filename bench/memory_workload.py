@@ -1,11 +1,8 @@
-"""One memory by itself, what it is fed, and clocks that run in turns: what the benches inside the model share."""
+"""One memory by itself and what it is fed: what the benches inside the model share."""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from statistics import median
 
 import torch
 from torch import Tensor
@@ -51,21 +48,3 @@ class MemoryWorkload:
             self.inputs.values[:, :, pick],
             Gates.unstack(self.inputs.gates.stack()[:, :, pick]),
         )
-
-
-def seconds_in_turns(calls: Sequence[Callable[[], object]], num_turns: int) -> list[list[float]]:
-    """Seconds of each call in each turn. The calls take turns, so whatever else the machine does meets all of them."""
-    for call in calls:
-        call()
-    seconds: list[list[float]] = [[] for _ in calls]
-    for _ in range(num_turns):
-        for own, call in zip(seconds, calls, strict=True):
-            began = time.perf_counter()
-            call()
-            own.append(time.perf_counter() - began)
-    return seconds
-
-
-def median_ratio(numerators: Sequence[float], denominators: Sequence[float]) -> float:
-    """The median of the turns' own ratios."""
-    return median(above / below for above, below in zip(numerators, denominators, strict=True))

@@ -17,7 +17,8 @@ import torch
 from atlas_model.memory import chunk, recurrent
 from atlas_model.presets import DEMO
 from bench import report
-from bench.memory_workload import MemoryWorkload, median_ratio, seconds_in_turns
+from bench.clock import median_ratio, seconds_in_turns
+from bench.memory_workload import MemoryWorkload
 from bench.workload import parse_counts, parse_length
 
 

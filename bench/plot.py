@@ -67,3 +67,17 @@ def draw_chain(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
     recall.plot(lengths, [row["recall"]["share"] for row in rows], marker="o")
     recall.set(xscale="log", xlabel="tokens read", ylabel="facts of the beginning recalled", ylim=(0, 1.02))
     save_figure(figure, path)
+
+
+def draw_context_length(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
+    """What a token costs over what was read before it; the cost at the first position dashed."""
+    figure = new_figure(9, 3.5)
+    for index, kind in enumerate(("prefill", "decode"), start=1):
+        axes = figure.add_subplot(1, 2, index)
+        milliseconds = [1e3 * row[f"{kind}_seconds"] for row in rows]
+        axes.plot([row["position"] for row in rows], milliseconds, marker="o")
+        axes.axhline(milliseconds[0], linestyle="--", color="black", alpha=0.4)
+        axes.set(
+            xscale="log", xlabel="tokens read before", ylabel=f"{kind}, ms a token", ylim=(0, 1.3 * max(milliseconds))
+        )
+    save_figure(figure, path)

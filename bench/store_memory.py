@@ -19,7 +19,8 @@ from pathlib import Path
 
 from atlas_model.config import AtlasConfig
 from atlas_model.state import session_num_bytes
-from bench.stored_session import StoredSession, load_session, random_state, seconds_of
+from bench.clock import seconds_of
+from bench.stored_session import StoredSession, load_session, random_state
 from bench.summary import percentile
 from engine.stores.base import SessionKey
 from engine.stores.redis import RedisStore

@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from statistics import median
 
 from atlas_model.config import AtlasConfig
-from bench.stored_session import StoredSession, random_state, seconds_of
+from bench.clock import seconds_of
+from bench.stored_session import StoredSession, random_state
 from engine.sessions.storage import PART_NUM_BYTES
 from engine.stores.redis import GRACE_SECONDS, RedisStore
 from engine.stores.redis_client import RedisClient

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 
 import torch
 
@@ -72,9 +71,3 @@ def random_state(config: AtlasConfig) -> SequenceState:
     }
     tensors["position"] = torch.tensor([1_000])
     return SequenceState(State.from_named_tensors(config, tensors), bytes(16))
-
-
-def seconds_of(function: Callable[[], object]) -> float:
-    began = time.perf_counter()
-    function()
-    return time.perf_counter() - began

@@ -2,6 +2,10 @@
 
 from dataclasses import dataclass
 
+from atlas_model.rounded_products import supports_bfloat16_products
+
+MATMUL_DTYPES = ("float32", "bfloat16")
+
 
 @dataclass(frozen=True, slots=True)
 class EngineConfig:
@@ -23,8 +27,10 @@ class EngineConfig:
     max_state_norm: a tensor of a state whose norm is beyond it (or not finite) is never handed out.
     step_timeout_seconds: a step that takes longer is a hang: the engine is given up. None is `step_timeout_seconds` of
         engine/engine.py, far beyond any step that makes progress.
-    num_threads: torch's threads on the CPU; None leaves torch's own choice.
+    num_threads: torch's threads on the CPU; None is as many as the cores that the process may use (`threads`).
     device: where the model and the slots live.
+    matmul_dtype: `bfloat16` makes the products of the model's dense layers in it, `float32` in the model's own dtype.
+        States are the same in kind: one goes on under either setting.
     """
 
     max_num_sequences: int = 16
@@ -40,6 +46,7 @@ class EngineConfig:
     step_timeout_seconds: float | None = None
     num_threads: int | None = None
     device: str = "cpu"
+    matmul_dtype: str = "float32"
 
     def __post_init__(self) -> None:
         for key in ("max_num_waiting", "memory_sample_tokens"):
@@ -47,6 +54,12 @@ class EngineConfig:
                 raise ValueError(f"{key} must be 0 or more, not {getattr(self, key)}")
         if not 0 < self.background_share < 1:
             raise ValueError(f"background_share must be between 0 and 1, not {self.background_share}")
+        if self.matmul_dtype not in MATMUL_DTYPES:
+            raise ValueError(f"matmul_dtype must be one of {', '.join(MATMUL_DTYPES)}, not {self.matmul_dtype!r}")
+        if self.matmul_dtype == "bfloat16" and not supports_bfloat16_products(self.device):
+            raise ValueError(
+                f"matmul_dtype bfloat16: {self.device} has no instructions for it here (avx512_bf16, amx_bf16)"
+            )
         positive = {
             "max_num_sequences": self.max_num_sequences,
             "max_num_batched_tokens": self.max_num_batched_tokens,

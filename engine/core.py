@@ -10,11 +10,13 @@ Leaves policy to the scheduler, tensors to the runner and the pool, what a stop 
 import logging
 import secrets
 import time
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from atlas_model.checkpoint import Checkpoint
+from atlas_model.rounded_products import round_products
 from atlas_model.text.chat_format import OPENING
 from engine.config import EngineConfig
 from engine.device_memory import free_cached_memory, is_out_of_memory
@@ -24,7 +26,7 @@ from engine.model_runner import ModelRunner
 from engine.pace import PrefillPace
 from engine.progress import Progress
 from engine.sampler import Draw, Sampler
-from engine.scheduler import Batch, Scheduler
+from engine.scheduler import Batch, Piece, Scheduler
 from engine.sequence import FinishReason, Resume, Sequence, SequenceOutput, SequenceState, Tier
 from engine.state_pool import StatePool, diverged_tensor
 from engine.stopping import Stopping
@@ -39,6 +41,8 @@ class EngineCore:
     def __init__(self, checkpoint: Checkpoint, config: EngineConfig) -> None:
         device = torch.device(config.device)
         model = checkpoint.model.to(device)
+        if config.matmul_dtype == "bfloat16":
+            round_products(model)
         self._tokenizer = checkpoint.tokenizer
         self._end_token_id = checkpoint.tokenizer.special.end
         self._vocab_size = model.config.vocab_size
@@ -180,6 +184,9 @@ class EngineCore:
 
     def _run(self, batch: Batch) -> tuple[list[Progress], list[Tensor]]:
         """Feeds the batch; ends those that only feed; returns those that go on, with their logits [n, V] in pieces."""
+        if not batch.is_prefill:
+            # So that neither rows nor logits are copied into another order.
+            batch = replace(batch, pieces=tuple(sorted(batch.pieces, key=self._row)))
         try:
             logits = self._forward(batch)
         except Exception as error:
@@ -211,15 +218,20 @@ class EngineCore:
                 rows.append(row)
         return writing, [logits if len(rows) == len(batch.pieces) else logits[rows]]
 
+    def _row(self, piece: Piece) -> int:
+        assert piece.sequence.slot is not None
+        return self._pool.row(piece.sequence.slot)
+
     def _forward(self, batch: Batch) -> Tensor:
         slots, pieces = [], []
         for piece in batch.pieces:
             assert piece.sequence.slot is not None
             slots.append(piece.sequence.slot)
             pieces.append(piece.sequence.next_token_ids(piece.num_tokens))
-        if not batch.is_prefill:
-            return self._runner.decode(slots, [token_id for (token_id,) in pieces])
         sequences = [piece.sequence for piece in batch.pieces]
+        if not batch.is_prefill:
+            positions = [sequence.position for sequence in sequences]
+            return self._runner.decode(slots, [token_id for (token_id,) in pieces], positions)
         apart = self._memory_sample_tokens
         due = [row for row, each in enumerate(sequences) if each.memory_samples.is_due(each.position, apart)]
         logits, samples = self._runner.prefill(slots, pieces, due)

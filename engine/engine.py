@@ -28,6 +28,7 @@ from engine.failpoints import failpoint
 from engine.places import Places
 from engine.sequence import FinishReason, Sequence, SequenceOutput, SequenceState
 from engine.telemetry import EngineStats
+from engine.threads import default_num_threads
 
 _logger = logging.getLogger(__name__)
 
@@ -248,8 +249,7 @@ class Engine:
 
     def _run(self) -> None:
         try:
-            if self._config.num_threads is not None:
-                torch.set_num_threads(self._config.num_threads)
+            torch.set_num_threads(self._config.num_threads or default_num_threads())
             self._serve()
         except BaseException:
             # Boundary: whatever ended the thread, nobody may be left waiting for it.

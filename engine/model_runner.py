@@ -1,7 +1,7 @@
 """Runs the model on slots. Tensors only: which rows and how many tokens is the scheduler's decision.
 
-Both forms read the rows, compute, and write the rows back as the last thing they do: when the model raises, no slot has
-changed. Logits come back on the device, one row a sequence, after its last token.
+Both forms read the rows, compute, and write what has changed as the last thing they do: when the model raises, no slot
+has changed. Logits come back on the device, one row a sequence, after its last token.
 """
 
 import logging
@@ -43,12 +43,22 @@ class ModelRunner:
         self._pool.write(slots, output.state, state)
         return output.logits, samples
 
-    def decode(self, slots: Sequence[int], token_ids: Sequence[int]) -> Tensor:
-        """Feeds each slot one token in recurrent form -> logits [B, V]."""
-        state = self._pool.read(slots)
-        logits, new_state = self._model.step(torch.tensor(token_ids, device=self._device), state)
-        self._pool.write(slots, new_state, state)
-        return logits
+    def decode(self, slots: Sequence[int], token_ids: Sequence[int], positions: Sequence[int]) -> Tensor:
+        """Feeds each slot one token in recurrent form -> logits [B, V]. positions: tokens fed before, of each.
+
+        Where the slots come in the order of their rows, neither the states nor the logits are copied.
+        """
+        together = self._pool.bring_together(slots)
+        place = {slot: index for index, slot in enumerate(slots)}
+        order = [place[slot] for slot in together]
+        state = self._pool.read(together)
+        ids = torch.tensor([token_ids[index] for index in order], device=self._device)
+        logits, delta = self._model.step_delta(ids, state)
+        self._pool.apply(together, self._model.commit(delta, state, [positions[index] for index in order]))
+        if together == list(slots):
+            return logits
+        back = sorted(range(len(order)), key=order.__getitem__)
+        return logits[torch.tensor(back, device=self._device)]
 
     def wait(self) -> None:
         """Returns when the device has done all that it was given."""

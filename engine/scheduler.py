@@ -149,8 +149,6 @@ class Scheduler:
         decoding = [sequence for sequence in self._running.values() if not sequence.is_prefilling]
         if decoding and (self._last_was_prefill or not prefilling):
             self._last_was_prefill = False
-            # In the order of their slots, because rows that are neighbours need not be copied together.
-            decoding.sort(key=lambda sequence: -1 if sequence.slot is None else sequence.slot)
             return Batch(is_prefill=False, pieces=tuple(Piece(sequence, 1) for sequence in decoding))
         if not prefilling:
             return None

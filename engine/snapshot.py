@@ -22,7 +22,7 @@ from torch import Tensor
 
 from atlas_model.config import AtlasConfig
 from atlas_model.memory import TensorSpec
-from atlas_model.state import State, state_spec
+from atlas_model.state import State
 from engine.buffers import ALIGNMENT, aligned_buffer
 from engine.checksums import DIGEST_NUM_BYTES, PART_CHECKSUM_NUM_BYTES, digest, part_checksum
 from engine.errors import InvalidState, StateCorrupt, StateModelMismatch
@@ -32,6 +32,7 @@ from engine.sequence import SequenceState
 from engine.snapshot_codecs import Codec, code, coded, decode
 from engine.snapshot_header import MAX_HEADER_NUM_BYTES, Header, OpenIngest, unpack
 from engine.snapshot_layout import Layout, align, lay_out, layouts_of
+from engine.snapshot_migration import migrate, spec_of_schema
 
 __all__ = [
     "OpenIngest",
@@ -141,7 +142,8 @@ def decode_snapshot(
     """The record whose snapshot the parts, put together, are; however they are cut, and whichever codec wrote them.
 
     Without a codec the tensors lie in the buffer itself when it is one, writable and aligned; otherwise in one copy of
-    it. Coded ones are decoded into memory of their own, and the buffer is not held.
+    it, but for those that an older schema stored otherwise. Coded ones are decoded into memory of their own, and the
+    buffer is not held.
     Raises `StateCorrupt` (flipped, cut or added bytes, or not the snapshot that `expected_digest` names),
     `StateModelMismatch`, `StateTooNew`, and `InvalidState` for bytes that are whole and still no state of this model.
     """
@@ -152,7 +154,7 @@ def decode_snapshot(
     if header.fingerprint != fingerprint:
         raise StateModelMismatch(header.fingerprint, fingerprint)
 
-    codec, layout = _find_layout(config, header.tensors)
+    codec, layout = _find_layout(config, header)
     if any(token_id >= config.vocab_size for token_id in header.pending_token_ids):
         raise InvalidState("the snapshot has pending tokens that are not in the vocabulary")
     data_start = align(header_end, _PAGE_NUM_BYTES)
@@ -173,8 +175,9 @@ def decode_snapshot(
         )
         for place in layout.places
     }
+    tensors = decode(stored, spec_of_schema(config, header.schema), codec)
     state = SequenceState(
-        tensors=State.from_named_tensors(config, decode(stored, state_spec(config), codec)),
+        tensors=State.from_named_tensors(config, migrate(tensors, config, header.schema)),
         tokens_digest=header.tokens_digest,
         pending_token_ids=header.pending_token_ids,
         memory_samples=_samples(header, config.num_layers),
@@ -197,9 +200,9 @@ def max_snapshot_num_bytes(config: AtlasConfig) -> int:
     return align(_FRAME.size + MAX_HEADER_NUM_BYTES, _PAGE_NUM_BYTES) + largest
 
 
-def _find_layout(config: AtlasConfig, table: bytes) -> tuple[Codec, Layout]:
-    for codec, layout in layouts_of(config).items():
-        if table == layout.table:
+def _find_layout(config: AtlasConfig, header: Header) -> tuple[Codec, Layout]:
+    for codec, layout in layouts_of(config, header.schema).items():
+        if header.tensors == layout.table:
             return codec, layout
     raise InvalidState("the snapshot's tensors are not laid out as this model's configuration demands")
 

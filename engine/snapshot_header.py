@@ -15,7 +15,7 @@ import msgpack
 from engine.checksums import DIGEST_NUM_BYTES, PART_CHECKSUM_NUM_BYTES
 from engine.errors import InvalidState, StateTooNew
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 MAX_HEADER_NUM_BYTES = 2**20
 
 MAX_LEDGER = 1024
@@ -48,7 +48,7 @@ _FIELDS = (
     "part_checksums",
     "digest",
 )
-_LACKING: dict[int, tuple[str, ...]] = {1: ("memory_samples",), 2: ()}
+_LACKING: dict[int, tuple[str, ...]] = {1: ("memory_samples",), 2: (), 3: ()}
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +66,7 @@ class Header:
     """`tensors` is a `pack_table` of its own: it is compared with ours byte for byte and never parsed.
 
     memory_samples: as `pack_samples` writes them, which is judged where the model is known; None in schema 1.
+    schema: what it was read from; ours is always written.
     """
 
     fingerprint: str
@@ -81,6 +82,7 @@ class Header:
     tensors: bytes
     part_num_bytes: int
     part_checksums: tuple[bytes, ...]
+    schema: int = SCHEMA_VERSION
 
     def pack(self) -> bytes:
         """The header's bytes, the last DIGEST_NUM_BYTES being zeros in the digest's place.
@@ -178,6 +180,7 @@ def _read(fields: dict[str, Any]) -> Header:
         tensors=_bytes("tensors", fields["tensors"], 1, _MAX_TABLE_NUM_BYTES),
         part_num_bytes=_int("part_num_bytes", fields["part_num_bytes"], least=1),
         part_checksums=_split("part_checksums", fields["part_checksums"], PART_CHECKSUM_NUM_BYTES, _MAX_ITEMS),
+        schema=fields["schema"],
     )
 
 

@@ -8,10 +8,10 @@ import torch
 
 from atlas_model.config import AtlasConfig
 from atlas_model.memory import TensorSpec
-from atlas_model.state import state_spec
 from engine.buffers import ALIGNMENT
 from engine.snapshot_codecs import Codec, stored_spec
-from engine.snapshot_header import pack_table
+from engine.snapshot_header import SCHEMA_VERSION, pack_table
+from engine.snapshot_migration import spec_of_schema
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,9 +36,9 @@ class Layout:
 
 
 @lru_cache(maxsize=8)
-def layouts_of(config: AtlasConfig) -> dict[Codec, Layout]:
+def layouts_of(config: AtlasConfig, schema: int = SCHEMA_VERSION) -> dict[Codec, Layout]:
     """Every layout that a state of this model may be stored in."""
-    return {codec: lay_out(tuple(stored_spec(state_spec(config), codec).items())) for codec in Codec}
+    return {codec: lay_out(tuple(stored_spec(spec_of_schema(config, schema), codec).items())) for codec in Codec}
 
 
 @lru_cache(maxsize=8)

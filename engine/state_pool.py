@@ -6,10 +6,14 @@ by nothing that could be copied along: one that a store has loaded is another ob
 `load`. A row is therefore as valid as the State, and which State a session goes on from is confirmed where sessions
 are. A slot that is needed is taken from the State that was used least recently; one whose State nobody holds any more
 is zeroed. Who owns which slot, and when, is decided elsewhere.
+
+A slot is a handle: which row of the tensors it has is the pool's affair. Rows that step together are moved to be
+neighbours, once, when the set changes, so that every step of a set reads and writes them where they are.
 """
 
 import heapq
 import weakref
+from bisect import bisect_left
 from collections import OrderedDict
 from collections.abc import Collection, Mapping, Sequence
 
@@ -18,6 +22,7 @@ from torch import Tensor
 
 from atlas_model.config import AtlasConfig
 from atlas_model.state import State, state_spec
+from atlas_model.state_delta import StateDelta
 
 
 class StatePool:
@@ -30,9 +35,13 @@ class StatePool:
             name: torch.zeros((num_slots, *spec.shape), dtype=spec.dtype, device=device)
             for name, spec in state_spec(config).items()
         }
-        self._rows = State.from_named_tensors(config, self._tensors)
+        self._state = State.from_named_tensors(config, self._tensors)
         self.num_slots = num_slots
-        # A heap: the lowest slots are used first, so that running ones tend to be neighbours.
+        # Of each slot, and the inverse.
+        self._rows = list(range(num_slots))
+        self._slots = list(range(num_slots))
+        self._view: tuple[int, int, State] | None = None
+        # A heap: the lowest slots are used first, so that running ones tend to be neighbours from the start.
         self._free = list(range(num_slots))
         # The least recently used first. Weak, so that a slot keeps no session in the host's memory.
         self._residents: OrderedDict[int, weakref.ref[State]] = OrderedDict()
@@ -72,7 +81,7 @@ class StatePool:
             return slot
         copy = self.acquire()
         for tensor in self._tensors.values():
-            tensor[copy].copy_(tensor[slot])
+            tensor[self._rows[copy]].copy_(tensor[self._rows[slot]])
         return copy
 
     def keep(self, slot: int, exported: State) -> None:
@@ -97,7 +106,7 @@ class StatePool:
         assert slot not in self._free
         assert slot not in self._residents
         for tensor in self._tensors.values():
-            tensor[slot].zero_()
+            tensor[self._rows[slot]].zero_()
         heapq.heappush(self._free, slot)
 
     def load(self, slot: int, state: State) -> None:
@@ -106,17 +115,48 @@ class StatePool:
 
     def copy(self, slot: int) -> State:
         """A state of one row, on the device, that the slot's later steps do not touch."""
-        return self._rows.gather(torch.tensor([slot], device=self._device))
+        return self._state.gather(torch.tensor([self._rows[slot]], device=self._device))
 
     def export(self, slot: int) -> State:
         """A state of one row on the CPU, of its own."""
         return self.copy(slot).to("cpu")
 
+    def row(self, slot: int) -> int:
+        """Where the slot's row is now: what to sort by to have a set in the order of its rows."""
+        return self._rows[slot]
+
+    def bring_together(self, slots: Sequence[int]) -> list[int]:
+        """Moves rows until those of the slots are neighbours; returns the slots in the order of their rows.
+
+        Moves as few as can be: a set that has lost one slot or won one costs at most one exchange of two rows.
+        """
+        rows = sorted(self._rows[slot] for slot in slots)
+        count = len(rows)
+        if rows[-1] - rows[0] + 1 != count:
+            last_start = self.num_slots - count
+            start = max((min(row, last_start) for row in rows), key=lambda at: _num_within(rows, at, at + count))
+            taken = set(rows)
+            holes = (row for row in range(start, start + count) if row not in taken)
+            for row in rows:
+                if not start <= row < start + count:
+                    self._exchange(row, next(holes))
+            rows = list(range(start, start + count))
+        return [self._slots[row] for row in rows]
+
     def read(self, slots: Sequence[int]) -> State:
-        """The rows in this order, for one step of the model: of neighbouring slots it is a view and no copy."""
-        if _are_neighbours(slots):
-            return self._rows.map(lambda tensor: tensor[slots[0] : slots[-1] + 1])
-        return self._rows.gather(torch.tensor(slots, device=self._device))
+        """The rows in this order, for one step of the model: of neighbouring rows it is a view and no copy."""
+        rows = [self._rows[slot] for slot in slots]
+        if not _are_neighbours(rows):
+            return self._state.gather(torch.tensor(rows, device=self._device))
+        start, stop = rows[0], rows[-1] + 1
+        if self._view is None or self._view[:2] != (start, stop):
+            self._view = start, stop, self._state.map(lambda tensor: tensor[start:stop])
+        return self._view[2]
+
+    def apply(self, slots: Sequence[int], delta: StateDelta) -> None:
+        """Writes a step's delta into the rows that it read; they must be neighbours, in this order."""
+        assert _are_neighbours([self._rows[slot] for slot in slots])
+        delta.write(self.read(slots).named_tensors())
 
     def write(self, slots: Sequence[int], state: State, read: State) -> None:
         """Overwrites the rows, that were `read` before the step, in this order. A tensor that the step returned as it
@@ -127,12 +167,13 @@ class StatePool:
         )
 
     def is_zeroed(self, slot: int) -> bool:
-        return not any(bool(tensor[slot].any()) for tensor in self._tensors.values())
+        return not any(bool(tensor[self._rows[slot]].any()) for tensor in self._tensors.values())
 
     def check_integrity(self, owned: Collection[int]) -> None:
         """Asserts that every slot is one of the `owned` ones, resident for a State whose bits it has, or free and
         zeroed. Reads every slot that is not owned."""
         assert len(owned) == len(set(owned)), "two sequences share a slot"
+        assert all(self._slots[row] == slot for slot, row in enumerate(self._rows)), "a row has two slots"
         slots = [*owned, *self._free, *self._residents]
         assert sorted(slots) == list(range(self.num_slots)), "a slot is lost, or is two things at once"
         assert all(self.is_zeroed(slot) for slot in self._free), "a free slot is not zeroed"
@@ -152,23 +193,38 @@ class StatePool:
         for name, tensor in tensors.items():
             target = self._tensors[name]
             assert (tensor.shape, tensor.dtype) == ((len(slots), *target.shape[1:]), target.dtype), name
-        rows = torch.tensor(slots, device=self._device)
+        rows = [self._rows[slot] for slot in slots]
+        index = torch.tensor(rows, device=self._device)
         for name, tensor in tensors.items():
             target = self._tensors[name]
             # A view of the pool itself, shifted or not, must not be read while it is written.
             source = tensor.clone() if _share_storage(tensor, target) else tensor.to(self._device)
-            if _are_neighbours(slots):
-                target[slots[0] : slots[-1] + 1].copy_(source)
+            if _are_neighbours(rows):
+                target[rows[0] : rows[-1] + 1].copy_(source)
             else:
-                target.index_copy_(0, rows, source)
+                target.index_copy_(0, index, source)
+
+    def _exchange(self, row: int, other: int) -> None:
+        for tensor in self._tensors.values():
+            held = tensor[row].clone()
+            tensor[row].copy_(tensor[other])
+            tensor[other].copy_(held)
+        slot, other_slot = self._slots[row], self._slots[other]
+        self._slots[row], self._slots[other] = other_slot, slot
+        self._rows[slot], self._rows[other_slot] = other, row
 
 
 def _raw_bytes(tensor: Tensor) -> Tensor:
     return tensor.reshape(-1).view(torch.uint8)
 
 
-def _are_neighbours(slots: Sequence[int]) -> bool:
-    return list(slots) == list(range(slots[0], slots[0] + len(slots)))
+def _are_neighbours(rows: Sequence[int]) -> bool:
+    return list(rows) == list(range(rows[0], rows[0] + len(rows)))
+
+
+def _num_within(rows: Sequence[int], start: int, stop: int) -> int:
+    """How many of the sorted rows lie from start on and before stop."""
+    return bisect_left(rows, stop) - bisect_left(rows, start)
 
 
 def _share_storage(a: Tensor, b: Tensor) -> bool:

@@ -16,6 +16,7 @@ from typing import Annotated, Any, NoReturn, Self
 import platformdirs
 
 import atlas_model
+from engine.config import EngineConfig
 from engine.snapshot_codecs import Codec
 from engine.stores.succession import DEFAULT_NUM_KEPT
 from server.auth import ApiKeys
@@ -57,7 +58,10 @@ class ServerConfig:
         str, "how a session's numbers are stored: none, bf16 (half the bytes) or int8 (a quarter); any of them is read"
     ] = Codec.NONE.value
     device: Annotated[str, "where the model runs: cpu or cuda"] = "cpu"
-    threads: Annotated[int | None, "torch's threads on the CPU; default: torch's own choice"] = None
+    threads: Annotated[int | None, "torch's threads on the CPU; default: the cores that this process may use"] = None
+    matmul_dtype: Annotated[
+        str, "the dense layers' products: float32, or bfloat16 where the processor has it, faster and less exact"
+    ] = "float32"
     max_num_sequences: Annotated[int, "sequences that run at once"] = 16
     max_num_waiting: Annotated[int, "requests that may wait beyond those; the next one gets 429"] = 256
     max_num_batched_tokens: Annotated[int, "tokens that one step may prefill"] = 2048
@@ -122,6 +126,10 @@ class ServerConfig:
                 f"{self.host} can be reached by others and no keys are set: "
                 "set ATLAS_API_KEYS, or say --allow-insecure (ATLAS_ALLOW_INSECURE=1)"
             )
+        try:
+            _ = self.engine
+        except ValueError as error:
+            raise ConfigError(str(error)) from error
 
     @classmethod
     def build(cls, arguments: Sequence[str], environment: Mapping[str, str]) -> Self:
@@ -140,6 +148,21 @@ class ServerConfig:
         for name, text in given.items():
             values[name] = text if isinstance(text, bool) else _read(_flag(name), text, hints[name])
         return cls(**values)
+
+    @property
+    def engine(self) -> EngineConfig:
+        return EngineConfig(
+            max_num_sequences=self.max_num_sequences,
+            max_num_waiting=self.max_num_waiting,
+            is_multi_tenant=len(self.keys.tenants) > 1,
+            max_num_batched_tokens=self.max_num_batched_tokens,
+            max_added_itl_seconds=self.max_added_itl_seconds,
+            memory_sample_tokens=self.memory_sample_tokens,
+            step_timeout_seconds=self.step_timeout_seconds,
+            num_threads=self.threads,
+            device=self.device,
+            matmul_dtype=self.matmul_dtype,
+        )
 
     @property
     def keys(self) -> ApiKeys:

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from atlas_model.checkpoint import Checkpoint, load_checkpoint
-from engine.config import EngineConfig
 from engine.engine import Engine
 from engine.errors import AtlasError, Draining, EngineDead, Loading, StoreUnavailable
 from engine.sessions import SessionConfig, SessionManager, Storage, TenantQuota
@@ -123,7 +122,7 @@ class Runtime:
         config = self.config
         try:
             checkpoint = await asyncio.to_thread(load_checkpoint, config.model, config.device)
-            engine = await asyncio.to_thread(Engine, checkpoint, _engine_config(config))
+            engine = await asyncio.to_thread(Engine, checkpoint, config.engine)
         except Exception as error:
             # Boundary: whatever is wrong with a checkpoint folder or a device, this process cannot serve.
             _logger.debug("loading failed", exc_info=True)
@@ -181,17 +180,3 @@ class Runtime:
         task = asyncio.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
-
-
-def _engine_config(config: ServerConfig) -> EngineConfig:
-    return EngineConfig(
-        max_num_sequences=config.max_num_sequences,
-        max_num_waiting=config.max_num_waiting,
-        is_multi_tenant=len(config.keys.tenants) > 1,
-        max_num_batched_tokens=config.max_num_batched_tokens,
-        max_added_itl_seconds=config.max_added_itl_seconds,
-        memory_sample_tokens=config.memory_sample_tokens,
-        step_timeout_seconds=config.step_timeout_seconds,
-        num_threads=config.threads,
-        device=config.device,
-    )

@@ -9,7 +9,7 @@ All three have one signature, (rule, inputs, state, position) -> (outputs, state
 
 from atlas_model.memory.chunk import chunk
 from atlas_model.memory.naive import naive
-from atlas_model.memory.recurrent import recurrent
+from atlas_model.memory.recurrent import buffer_places, commit, insertions, read_token, recurrent
 from atlas_model.memory.rule import (
     MemoryInputs,
     MemoryRule,
@@ -24,9 +24,13 @@ __all__ = [
     "MemoryRule",
     "MemoryState",
     "TensorSpec",
+    "buffer_places",
     "chunk",
+    "commit",
+    "insertions",
     "memory_network",
     "memory_state_spec",
     "naive",
+    "read_token",
     "recurrent",
 ]

@@ -60,6 +60,14 @@ class ChunkCoefficients:
         scale = step_scale[..., None]
         return replace(self, memory_writes=self.memory_writes * scale, momentum_writes=self.momentum_writes * scale)
 
+    def where(self, ends: Tensor) -> ChunkCoefficients:
+        """As they are where `ends`, bool [B, 1, chunks]; elsewhere nothing is written and the memory is kept."""
+        return replace(
+            self,
+            kept_memory=torch.where(ends[..., None], self.kept_memory, 1.0),
+            memory_writes=self.memory_writes * ends[..., None, None],
+        )
+
     def row(self, index: Tensor) -> ChunkCoefficients:
         """One row of each sequence, int64 [B]: the chunk up to that token. The batch is the first dimension."""
 

@@ -12,7 +12,7 @@ counted from the start of the session, never of a call.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -115,6 +115,39 @@ class MemoryState:
     values: Tensor
     gates: Tensor
     key_sum: Tensor | None = None
+
+    def named_tensors(self) -> dict[str, Tensor]:
+        """Every tensor by name, in the order of `memory_state_spec`."""
+        named = {f"memory.{name}": weights for name, weights in self.memory.items()}
+        named |= {f"momentum.{name}": weights for name, weights in self.momentum.items()}
+        named |= {"keys": self.keys, "values": self.values, "gates": self.gates}
+        return named if self.key_sum is None else named | {"key_sum": self.key_sum}
+
+    @classmethod
+    def from_named_tensors(cls, tensors: Mapping[str, Tensor]) -> MemoryState:
+        """The inverse of named_tensors, from among any others."""
+
+        def weights(kind: str) -> Weights:
+            return {name.removeprefix(kind): each for name, each in tensors.items() if name.startswith(kind)}
+
+        return cls(
+            weights("memory."),
+            weights("momentum."),
+            tensors["keys"],
+            tensors["values"],
+            tensors["gates"],
+            tensors.get("key_sum"),
+        )
+
+    def gather(self, rows: Tensor) -> MemoryState:
+        """The given rows, int64 [R], as a batch of their own, without the key_sum."""
+        return MemoryState(
+            {name: weights.index_select(0, rows) for name, weights in self.memory.items()},
+            {name: weights.index_select(0, rows) for name, weights in self.momentum.items()},
+            self.keys.index_select(0, rows),
+            self.values.index_select(0, rows),
+            self.gates.index_select(0, rows),
+        )
 
 
 def buffer_length(config: MemoryConfig) -> int:

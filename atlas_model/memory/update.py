@@ -48,7 +48,7 @@ def _minus_product(base: Tensor, left: Tensor, right: Tensor) -> Tensor:
     return product.view(base.shape)
 
 
-def _decayed(rule: MemoryRule, name: str, old: Tensor, kept: Tensor, x: Tensor | None = None) -> Tensor:
+def decayed(rule: MemoryRule, name: str, old: Tensor, kept: Tensor, x: Tensor | None = None) -> Tensor:
     """What is left of a matrix, or of what x reads in it, and what has come in its place from the target of decay."""
     if rule.config.retention != "decay":
         return old
@@ -76,7 +76,7 @@ class LinearUpdate:
     def _multiply_at_own_token(self, name: str, x: Tensor) -> Tensor:
         left, right = self.factors[name]
         scalars = self.coefficients
-        kept = _decayed(self.rule, name, x @ self.memory[name], scalars.kept_memory[..., None], x)
+        kept = decayed(self.rule, name, x @ self.memory[name], scalars.kept_memory[..., None], x)
         if self.rule.carries_momentum:
             kept = torch.addcmul(kept, x @ self.momentum[name], scalars.pushed_momentum[..., None], value=-1.0)
         return _minus_product(kept, scalars.memory_writes * (x @ left.mT), right)
@@ -86,7 +86,7 @@ class LinearUpdate:
         memory: Weights = {}
         momentum: Weights = {}
         for name, (left, right) in self.factors.items():
-            memory[name] = _decayed(self.rule, name, self.memory[name], last.kept_memory[..., None])
+            memory[name] = decayed(self.rule, name, self.memory[name], last.kept_memory[..., None])
             if self.rule.carries_momentum or self.rule.config.rule == "muon":
                 momentum[name] = left.mT @ (right * last.momentum_writes.mT)
             if self.rule.carries_momentum:
@@ -142,7 +142,7 @@ class TokenMuonUpdate:
             assert coefficients.step_writes is not None
             written = (coefficients.step_writes @ steps.flatten(-2)).view_as(steps)
             kept = coefficients.kept_memory[..., None, None]
-            memory[name] = _decayed(rule, name, anchor[name][:, :, None], kept) - written
+            memory[name] = decayed(rule, name, anchor[name][:, :, None], kept) - written
         return cls(rule, anchor, memory, momentum)
 
     def row(self, index: Tensor) -> TokenMuonUpdate:

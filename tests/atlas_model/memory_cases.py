@@ -30,7 +30,11 @@ RULES = {
     "muon-per-chunk": replace(BASE, rule="muon", read_granularity="chunk", step="free"),
     "muon-per-token": replace(BASE, rule="muon", muon_granularity="token", read_granularity="token", step="free"),
 }
+DELTA_RULE = replace(RULES["gd-chunk-bounded"], max_momentum_decay=0.0, feature_degree=2)
 OTHER_AXES = {
+    "delta": DELTA_RULE,
+    "delta-keeps-all-unit-features": replace(DELTA_RULE, retention="none", feature_norm="unit"),
+    "delta-decay-to-initial-huber": replace(DELTA_RULE, retention_target="initial", objective="huber", step="free"),
     "muon-per-token-read-per-chunk": replace(RULES["muon-per-token"], read_granularity="chunk", omega_window=2),
     "dot": replace(BASE, objective="dot", step="free"),
     "lp": replace(BASE, objective="lp", objective_power=2.5, step="free", network="mlp"),

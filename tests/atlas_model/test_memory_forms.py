@@ -26,6 +26,7 @@ from atlas_model.memory_networks import NETWORKS
 from atlas_model.objectives import OBJECTIVES
 from tests.atlas_model.memory_cases import (
     BASE,
+    DELTA_RULE,
     Case,
     configurations,
     drawn_configurations,
@@ -141,6 +142,21 @@ def test_rows_of_different_phase_and_length_equal_each_row_alone(config: MemoryC
     for row in range(2):
         actual = (outputs[row : row + 1, :, : lengths[row]], _state_row(state, row))
         assert_equal(actual, expected[row])
+
+
+@pytest.mark.parametrize("num_tokens", [5, 530, 1021])
+def test_chunk_form_without_gradients_gives_the_same_and_leaves_the_state_it_was_given(num_tokens: int) -> None:
+    """Also where there are more chunks than are prepared together."""
+    case = make_case(DELTA_RULE, num_tokens, max_inner_lr=0.5)
+    before = {name: tensor.clone() for name, tensor in named(case.state).items()}
+    expected = chunk(case.rule, case.inputs, case.state, case.position)
+    with torch.inference_mode():
+        assert_equal(chunk(case.rule, case.inputs, case.state, case.position), expected)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in named(case.state).items())
+    general = replace(case.rule, config=replace(DELTA_RULE, max_momentum_decay=1e-300))
+    state = replace(case.state, momentum={"w": torch.zeros_like(case.state.memory["w"])})
+    outputs, after = chunk(general, case.inputs, state, case.position)
+    assert_equal((outputs, replace(after, momentum={})), expected)
 
 
 @pytest.mark.parametrize("name", [name for name, each in CONFIGURATIONS.items() if each.step == "bounded"][::3])

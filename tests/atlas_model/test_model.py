@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from atlas_model.config import AtlasConfig, AttentionConfig
+from atlas_model.convolution import convolve
 from atlas_model.model import AtlasModel
 from atlas_model.state import State, session_num_bytes, state_spec
 from tests.atlas_model.memory_cases import largest_error
@@ -210,6 +211,19 @@ def test_the_first_layers_gates_see_the_tokens_that_the_convolution_sees() -> No
     changed = (model(ids).gates[0].token_gate != model(other).gates[0].token_gate).any(1)[0]
     seen = range(3, 3 + config.conv_width)
     assert [position for position in range(12) if bool(changed[position])] == list(seen)
+
+
+def test_float32_convolution_stays_near_float64_in_values_and_gradients() -> None:
+    """The two are computed in different ways."""
+    torch.manual_seed(0)
+    x, before, weight = torch.randn(3, 11, 6), torch.randn(3, 3, 6), torch.randn(4, 6)
+    results = []
+    for dtype in (torch.float32, torch.float64):
+        leaves = [each.to(dtype).requires_grad_() for each in (x, before, weight)]
+        mixed, tail = convolve(leaves[0], leaves[1], leaves[2], torch.tensor([11, 1, 4]))
+        results.append([mixed, tail, *torch.autograd.grad(mixed.pow(3).sum(), leaves)])
+    for rough, exact in zip(*results, strict=True):
+        torch.testing.assert_close(rough.double(), exact, rtol=1e-4, atol=1e-4)
 
 
 def test_queries_and_keys_begin_as_sums_of_tokens_and_values_as_the_token() -> None:

@@ -15,7 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from atlas_model.config import AtlasConfig, AttentionConfig, MemoryConfig
 from atlas_model.model import AtlasModel
 from atlas_model.presets import PRESETS, SESSION_MEGABYTES
-from atlas_model.sizes import num_parameters, prefill_flops_per_token
+from atlas_model.sizes import decode_flops_per_token, dense_flops_per_token, num_parameters, prefill_flops_per_token
 from atlas_model.state import session_num_bytes, state_spec
 from tests.atlas_model.memory_cases import configurations
 from tests.tiny import TINY_MEMORY, save_tiny_checkpoint, tiny_config
@@ -40,6 +40,25 @@ def test_operations_of_a_memory_are_those_that_are_counted(memory: MemoryConfig)
         config = tiny_config(memory=memory, num_layers=1, layout="lmm", attention=None)
         attention = 0
     assert prefill_flops_per_token(config) - attention == pytest.approx(_counted_flops_per_token(config, 36), rel=0.02)
+
+
+@pytest.mark.parametrize("memory", COUNTED.values(), ids=COUNTED.keys())
+def test_operations_of_a_decode_step_are_at_most_those_that_are_counted(memory: MemoryConfig) -> None:
+    """Over one chunk, whose end is counted too. Where tokens read their own memory a commit may work the chunk out once
+    more; where they do not, a step may work it out in vain."""
+    layout, window = ("mag", 8) if memory.read_granularity == "chunk" else ("lmm", 0)
+    attention = AttentionConfig(num_heads=2, window=window) if window else None
+    config = tiny_config(memory=memory, num_layers=1, layout=layout, attention=attention)
+    uncounted = 2 * window * (config.key_inner_width + config.value_inner_width)
+    model = AtlasModel(config).requires_grad_(False)
+    state = model.initial_state(1)
+    with FlopCounterMode(display=False) as counter:
+        for _ in range(memory.memory_chunk_size):
+            _, state = model.step(torch.zeros(1, dtype=torch.int64), state)
+    counted = counter.get_total_flops() / memory.memory_chunk_size
+    assert dense_flops_per_token(config) < decode_flops_per_token(config) - uncounted <= 1.02 * counted
+    if memory.read_granularity == "token":
+        assert counted <= 1.25 * decode_flops_per_token(config)
 
 
 def test_a_layer_of_attention_costs_its_projections_and_its_window() -> None:

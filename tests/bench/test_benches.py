@@ -2,7 +2,6 @@
 
 import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -11,30 +10,14 @@ from torch.utils.flop_counter import FlopCounterMode
 from bench.__main__ import main
 from bench.kernels import RULES
 from bench.products import MatrixProducts
+from tests.bench.running import run
 from tests.redis_server import RedisServer, redis_is_installed
-from tests.tiny import save_tiny_checkpoint, tiny_config
 
 
 @pytest.fixture(autouse=True)
 def one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
     """Servers that the benches start take the setting from our environment."""
     monkeypatch.setenv("ATLAS_THREADS", "1")
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("bench") / "tiny"
-    save_tiny_checkpoint(folder, tiny_config())
-    return folder
-
-
-def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[dict[str, Any], str]:
-    """The document that the last line is, and all that was printed."""
-    main(arguments)
-    printed = capsys.readouterr().out
-    document: dict[str, Any] = json.loads(printed.splitlines()[-1])
-    assert {"bench", "date", "command", "version", "cpu", "num_cores", "torch"} <= document.keys()
-    return document, printed
 
 
 def test_recall_asks_every_question_three_ways_across_a_kill(
@@ -101,14 +84,13 @@ def test_load_records_every_request_of_every_stream(
         assert tick["num_prompt_tokens"] > 60
 
 
-def test_cost_compares_early_and_late(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    size = ["--prefill-lengths", "20,60", "--positions", "10,100", "--decode-tokens", "4", "--turns", "2"]
-    rest = ["--store-rounds", "2", "--threads", "1", "--folder", str(tmp_path), "--model", str(model)]
-    document, _ = run(capsys, "cost", *size, *rest)
-    assert document["decode_seconds_per_token"]["late_position"] == 100
-    assert document["prefill_seconds_per_token"]["ratio"] > 0
-    sizes = document["snapshot_num_bytes"]
-    assert sizes["early"] == sizes["late"] == document["store"]["snapshot_num_bytes"]
+def test_cost_is_of_snapshots_resumes_and_samples(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    size = ["--length", "100", "--store-rounds", "2", "--threads", "1"]
+    document, _ = run(capsys, "cost", *size, "--folder", str(tmp_path), "--model", str(model))
+    assert document["memory_sample"]["share_of_prefill"] > 0
+    assert document["store"]["snapshot_num_bytes"] > 0
     assert document["store"]["bare_save_seconds"] > 0
     assert document["resume"]["num_rounds"] == 2
     assert all(seconds > 0 for seconds in document["resume"].values())

@@ -2,7 +2,7 @@
 
 import json
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, fields, replace
 from hashlib import blake2b
 from typing import Any, Literal
@@ -100,11 +100,9 @@ def equal_bits(left: Tensor, right: Tensor) -> bool:
     return left.dtype == right.dtype and torch.equal(left.contiguous().view(bits), right.contiguous().view(bits))
 
 
-def tensor_digests(state: State) -> dict[str, str]:
+def tensor_digests(tensors: Mapping[str, Tensor]) -> dict[str, str]:
     """blake2b-128 of every tensor's bytes, in hex."""
-    raw = {
-        name: tensor.contiguous().view(torch.uint8).numpy().tobytes() for name, tensor in state.named_tensors().items()
-    }
+    raw = {name: tensor.contiguous().view(torch.uint8).numpy().tobytes() for name, tensor in tensors.items()}
     return {name: blake2b(each, digest_size=16).hexdigest() for name, each in raw.items()}
 
 
@@ -146,12 +144,27 @@ def with_tensor_bytes(snapshot: bytes, name: str, raw: bytes) -> bytes:
     return with_header(changed, lambda fields: fields.update(part_checksums=part_checksum(changed[end:])))
 
 
+def in_order(ring: Tensor, position: int) -> Tensor:
+    """An attention window [num_heads, window - 1, d] as schemas 1 and 2 have it: by age, the oldest first."""
+    length = ring.shape[1]
+    return torch.stack([ring[:, (position + index) % length] for index in range(length)])
+
+
 def as_schema_1(snapshot: bytes) -> bytes:
-    """A snapshot of one part as it was written before there were samples of the memory."""
+    """A snapshot of one part as it was written before there were samples of the memory, and rings."""
     fields = msgpack.unpackb(snapshot[8 : header_end(snapshot)])
-    data = snapshot[-(-header_end(snapshot) // 4096) * 4096 :]
+    data = bytearray(snapshot[-(-header_end(snapshot) // 4096) * 4096 :])
+    table = msgpack.unpackb(fields["tensors"])
+    for row in table:
+        name, _, shape, offset, num_bytes = row
+        if ".attention." in name:
+            raw = torch.frombuffer(data, dtype=torch.uint8, offset=offset, count=num_bytes)
+            ordered = in_order(raw.view(*shape[:2], -1), fields["position"])
+            data[offset : offset + num_bytes] = ordered.numpy().tobytes()
+            row[2] = [shape[1], shape[0], shape[2]]
+    fields["tensors"] = msgpack.packb(table)
     del fields["memory_samples"]
     fields["schema"] = 1
-    behind_header = bytes(-(8 + len(msgpack.packb(fields))) % 4096) + data
+    behind_header = bytes(-(8 + len(msgpack.packb(fields))) % 4096) + bytes(data)
     fields["part_checksums"] = part_checksum(behind_header)
-    return with_header_bytes(snapshot, msgpack.packb(fields))
+    return with_header_bytes(snapshot[: -len(data)] + bytes(data), msgpack.packb(fields))

@@ -53,11 +53,11 @@ def test_what_is_served_is_the_same_bits_with_samples_and_without() -> None:
 
 def test_a_sample_is_of_the_state_before_a_piece_and_at_least_so_many_tokens_after_the_last() -> None:
     state = fed(50, TEXT)
-    # Pieces are 32 tokens long.
-    assert positions(state.memory_samples) == [64, 128, 192]
+    # Pieces are up to 32 tokens long and end where a chunk of 5 does.
+    assert positions(state.memory_samples) == [60, 120, 180]
     model = tiny().model
-    before = model(torch.tensor([TEXT[:128]])).state
-    expected = sample_memory(model, before, torch.tensor(TEXT[128:160]))
+    before = model(torch.tensor([TEXT[:120]])).state
+    expected = sample_memory(model, before, torch.tensor(TEXT[120:150]))
     assert expected is not None
     for layer, other in zip(state.memory_samples.samples[1].layers, expected, strict=True):
         assert layer.norm == pytest.approx(other.norm, rel=1e-6)
@@ -69,7 +69,7 @@ def test_a_session_that_goes_on_keeps_its_samples_and_adds_to_them() -> None:
     first = fed(50, TEXT)
     second = fed(50, TEXT, first)
     assert second.memory_samples.samples[:3] == first.memory_samples.samples
-    assert positions(second.memory_samples) == [64, 128, 192, 264, 328, 392]
+    assert positions(second.memory_samples) == [60, 120, 180, 230, 290, 350]
     assert fed(0, TEXT, first).memory_samples == first.memory_samples
 
 

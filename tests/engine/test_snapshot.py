@@ -13,6 +13,7 @@ from tests.engine.snapshot_cases import (
     FINGERPRINT,
     PART_NUM_BYTES,
     StateDtype,
+    as_schema_1,
     equal_bits,
     full_record,
     full_snapshot,
@@ -44,6 +45,20 @@ def test_a_record_comes_back_bit_for_bit(state_dtype: StateDtype, part_num_bytes
     assert snapshot.num_bytes == sum(part.nbytes for part in snapshot.parts)
     assert {part.nbytes for part in snapshot.parts[:-1]} <= {part_num_bytes}
     assert_same_record(decode_snapshot(snapshot.parts, config, FINGERPRINT, snapshot.digest), record)
+
+
+@pytest.mark.parametrize("state_dtype", DTYPES)
+@pytest.mark.parametrize("position", [0, 3, 4, 123_457, 123_458])
+def test_a_window_that_an_older_schema_stored_in_its_order_becomes_the_ring(
+    state_dtype: StateDtype, position: int
+) -> None:
+    config = tiny_config(state_dtype)
+    record = full_record(config, position)
+    snapshot = b"".join(encode_snapshot(record, FINGERPRINT, 2**20).parts)
+    old = decode_snapshot([as_schema_1(snapshot)], config, FINGERPRINT)
+    tensors = record.state.tensors.named_tensors()
+    for name, tensor in old.state.tensors.named_tensors().items():
+        assert equal_bits(tensor, tensors[name]), name
 
 
 def test_the_test_states_hold_nans_with_payloads_infinities_and_negative_zeros() -> None:

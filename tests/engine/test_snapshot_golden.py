@@ -10,11 +10,12 @@ from engine.memory_samples import NO_SAMPLES
 from engine.snapshot import OpenIngest, decode_snapshot, encode_snapshot
 from engine.snapshot_codecs import Codec
 from engine.snapshot_header import SCHEMA_VERSION
-from tests.engine.snapshot_cases import PART_NUM_BYTES, samples_digest, tensor_digests
+from tests.engine.snapshot_cases import PART_NUM_BYTES, in_order, samples_digest, tensor_digests
 from tests.golden.write import GOLDEN, golden_path
 
 PATHS = sorted(GOLDEN.glob("snapshot-v*.atls"))
 # Schema 1 is from before there were codecs.
+FIRST_SCHEMA_WITH_RING = 3
 WRITTEN = [(1, Codec.NONE), *((schema, codec) for schema in range(2, SCHEMA_VERSION + 1) for codec in Codec)]
 
 
@@ -28,7 +29,11 @@ def test_a_golden_snapshot_still_loads_to_the_state_that_was_saved(path: Path) -
     config = AtlasConfig.from_dict(expected["config"])
     record = decode_snapshot([path.read_bytes()], config, expected["fingerprint"])
     assert record.state.position == expected["position"]
-    assert tensor_digests(record.state.tensors) == expected["tensors"]
+    tensors = record.state.tensors.named_tensors()
+    if int(path.stem.split("-")[1].removeprefix("v")) < FIRST_SCHEMA_WITH_RING:
+        for name in [name for name in tensors if ".attention." in name]:
+            tensors[name] = in_order(tensors[name][0], record.state.position)[None]
+    assert tensor_digests(tensors) == expected["tensors"]
     assert record.state.tokens_digest == bytes(range(16))
     assert record.state.pending_token_ids == (7, 299)
     assert record.ledger == tuple(bytes([index]) * 16 for index in range(5))

@@ -87,6 +87,52 @@ def test_rows_that_are_views_of_other_rows_are_written_as_they_were(to_slots: li
     assert is_equal(slots.read(to_slots), row_order(states, [0, 1, 2]))
 
 
+@pytest.mark.parametrize("together", [[0, 2], [3, 0], [1, 3, 4], [5], [0, 1, 2, 3, 4, 5], [4, 2, 0]])
+def test_slots_that_are_brought_together_are_read_without_a_copy_and_nothing_is_mixed_up(together: list[int]) -> None:
+    slots, states = pool(6), random_states(6)
+    for index in range(6):
+        slots.load(slots.acquire(), row(states, index))
+    ordered = slots.bring_together(together)
+    assert sorted(ordered) == sorted(together)
+    assert [slots.row(slot) for slot in ordered] == list(
+        range(slots.row(ordered[0]), slots.row(ordered[0]) + len(ordered))
+    )
+    one, other = slots.read(ordered).named_tensors(), slots.read(ordered[:1]).named_tensors()
+    assert all(tensor.data_ptr() == other[name].data_ptr() for name, tensor in one.items())
+    assert is_equal(slots.read(ordered), row_order(states, ordered))
+    for slot in range(6):
+        assert is_equal(slots.export(slot), row(states, slot))
+    slots.check_integrity(range(6))
+    assert slots.bring_together(together) == ordered
+
+
+def test_a_set_that_has_lost_one_slot_and_won_another_moves_two_pairs_of_rows_at_most() -> None:
+    slots, states = pool(6), random_states(6)
+    for index in range(6):
+        slots.load(slots.acquire(), row(states, index))
+    slots.bring_together([0, 1, 2, 3])
+    rows = [slots.row(slot) for slot in range(6)]
+    slots.bring_together([0, 2, 3])
+    slots.bring_together([0, 2, 3, 5])
+    assert sum(before != slots.row(slot) for slot, before in enumerate(rows)) <= 4
+
+
+def test_a_resident_row_and_a_free_one_stay_what_they_are_when_others_are_brought_together() -> None:
+    slots, states = pool(5), random_states(3)
+    first, resident, free, second = (slots.acquire() for _ in range(4))
+    slots.load(first, row(states, 0))
+    slots.load(resident, row(states, 1))
+    slots.load(second, row(states, 2))
+    exported = slots.export(resident)
+    slots.keep(resident, exported)
+    slots.release(free)
+    slots.bring_together([first, second])
+    slots.check_integrity([first, second])
+    assert slots.resume(exported, is_shared=False) == resident
+    assert is_equal(slots.export(resident), row(states, 1))
+    assert slots.is_zeroed(free)
+
+
 def test_the_lowest_free_slot_is_taken_first() -> None:
     slots = pool()
     assert [slots.acquire() for _ in range(4)] == [0, 1, 2, 3]

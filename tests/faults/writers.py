@@ -42,8 +42,7 @@ def read_document(client: httpx.Client, session_id: str, document_id: str) -> ht
 
 @dataclass
 class Writer:
-    """One session's only client: an operation is tried until it is acknowledged, then comes the next. It ends between
-    two operations: one that was tried may have been committed though nobody was told."""
+    """One session's only client: an operation is tried until it is acknowledged, then comes the next."""
 
     base_url: str
     session_id: str
@@ -52,11 +51,10 @@ class Writer:
     acknowledged: int = 0
     broken: list[str] = field(default_factory=list)
     _is_checked: bool = True
-    _is_tried: bool = False
 
     def work(self, is_over: threading.Event) -> None:
         with httpx.Client(base_url=self.base_url, timeout=30) as client:
-            while not self.broken and (self._is_tried or not is_over.is_set()):
+            while not is_over.is_set() and not self.broken:
                 try:
                     self._step(client)
                 except Exception as error:
@@ -66,7 +64,6 @@ class Writer:
     def _step(self, client: httpx.Client) -> None:
         try:
             if self._is_checked:
-                self._is_tried = True
                 self._acknowledge(operate(client, self.session_id, self.num_done))
             else:
                 told = client.get(f"/v1/sessions/{self.session_id}").raise_for_status().json()["version"]
@@ -83,7 +80,7 @@ class Writer:
             self.broken.append(f"version {version} was acknowledged after {self.acknowledged}")
         self.acknowledged = version
         self.num_done += 1
-        self._is_tried = self._is_checked = False
+        self._is_checked = False
 
     def _check(self, told: int) -> None:
         """Nobody else writes and nothing of ours is in flight: the session is where we were told it is."""

@@ -47,7 +47,7 @@ def write(codec: Codec) -> None:
         "fingerprint": FINGERPRINT,
         "position": record.state.position,
         "memory_samples": samples_digest(record.state.memory_samples),
-        "tensors": tensor_digests(record.state.tensors),
+        "tensors": tensor_digests(record.state.tensors.named_tensors()),
     }
     target.with_suffix(".json").write_text(json.dumps(expected, indent=1) + "\n", encoding="utf-8")
 

@@ -47,6 +47,8 @@ def test_every_setting_is_a_flag_and_a_variable() -> None:
         (["--kept-versions", "65"], {}, "--kept-versions"),
         (["--snapshot-codec", "zip"], {}, "--snapshot-codec"),
         (["--log-level", "loud"], {}, "--log-level"),
+        (["--matmul-dtype", "float16"], {}, "matmul_dtype"),
+        (["--threads", "0"], {}, "num_threads"),
         (["--host", "0.0.0.0"], {}, "ATLAS_API_KEYS"),
         (["--host", "192.0.2.1"], {}, "--allow-insecure"),
         (["--host", "example.org"], {}, "--allow-insecure"),

@@ -1,0 +1,52 @@
+"""What may change of a tensor whose first dimension is the batch: some places, some rows, or all of it.
+
+`write` writes in place, into a contiguous tensor that shares no memory with the change.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Insertion:
+    """Vectors [N, d] for N places, int64, of the tensor seen as [-1, d]."""
+
+    places: Tensor
+    vectors: Tensor
+
+    def write(self, tensor: Tensor) -> None:
+        tensor.view(-1, tensor.shape[-1]).index_copy_(0, self.places, self.vectors)
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """New values [R, ...] of R rows, int64."""
+
+    rows: Tensor
+    values: Tensor
+
+    def write(self, tensor: Tensor) -> None:
+        tensor.index_copy_(0, self.rows, self.values)
+
+
+@dataclass(frozen=True, slots=True)
+class Whole:
+    """New values of all rows."""
+
+    values: Tensor
+
+    def write(self, tensor: Tensor) -> None:
+        tensor.copy_(self.values)
+
+
+Change = Insertion | Rows | Whole
+
+
+def flat_places(place: Tensor, num_heads: int, length: int) -> Tensor:
+    """One place a row, int64 [B], of each head's `length` -> [B * num_heads], counted over all rows and heads."""
+    first = torch.arange(0, len(place) * num_heads * length, length, device=place.device)
+    return (first.view(-1, num_heads) + place[:, None]).view(-1)

@@ -1,0 +1,63 @@
+"""The model on the engine's slots, step by step, without scheduler, sampler and sequences."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from atlas_model.model import AtlasModel
+from engine.model_runner import ModelRunner
+from engine.state_pool import StatePool
+
+_GROUP_NUM_TOKENS = 4096
+
+
+class Stepper:
+    """Rows that have read more than the attention's window, each at a phase of its own in its open chunk.
+
+    phases: for every row, how many tokens of its chunk it has read. Tokens are drawn at random.
+    """
+
+    def __init__(self, model: AtlasModel, phases: Sequence[int], device: torch.device) -> None:
+        self._vocab_size = model.config.vocab_size
+        self._generator = torch.Generator().manual_seed(0)
+        self.pool = StatePool(model.config, len(phases), device)
+        self._runner = ModelRunner(model, self.pool, device)
+        self.slots = [self.pool.acquire() for _ in phases]
+        initial = model.initial_state(1)
+        for slot in self.slots:
+            self.pool.load(slot, initial)
+        period = chunk_period(model)
+        window = 0 if model.config.attention is None else model.config.attention.window
+        settled = period * (2 + window // period)
+        rows = max(1, _GROUP_NUM_TOKENS // (settled + period))
+        for start in range(0, len(phases), rows):
+            group = slice(start, start + rows)
+            self._runner.prefill(self.slots[group], [self._token_ids(settled + phase) for phase in phases[group]])
+
+    def decode(self) -> Tensor:
+        """One token for every row -> logits [B, V]."""
+        return self._runner.decode(self.slots, self._token_ids(len(self.slots)))
+
+    def prefill(self, num_tokens: int) -> None:
+        """A piece of `num_tokens` for every row."""
+        self._runner.prefill(self.slots, [self._token_ids(num_tokens) for _ in self.slots])
+
+    def _token_ids(self, num_tokens: int) -> list[int]:
+        token_ids: list[int] = torch.randint(self._vocab_size, (num_tokens,), generator=self._generator).tolist()
+        return token_ids
+
+
+def chunk_period(model: AtlasModel) -> int:
+    """After so many tokens all layers are where they were in their chunks: the longest chunk, whose divisors the others
+    are."""
+    config = model.config
+    return max(config.memory_chunk_sizes or (config.memory.memory_chunk_size,))
+
+
+def phases(model: AtlasModel, batch_size: int, *, is_aligned: bool) -> list[int]:
+    """All rows at a chunk's border, or spread evenly over its tokens; a single one in its middle."""
+    period = chunk_period(model)
+    return [0 if is_aligned else (period // 2 + row * period // batch_size) % period for row in range(batch_size)]
