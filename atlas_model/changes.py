@@ -18,6 +18,11 @@ class Insertion:
     places: Tensor
     vectors: Tensor
 
+    def of_first_rows(self, count: int, num_rows: int) -> Insertion:
+        """What it says of the first of `num_rows` rows, each of which has as many places, in their order."""
+        num_places = count * (len(self.places) // num_rows)
+        return Insertion(self.places[:num_places], self.vectors[:num_places])
+
     def write(self, tensor: Tensor) -> None:
         tensor.view(-1, tensor.shape[-1]).index_copy_(0, self.places, self.vectors)
 
@@ -38,6 +43,10 @@ class Whole:
     """New values of all rows."""
 
     values: Tensor
+
+    def of_first_rows(self, count: int, num_rows: int) -> Whole:
+        assert len(self.values) == num_rows
+        return Whole(self.values[:count])
 
     def write(self, tensor: Tensor) -> None:
         tensor.copy_(self.values)

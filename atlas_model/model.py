@@ -21,6 +21,7 @@ from atlas_model.mixers import Mixer
 from atlas_model.state import State, memory_dtype, state_spec
 from atlas_model.state_delta import StateDelta
 from atlas_model.step_places import StepPlaces
+from atlas_model.upload import upload
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,7 +155,7 @@ class AtlasModel(nn.Module):
         for size in {mixer.memory.config.memory_chunk_size for mixer in self.mixers}:
             rows = [row for row, position in enumerate(positions) if (position + 1) % size == 0]
             if rows:
-                ending[size] = torch.tensor(rows, device=state.position.device)
+                ending[size] = upload(rows, torch.int64, state.position.device)
         for index, mixer in enumerate(self.mixers if ending else ()):
             memory, inputs = state.layers[index].memory, delta.memory_inputs[index]
             assert memory is not None

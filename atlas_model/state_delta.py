@@ -7,7 +7,7 @@ that depends on data; the commits of the rows whose chunk ends are added afterwa
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from torch import Tensor
 
@@ -38,6 +38,14 @@ class StateDelta:
     def names(self) -> frozenset[str]:
         """The tensors that are not what they were."""
         return frozenset((*self.changes, *self.commits))
+
+    def of_first_rows(self, count: int, num_rows: int) -> StateDelta:
+        """The changes of the first of `num_rows` rows; memory_inputs are those of all, as before."""
+        changes: dict[str, Change] = {}
+        for name, change in self.changes.items():
+            assert not isinstance(change, Rows), "only commits are of some rows"
+            changes[name] = change.of_first_rows(count, num_rows)
+        return replace(self, changes=changes)
 
     def write(self, tensors: Mapping[str, Tensor]) -> None:
         """Write into a state's tensors, in place."""

@@ -11,8 +11,12 @@ from clients.errors import ClientError
 
 BENCHES = {
     "recall": "does a session know what it has read, by length, after a kill -9",
-    "load": "latency and throughput under concurrent streams",
-    "cost": "what saving, loading, going on and a sample of the memory cost",
+    "load": "latency and throughput under load: closed or open loop, one kind of request or a mix",
+    "latency": "one request at a time: first token and the gaps after it, by the prompt's length",
+    "resume": "going on with a session, by tier, against reading the same text again",
+    "compare": "the same stateless load on our server and on another one of OpenAI's kind, in turns",
+    "http_cost": "what HTTP costs the server's processor per token, beside the engine",
+    "cost": "what saving, loading and a sample of the memory cost",
     "context_length": "what a token costs and a snapshot weighs, by how much was read before",
     "chain": "one text of many tokens: the memory's norms, and what is still known",
     "capacity": "how many random pairs a memory holds, by key width, degree and depth",

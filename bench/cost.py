@@ -1,6 +1,6 @@
-"""`python -m bench cost`: what a snapshot, going on and a sample of the memory cost. It looks inside the engine.
+"""`python -m bench cost`: what a snapshot and a sample of the memory cost. It looks inside the engine.
 
-What a token costs, early and late in a session, is `python -m bench context_length`.
+What a token costs, early and late in a session, is `python -m bench context_length`; going on is `resume`.
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ import torch
 from atlas_model.checkpoint import Checkpoint, load_checkpoint
 from atlas_model.telemetry import MemoryRecording
 from bench import report
-from bench.cost_resume import measure_resume
 from bench.cost_store import measure_store
 from bench.hand_fed import HandFedCore, endless_token_ids
 from bench.workload import parse_length
@@ -38,12 +37,12 @@ class SampleCost:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--length", type=parse_length, default="8k", help="tokens that the session has read")
-    parser.add_argument("--store-rounds", type=int, default=30, help="samples, saves, loads and resumes to time")
+    parser.add_argument("--store-rounds", type=int, default=30, help="samples, saves and loads to time")
     parser.add_argument("--folder", type=Path, metavar="DIR", help="where to save; default: the temporary folder")
     parser.add_argument("--corpus", type=Path, metavar="DIR", help="books to read; default: generated prose")
     parser.add_argument("--threads", type=int, help="torch's threads; default: torch's own choice")
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--model", type=Path, default=report.SHIPPED_MODEL, metavar="DIR", help="checkpoint folder")
+    report.add_model_argument(parser)
     report.add_json_argument(parser)
 
 
@@ -64,10 +63,6 @@ def run(arguments: argparse.Namespace) -> None:
     )
     print(f"save             {1e3 * store.save_seconds:.2f} ms, {store.save_ratio:.2f} of the bare calls")
     print(f"load             {1e3 * store.load_seconds:.2f} ms, {store.load_ratio:.2f} of the bare calls")
-    resume = measure_resume(checkpoint, arguments.store_rounds, arguments.folder, arguments.device)
-    print(f"resume, device   {1e3 * resume.device_seconds:.3f} ms")
-    print(f"resume, host     {1e3 * resume.host_seconds:.3f} ms, {resume.host_ratio:.2f} of the device's")
-    print(f"resume, store    {1e3 * resume.store_seconds:.3f} ms, {resume.store_ratio:.2f} of the device's")
     document: report.Json = {
         **report.header("cost"),
         "model": arguments.model.name,
@@ -75,7 +70,6 @@ def run(arguments: argparse.Namespace) -> None:
         "num_threads": torch.get_num_threads(),
         "memory_sample": asdict(sample),
         "store": asdict(store),
-        "resume": asdict(resume),
     }
     report.publish(document, {}, arguments.json)
 

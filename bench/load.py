@@ -1,39 +1,53 @@
-"""`python -m bench load`: latency and throughput under a number of concurrent streams.
+"""`python -m bench load`: latency and throughput under load, at one level of it or at several.
 
-Closed loop: each stream sends its next request when the last one has ended. A stream is a session that goes on, or with
-`--stateless` a series of independent requests. Ticks are recorded raw; every figure is computed from them afterwards.
+Closed loop (`--concurrency`): each stream sends its next request when the last one has ended. Open loop (`--rate`):
+requests arrive at random moments, whatever becomes of the others. What they are is `load_workload`'s, sending them and
+recording ticks is `runner`'s; every figure is computed from the ticks afterwards (`ticks`).
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
-import time
 import uuid
+from collections.abc import Mapping
 from dataclasses import asdict
-from io import BytesIO
 from pathlib import Path
 
-from atlas_model.text import Tokenizer, find_tokenizer, load_tokenizer
-from atlas_model.training.prose import ProseSource
 from bench import report
-from bench.plot import draw_latencies
-from bench.server_process import bench_server
+from bench.load_sessions import LoadSessions
+from bench.load_workload import KINDS_WITH_A_PAST, Kind, Workload, parse_shares
+from bench.plot import draw_latencies, draw_throughput_latency
+from bench.runner import Runner
+from bench.server_metrics import scrape, session_costs
+from bench.server_process import BenchServer, bench_server
 from bench.summary import describe
 from bench.ticks import LATENCIES, Limits, RequestTicks, latencies, summarise_load
-from bench.workload import open_prose, parse_length, prompt_of
-from clients import ApiError, AsyncClient, ClientError
-from clients.protocol import ChatOptions
+from bench.workload import open_prompts, parse_counts, parse_length
+from clients import AsyncClient
+
+# Of an open loop that is not told how many.
+DEFAULT_NUM_SESSIONS = 32
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--concurrency", type=int, default=8, help="streams at once")
-    parser.add_argument("--requests", type=int, default=4, help="requests of each stream")
-    parser.add_argument("--warm-up", type=int, default=1, help="requests of each stream before those, not recorded")
+    levels = parser.add_mutually_exclusive_group()
+    levels.add_argument("--concurrency", default="8", help="streams at once; several levels: 1,2,4")
+    levels.add_argument("--rate", help="an open loop: requests a second, Poisson arrivals; several levels: 0.5,1,2")
+    parser.add_argument("--duration", type=float, default=60.0, help="seconds of an open loop's arrivals")
+    parser.add_argument("--requests", type=int, default=4, help="requests of each stream of a closed loop")
+    parser.add_argument("--warm-up", type=int, default=1, help="of a closed loop, before those, not recorded")
+    parser.add_argument("--mix", default="chat=1", help="shares: chat=8,ingest=1,resume=2,read=1 (default: chat=1)")
     parser.add_argument("--prompt-tokens", default="128", help="new tokens per request (1k = 1,000)")
     parser.add_argument("--max-tokens", type=int, default=64, help="tokens per answer; answers always have so many")
     parser.add_argument("--document-tokens", default="0", help="what each session has read before the run")
+    parser.add_argument("--ingest-tokens", default="1k", help="what a request of the kind ingest reads")
     parser.add_argument("--stateless", action="store_true", help="no sessions")
+    parser.add_argument(
+        "--sessions", type=int, help=f"a pool that all share; default: one a stream, {DEFAULT_NUM_SESSIONS} with --rate"
+    )
+    parser.add_argument("--zipf", type=float, default=0.0, help="exponent of a session's popularity in the pool")
+    parser.add_argument("--cold", action="store_true", help="kill and start our server between preparation and run")
     parser.add_argument("--corpus", type=Path, metavar="DIR", help="books for the prompts; default: generated prose")
     parser.add_argument("--store", metavar="URL", help="the store of our own server; default: a temporary local one")
     parser.add_argument("--seed", type=int, default=0)
@@ -46,24 +60,110 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     limits = _parse_limits(arguments.goodput)
-    document_num_tokens = 0 if arguments.document_tokens == "0" else parse_length(arguments.document_tokens)
-    if arguments.stateless and document_num_tokens:
-        raise SystemExit("bench load: --document-tokens needs sessions")
-    load = Load(
-        load_tokenizer(find_tokenizer(arguments.model)),
-        open_prose(arguments.corpus),
-        prompt_num_tokens=parse_length(arguments.prompt_tokens),
-        document_num_tokens=document_num_tokens,
-        max_tokens=arguments.max_tokens,
-        with_sessions=not arguments.stateless,
-        seed=arguments.seed,
-    )
+    load = Load(arguments)
+    levels: list[report.Json] = []
+    ticks: list[report.Json] = []
     with bench_server(arguments.base_url, arguments.model, arguments.store) as server:
-        records = asyncio.run(
-            load.run(server.base_url, arguments.api_key, arguments.concurrency, arguments.requests, arguments.warm_up)
+        for level in load.levels:
+            records, costs = asyncio.run(load.run(server, level))
+            if all(each.error is not None for each in records):
+                reason = records[0].error if records else "nothing arrived in time"
+                raise SystemExit(f"bench load: no request was answered: {reason}")
+            _print(level, records)
+            levels.append({**level, **summarise_load(records, limits), **costs})
+            ticks += [{**level, **asdict(each)} for each in records]
+            if arguments.plot is not None and len(load.levels) == 1:
+                draw_latencies(latencies(records), arguments.plot)
+    if arguments.plot is not None and len(levels) > 1:
+        draw_throughput_latency(levels, arguments.plot)
+    document = {
+        **report.header("load"),
+        "model": arguments.model.name,
+        "mix": load.shares,
+        "num_sessions": load.num_sessions,
+        "zipf": arguments.zipf,
+        "is_cold": arguments.cold,
+        "prompt_num_tokens": load.prompt_num_tokens,
+        "document_num_tokens": load.document_num_tokens,
+        "max_tokens": arguments.max_tokens,
+        "levels": levels,
+    }
+    report.publish(document, {"ticks": ticks}, arguments.json)
+
+
+class Load:
+    """What the arguments ask for. Raises SystemExit for what cannot be measured."""
+
+    def __init__(self, arguments: argparse.Namespace) -> None:
+        self._arguments = arguments
+        self.prompt_num_tokens = parse_length(arguments.prompt_tokens)
+        self.document_num_tokens = 0 if arguments.document_tokens == "0" else parse_length(arguments.document_tokens)
+        try:
+            self.shares = parse_shares(arguments.mix)
+            self.levels: list[report.Json] = (
+                [{"concurrency": each} for each in parse_counts(arguments.concurrency)]
+                if arguments.rate is None
+                else [{"rate": _positive(each)} for each in arguments.rate.split(",")]
+            )
+        except ValueError as error:
+            raise SystemExit(f"bench load: {error}") from error
+        if arguments.sessions is not None and arguments.sessions < 1:
+            raise SystemExit("bench load: --sessions must be at least 1; --stateless is without any")
+        self.num_sessions: int | None = arguments.sessions
+        if arguments.rate is not None and self.num_sessions is None:
+            self.num_sessions = DEFAULT_NUM_SESSIONS
+        if arguments.stateless:
+            if self.document_num_tokens or arguments.sessions or set(self.shares) != {Kind.CHAT}:
+                raise SystemExit("bench load: --document-tokens, --sessions and --mix need sessions")
+            self.num_sessions = 0
+        if KINDS_WITH_A_PAST & set(self.shares) and not self.document_num_tokens:
+            raise SystemExit("bench load: resume and read need --document-tokens, or there is nothing to go on with")
+        if arguments.cold and arguments.base_url is not None:
+            raise SystemExit("bench load: --cold needs a server of our own, not --base-url")
+        self._text_of = open_prompts(arguments.model, arguments.corpus, arguments.seed)
+
+    async def run(self, server: BenchServer, level: report.Json) -> tuple[list[RequestTicks], report.Json]:
+        """Records, and what the server says that its sessions cost meanwhile. Sessions are made before and deleted
+        after."""
+        arguments = self._arguments
+        workload = Workload(
+            self.shares,
+            self.num_sessions,
+            arguments.zipf,
+            self.prompt_num_tokens,
+            parse_length(arguments.ingest_tokens),
+            arguments.seed,
+            f"load-{uuid.uuid4().hex[:8]}",
+            self._text_of,
         )
-    if all(ticks.error is not None for ticks in records):
-        raise SystemExit(f"bench load: every request failed, the first with {records[0].error}")
+        concurrency, rate = level.get("concurrency"), level.get("rate")
+        warm, streams, arrivals = [], [], []
+        if isinstance(concurrency, int):
+            warm = workload.streams(concurrency, range(-arguments.warm_up, 0))
+            streams = workload.streams(concurrency, range(arguments.requests))
+        elif isinstance(rate, float):
+            arrivals = workload.arrivals(rate, arguments.duration)
+        tasks = [*arrivals, *(task for stream in (*warm, *streams) for task in stream)]
+        sessions = LoadSessions(tasks, self.document_num_tokens, self._text_of)
+        async with AsyncClient(server.base_url, arguments.api_key) as client:
+            await sessions.prepare(client)
+        if arguments.cold:
+            with server.killed_and_started():
+                pass
+        async with AsyncClient(server.base_url, arguments.api_key) as client:
+            runner = Runner(client, {"max_tokens": arguments.max_tokens, "ignore_eos": True})
+            try:
+                await runner.closed_loop(warm)
+                before = scrape(server.base_url, arguments.api_key)
+                records = await (runner.open_loop(arrivals) if arrivals else runner.closed_loop(streams))
+                costs = session_costs(before, scrape(server.base_url, arguments.api_key))
+            finally:
+                await sessions.forget(client)
+        return records, costs
+
+
+def _print(level: Mapping[str, object], records: list[RequestTicks]) -> None:
+    print(", ".join(f"{name} {value}" for name, value in level.items()))
     for name, values in latencies(records).items():
         figures = describe(values)
         if figures is not None:
@@ -71,125 +171,6 @@ def run(arguments: argparse.Namespace) -> None:
                 f"{name:>5}  mean {figures.mean:.4f}  median {figures.median:.4f}  std {figures.std:.4f}  "
                 f"p90 {figures.p90:.4f}  p95 {figures.p95:.4f}  p99 {figures.p99:.4f} s  n={figures.n}"
             )
-    if arguments.plot is not None:
-        draw_latencies(latencies(records), arguments.plot)
-    document = {
-        **report.header("load"),
-        "model": arguments.model.name,
-        "concurrency": arguments.concurrency,
-        "with_sessions": not arguments.stateless,
-        "prompt_num_tokens": load.prompt_num_tokens,
-        "document_num_tokens": document_num_tokens,
-        "max_tokens": arguments.max_tokens,
-        **summarise_load(records, limits),
-    }
-    report.publish(document, {"ticks": [asdict(ticks) for ticks in records]}, arguments.json)
-
-
-class Load:
-    """The workload: what each stream sends. The same seed sends the same texts."""
-
-    def __init__(
-        self,
-        tokenizer: Tokenizer,
-        prose: ProseSource,
-        *,
-        prompt_num_tokens: int,
-        document_num_tokens: int,
-        max_tokens: int,
-        with_sessions: bool,
-        seed: int,
-    ) -> None:
-        self._tokenizer = tokenizer
-        self._prose = prose
-        self.prompt_num_tokens = prompt_num_tokens
-        self._document_num_tokens = document_num_tokens
-        self._max_tokens = max_tokens
-        self._with_sessions = with_sessions
-        self._seed = seed
-        self._run_id = uuid.uuid4().hex[:8]
-
-    async def run(
-        self, base_url: str, api_key: str | None, concurrency: int, num_requests: int, num_warm_up: int
-    ) -> list[RequestTicks]:
-        """Records of all streams, by stream. Sessions are made before and deleted after."""
-        async with AsyncClient(base_url, api_key) as client:
-            streams = range(concurrency)
-            numbers = range(-num_warm_up, num_requests)
-            prompts = {
-                (stream, number): self._text(self.prompt_num_tokens, f"{stream}/{number}")
-                for stream in streams
-                for number in numbers
-            }
-            if self._document_num_tokens:
-                await asyncio.gather(*(self._read_document(client, stream) for stream in streams))
-            for recorded in (numbers[:num_warm_up], numbers[num_warm_up:]):
-                began = time.monotonic()
-                groups = await asyncio.gather(
-                    *(self._run_stream(client, stream, recorded, prompts, began) for stream in streams)
-                )
-            if self._with_sessions:
-                await asyncio.gather(*(self._forget(client, stream) for stream in streams))
-        return [ticks for group in groups for ticks in group]
-
-    async def _read_document(self, client: AsyncClient, stream: int) -> None:
-        text = self._text(self._document_num_tokens, f"document/{stream}")
-        await client.ingest(self._session_of(stream), BytesIO(text.encode()))
-
-    async def _run_stream(
-        self, client: AsyncClient, stream: int, numbers: range, prompts: dict[tuple[int, int], str], began: float
-    ) -> list[RequestTicks]:
-        return [await self._send(client, stream, number, prompts[stream, number], began) for number in numbers]
-
-    async def _forget(self, client: AsyncClient, stream: int) -> None:
-        """A stream whose every request failed has no session."""
-        try:
-            await client.delete_session(self._session_of(stream))
-        except ApiError as error:
-            if error.code != "session_not_found":
-                raise
-
-    async def _send(self, client: AsyncClient, stream: int, number: int, prompt: str, began: float) -> RequestTicks:
-        options: ChatOptions = {"max_tokens": self._max_tokens, "ignore_eos": True}
-        if self._with_sessions:
-            options["session_id"] = self._session_of(stream)
-            options["history"] = "new"
-        chunk_seconds: list[float] = []
-        num_prompt_tokens = num_completion_tokens = 0
-        error: str | None = None
-        sent_seconds = time.monotonic() - began
-        end_seconds = sent_seconds
-        try:
-            async for delta in client.stream_chat(prompt, **options):
-                now = time.monotonic() - began
-                if delta.text:
-                    chunk_seconds.append(now)
-                if delta.finish_reason is not None:
-                    end_seconds = now
-                if delta.usage is not None:
-                    num_prompt_tokens = delta.usage.num_prompt_tokens
-                    num_completion_tokens = delta.usage.num_completion_tokens
-            if not chunk_seconds:
-                error = "an answer without text"
-        except ClientError as failure:
-            end_seconds = time.monotonic() - began
-            error = str(failure)
-        return RequestTicks(
-            stream=stream,
-            number=number,
-            sent_seconds=sent_seconds,
-            chunk_seconds=() if error else tuple(chunk_seconds),
-            end_seconds=end_seconds,
-            num_prompt_tokens=num_prompt_tokens,
-            num_completion_tokens=num_completion_tokens,
-            error=error,
-        )
-
-    def _text(self, num_tokens: int, name: str) -> str:
-        return prompt_of(self._tokenizer, self._prose, num_tokens, f"{self._seed}/{name}")
-
-    def _session_of(self, stream: int) -> str:
-        return f"load-{self._run_id}-{stream}"
 
 
 def _parse_limits(texts: list[str]) -> Limits:
@@ -203,3 +184,10 @@ def _parse_limits(texts: list[str]) -> Limits:
         if name not in LATENCIES:
             raise SystemExit(f"bench load: --goodput takes {', '.join(LATENCIES)} with seconds, like ttft=0.5: {text}")
     return limits
+
+
+def _positive(text: str) -> float:
+    value = float(text)
+    if not 0 < value < float("inf"):
+        raise ValueError(f"not a rate: {text!r}")
+    return value

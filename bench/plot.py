@@ -81,3 +81,32 @@ def draw_context_length(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
             xscale="log", xlabel="tokens read before", ylabel=f"{kind}, ms a token", ylim=(0, 1.3 * max(milliseconds))
         )
     save_figure(figure, path)
+
+
+def draw_throughput_latency(levels: Sequence[Mapping[str, Any]], path: Path) -> None:
+    """First token and the gaps after it, over the tokens a second that the server gave at each level of load."""
+    figure = new_figure(9, 3.5)
+    for index, name in enumerate(("ttft", "itl"), start=1):
+        axes = figure.add_subplot(1, 2, index)
+        shown = [level for level in levels if level[f"{name}_seconds"] is not None]
+        throughput = [level["output_tokens_per_second"] for level in shown]
+        for figure_name in ("median", "p99"):
+            axes.plot(throughput, [level[f"{name}_seconds"][figure_name] for level in shown], "o-", label=figure_name)
+        for level, x in zip(shown, throughput, strict=True):
+            label = str(level.get("concurrency", level.get("rate")))
+            axes.annotate(label, (x, level[f"{name}_seconds"]["median"]), fontsize=7)
+        axes.set(yscale="log", xlabel="tokens answered a second", ylabel=f"{name} (s)")
+        axes.legend()
+    save_figure(figure, path)
+
+
+def draw_resume(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
+    """Seconds to the first token over what was read before: going on from each tier, and reading it all again."""
+    figure = new_figure(7, 4.5)
+    axes = figure.add_subplot()
+    for way in dict.fromkeys(row["way"] for row in rows):
+        points = [(row["num_tokens"], row["ttft_seconds"]["median"]) for row in rows if row["way"] == way]
+        axes.plot(*zip(*points, strict=True), "o-", label=way)
+    axes.set(xscale="log", yscale="log", xlabel="tokens read before", ylabel="seconds to the first token (median)")
+    axes.legend()
+    save_figure(figure, path)

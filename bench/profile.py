@@ -30,6 +30,7 @@ PARTS: Sequence[tuple[str, str]] = (
     ("atlas_model/memory/update.py LinearUpdate.read", "memory read"),
     ("atlas_model/memory/update.py LinearUpdate._multiply", "memory read"),
     ("atlas_model/memory/update.py TokenMuonUpdate.read", "memory read"),
+    ("atlas_model/memory/recurrent.py read_token", "memory read"),
     ("atlas_model/neural_memory.py NeuralMemory._normed", "memory read"),
     ("atlas_model/neural_memory.py NeuralMemory.read_anchor", "memory read"),
     ("atlas_model/memory/update.py", "memory commit"),

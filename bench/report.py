@@ -12,6 +12,7 @@ import os
 import platform
 import subprocess
 import sys
+import tomllib
 from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
@@ -36,6 +37,10 @@ def add_output_arguments(parser: argparse.ArgumentParser) -> None:
 def add_server_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--base-url", metavar="URL", help="a running server; without it, one of our own is started")
     parser.add_argument("--api-key", default=os.environ.get("ATLAS_API_KEY"), help="default: ATLAS_API_KEY")
+    add_model_argument(parser)
+
+
+def add_model_argument(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", type=Path, default=SHIPPED_MODEL, metavar="DIR", help="checkpoint folder")
 
 
@@ -45,7 +50,7 @@ def header(bench: str) -> Json:
         "bench": bench,
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "command": " ".join(["python", "-m", "bench", *sys.argv[1:]]),
-        "version": metadata.version("atlas-serve"),
+        "version": _version(),
         "commit": _commit(),
         "cpu": _cpu_model(),
         "num_cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
@@ -58,10 +63,19 @@ def header(bench: str) -> Json:
 def publish(document: Json, records: Mapping[str, object], path: Path | None) -> None:
     """Write document and records to the file, print the document alone as the last line."""
     if path is not None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        text = json.dumps({**document, **records}, indent=1, ensure_ascii=False, allow_nan=False)
-        path.write_text(text + "\n", encoding="utf-8")
+        write({**document, **records}, path)
     print(json.dumps(document, ensure_ascii=False, allow_nan=False), flush=True)
+
+
+def write(document: Json, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(document, indent=1, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
+
+
+def _version() -> str:
+    """That of the tree, which need not be installed."""
+    version: str = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["version"]
+    return version
 
 
 def _commit() -> str | None:

@@ -176,6 +176,12 @@ class BenchServer:
         self.base_url = base_url
         self._process = process
 
+    @property
+    def pid(self) -> int:
+        """Of our own server."""
+        assert self._process is not None, "somebody else's server"
+        return self._process.pid
+
     @contextmanager
     def killed_and_started(self) -> Iterator[str]:
         """Kill our process without warning and start it again; the base URL to go on at."""

@@ -32,6 +32,7 @@ class Stepper:
         period = chunk_period(model)
         window = 0 if model.config.attention is None else model.config.attention.window
         settled = period * (2 + window // period)
+        self._positions = [settled + phase for phase in phases]
         rows = max(1, _GROUP_NUM_TOKENS // (settled + period))
         for start in range(0, len(phases), rows):
             group = slice(start, start + rows)
@@ -39,11 +40,17 @@ class Stepper:
 
     def decode(self) -> Tensor:
         """One token for every row -> logits [B, V]."""
-        return self._runner.decode(self.slots, self._token_ids(len(self.slots)))
+        logits = self._runner.decode(self.slots, self._token_ids(len(self.slots)), self._positions)
+        self._go_on(1)
+        return logits
 
     def prefill(self, num_tokens: int) -> None:
         """A piece of `num_tokens` for every row."""
         self._runner.prefill(self.slots, [self._token_ids(num_tokens) for _ in self.slots])
+        self._go_on(num_tokens)
+
+    def _go_on(self, num_tokens: int) -> None:
+        self._positions = [position + num_tokens for position in self._positions]
 
     def _token_ids(self, num_tokens: int) -> list[int]:
         token_ids: list[int] = torch.randint(self._vocab_size, (num_tokens,), generator=self._generator).tolist()

@@ -10,11 +10,12 @@ from __future__ import annotations
 import math
 import random
 import re
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from atlas_model.text import Tokenizer
+from atlas_model.text import Tokenizer, find_tokenizer, load_tokenizer
 from atlas_model.training.documents import Document, Question, make_document
 from atlas_model.training.prose import CorpusError, Prose, ProseSource
 from atlas_model.training.synthetic_prose import SyntheticProse
@@ -114,3 +115,9 @@ def prompt_of(tokenizer: Tokenizer, prose: ProseSource, num_tokens: int, seed: s
         if missing <= 0:
             break
     return " ".join(sentences)
+
+
+def open_prompts(model: Path, corpus: Path | None, seed: int) -> Callable[[int, str], str]:
+    """`prompt_of` with a checkpoint folder's tokenizer and `open_prose(corpus)`: from a length and a name to a text."""
+    tokenizer, prose = load_tokenizer(find_tokenizer(model)), open_prose(corpus)
+    return lambda num_tokens, name: prompt_of(tokenizer, prose, num_tokens, f"{seed}/{name}")

@@ -31,6 +31,9 @@ class EngineConfig:
     device: where the model and the slots live.
     matmul_dtype: `bfloat16` makes the products of the model's dense layers in it, `float32` in the model's own dtype.
         States are the same in kind: one goes on under either setting.
+    max_pinned_num_bytes: on CUDA, host memory for states that are copied while the model runs.
+    cuda_graphs: on CUDA, decode steps are captured at the start, one for each power of two of rows, and replayed.
+    allow_tf32: on CUDA, products of float32 matrices may round their operands (see `numerics`).
     """
 
     max_num_sequences: int = 16
@@ -47,9 +50,12 @@ class EngineConfig:
     num_threads: int | None = None
     device: str = "cpu"
     matmul_dtype: str = "float32"
+    max_pinned_num_bytes: int = 2**28
+    cuda_graphs: bool = True
+    allow_tf32: bool = False
 
     def __post_init__(self) -> None:
-        for key in ("max_num_waiting", "memory_sample_tokens"):
+        for key in ("max_num_waiting", "memory_sample_tokens", "max_pinned_num_bytes"):
             if getattr(self, key) < 0:
                 raise ValueError(f"{key} must be 0 or more, not {getattr(self, key)}")
         if not 0 < self.background_share < 1:

@@ -18,11 +18,15 @@ from torch import Tensor
 from atlas_model.checkpoint import Checkpoint
 from atlas_model.rounded_products import round_products
 from atlas_model.text.chat_format import OPENING
+from atlas_model.upload import upload
 from engine.config import EngineConfig
+from engine.decode_graphs import DecodeGraphs, capture_cuda_graph
+from engine.departures import Departures
 from engine.device_memory import free_cached_memory, is_out_of_memory
 from engine.errors import AtlasError, Draining, EngineOverloaded, InvalidRequest, MemoryDiverged
 from engine.memory_samples import MemorySample
 from engine.model_runner import ModelRunner
+from engine.numerics import set_float32_products
 from engine.pace import PrefillPace
 from engine.progress import Progress
 from engine.sampler import Draw, Sampler
@@ -31,6 +35,7 @@ from engine.sequence import FinishReason, Resume, Sequence, SequenceOutput, Sequ
 from engine.state_pool import StatePool, diverged_tensor
 from engine.stopping import Stopping
 from engine.telemetry import Counters, EngineStats
+from engine.transfers import Transfers
 
 _logger = logging.getLogger(__name__)
 
@@ -40,6 +45,7 @@ class EngineCore:
 
     def __init__(self, checkpoint: Checkpoint, config: EngineConfig) -> None:
         device = torch.device(config.device)
+        set_float32_products(device, allow_tf32=config.allow_tf32)
         model = checkpoint.model.to(device)
         if config.matmul_dtype == "bfloat16":
             round_products(model)
@@ -54,8 +60,12 @@ class EngineCore:
             self._initial_state = model.initial_state(1)
             self._pool = StatePool(model.config, config.max_num_sequences, device)
             self._sampler = Sampler(self._vocab_size, self._end_token_id, silent, device)
+            self._transfers = Transfers(model.config, device, config.max_pinned_num_bytes)
+            uses_graphs = device.type == "cuda" and config.cuda_graphs
+            graphs = DecodeGraphs(model, self._pool, capture_cuda_graph) if uses_graphs else None
+        self._departures = Departures()
+        self._runner = ModelRunner(model, self._pool, device, graphs)
         self._device = device
-        self._runner = ModelRunner(model, self._pool, device)
         memory_chunk_sizes = model.config.memory_chunk_sizes or (model.config.memory.memory_chunk_size,)
         self._scheduler = Scheduler(config, max(memory_chunk_sizes))
         self._pace = PrefillPace(config.max_added_itl_seconds, config.max_num_interleaved_tokens)
@@ -66,7 +76,7 @@ class EngineCore:
     @property
     def has_work(self) -> bool:
         """Whether a step would do or say anything."""
-        return bool(self._progress or self._outputs)
+        return bool(self._progress or self._outputs or self._departures)
 
     @property
     def num_free_slots(self) -> int:
@@ -130,6 +140,7 @@ class EngineCore:
                 if batch.is_interleaved:
                     self._runner.wait()
                     self._pace.observe(batch.num_padded_tokens, time.monotonic() - began)
+            self._outputs += self._departures.arrived(wait=batch is None)
         outputs, self._outputs = self._outputs, []
         return outputs
 
@@ -153,6 +164,7 @@ class EngineCore:
     def check_integrity(self) -> None:
         """Asserts that every slot is owned by one running sequence, resident for a state whose bits it has, or zeroed
         and free; and that no sequence is lost."""
+        self._outputs += self._departures.arrived(wait=True)
         self._pool.check_integrity([each.slot for each in self._scheduler.running if each.slot is not None])
         assert all(sequence.slot is None for sequence in self._scheduler.waiting), "a slot is held while waiting"
         known = {sequence.sequence_id for sequence in (*self._scheduler.running, *self._scheduler.waiting)}
@@ -216,7 +228,9 @@ class EngineCore:
             else:
                 writing.append(progress)
                 rows.append(row)
-        return writing, [logits if len(rows) == len(batch.pieces) else logits[rows]]
+        if len(rows) < len(batch.pieces):
+            logits = logits.index_select(0, upload(rows, torch.int64, logits.device))
+        return writing, [logits]
 
     def _row(self, piece: Piece) -> int:
         assert piece.sequence.slot is not None
@@ -313,9 +327,12 @@ class EngineCore:
         sequence = progress.sequence
         assert sequence.slot is not None
         progress.mark_prefilled(time.monotonic())
+        copy = None
         try:
-            tensors = self._pool.export(sequence.slot) if sequence.leaves_state else self._pool.read([sequence.slot])
-            layer = diverged_tensor(tensors, self._max_state_norm)
+            row = self._pool.copy(sequence.slot) if sequence.leaves_state else self._pool.read([sequence.slot])
+            layer = diverged_tensor(row, self._max_state_norm)
+            if layer is None and sequence.leaves_state:
+                copy = self._transfers.to_host(row)
         except Exception as error:
             # Boundary: as above.
             self._fail(progress, error)
@@ -324,13 +341,15 @@ class EngineCore:
             self._fail(progress, MemoryDiverged(f"{layer} is not finite or too large", layer))
             return
         text += progress.detokenizer.finish()
-        state = None
-        if sequence.leaves_state:
-            state = SequenceState(tensors, sequence.tokens_digest, pending, sequence.memory_samples)
-            slot, sequence.slot = sequence.slot, None
-            self._pool.keep(slot, tensors)
+        if copy is None:
+            self._drop(progress)
+            self._outputs.append(progress.output(time.monotonic(), text, token_ids, reason))
+            return
+        state = SequenceState(copy.state, sequence.tokens_digest, pending, sequence.memory_samples)
+        slot, sequence.slot = sequence.slot, None
+        self._pool.keep(slot, copy.state)
         self._drop(progress)
-        self._outputs.append(progress.output(time.monotonic(), text, token_ids, reason, state))
+        self._departures.add(copy, progress.output(time.monotonic(), text, token_ids, reason, state))
 
     def _fail(self, progress: Progress, error: Exception) -> None:
         if is_out_of_memory(error):

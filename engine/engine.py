@@ -25,6 +25,7 @@ from engine.config import EngineConfig
 from engine.core import EngineCore
 from engine.errors import Draining, EngineDead, InvalidRequest
 from engine.failpoints import failpoint
+from engine.mailbox import Mailbox
 from engine.places import Places
 from engine.sequence import FinishReason, Sequence, SequenceOutput, SequenceState
 from engine.telemetry import EngineStats
@@ -51,7 +52,7 @@ class Engine:
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self._loop: asyncio.AbstractEventLoop | None = None
         # Where the outputs of a sequence go, until its last one has been delivered.
-        self._streams: dict[str, asyncio.Queue[SequenceOutput]] = {}
+        self._streams: dict[str, Mailbox[SequenceOutput]] = {}
         # For the sequences that open iterators have, or may still add: no more than the core takes.
         self._places = Places(config.max_num_sequences + config.max_num_waiting, is_multi_tenant=config.is_multi_tenant)
         self._idle = asyncio.Event()
@@ -205,7 +206,7 @@ class Engine:
                     del self._streams[sequence.sequence_id]
                     self._inbox.put(partial(self._core.abort, sequence.sequence_id))
 
-    def _open(self, sequences: list[Sequence]) -> asyncio.Queue[SequenceOutput]:
+    def _open(self, sequences: list[Sequence]) -> Mailbox[SequenceOutput]:
         self._check_running()
         if self._is_cut_short:
             raise Draining("the server is shutting down")
@@ -213,7 +214,7 @@ class Engine:
             if sequence.sequence_id in self._streams:
                 raise InvalidRequest(f"sequence {sequence.sequence_id} is already running")
             self._core.check(sequence)
-        stream: asyncio.Queue[SequenceOutput] = asyncio.Queue()
+        stream: Mailbox[SequenceOutput] = Mailbox()
         for sequence in sequences:
             self._streams[sequence.sequence_id] = stream
             self._inbox.put(partial(self._core.add, sequence))
@@ -228,7 +229,7 @@ class Engine:
             stream = self._streams.get(output.sequence_id)
             if stream is None:
                 continue
-            stream.put_nowait(output)
+            stream.put(output)
             if output.finish_reason is not None:
                 del self._streams[output.sequence_id]
 

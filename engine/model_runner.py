@@ -12,7 +12,10 @@ from torch import Tensor
 
 from atlas_model.model import AtlasModel, ModelOutput
 from atlas_model.state import State
+from atlas_model.state_delta import StateDelta
 from atlas_model.telemetry import LayerSample, MemoryRecording
+from atlas_model.upload import upload
+from engine.decode_graphs import DecodeGraphs
 from engine.state_pool import StatePool
 
 _logger = logging.getLogger(__name__)
@@ -22,10 +25,15 @@ LayerSamples = dict[int, tuple[LayerSample, ...]]
 
 
 class ModelRunner:
-    def __init__(self, model: AtlasModel, pool: StatePool, device: torch.device) -> None:
+    """graphs: what decodes in place of the model, as far as it can."""
+
+    def __init__(
+        self, model: AtlasModel, pool: StatePool, device: torch.device, graphs: DecodeGraphs | None = None
+    ) -> None:
         self._model = model
         self._pool = pool
         self._device = device
+        self._graphs = graphs
 
     def prefill(
         self, slots: Sequence[int], pieces: Sequence[Sequence[int]], sampled_rows: Iterable[int] = ()
@@ -48,17 +56,21 @@ class ModelRunner:
 
         Where the slots come in the order of their rows, neither the states nor the logits are copied.
         """
-        together = self._pool.bring_together(slots)
+        together = self._pool.bring_together(slots, start=None if self._graphs is None else 0)
         place = {slot: index for index, slot in enumerate(slots)}
         order = [place[slot] for slot in together]
         state = self._pool.read(together)
-        ids = torch.tensor([token_ids[index] for index in order], device=self._device)
-        logits, delta = self._model.step_delta(ids, state)
+        ids = upload([token_ids[index] for index in order], torch.int64, self._device)
+        logits, delta = self._step(ids, state)
         self._pool.apply(together, self._model.commit(delta, state, [positions[index] for index in order]))
         if together == list(slots):
             return logits
         back = sorted(range(len(order)), key=order.__getitem__)
-        return logits[torch.tensor(back, device=self._device)]
+        return logits.index_select(0, upload(back, torch.int64, self._device))
+
+    def _step(self, token_ids: Tensor, state: State) -> tuple[Tensor, StateDelta]:
+        results = None if self._graphs is None else self._graphs.step(token_ids)
+        return self._model.step_delta(token_ids, state) if results is None else results
 
     def wait(self) -> None:
         """Returns when the device has done all that it was given."""

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from atlas_model.upload import upload
 from engine.sampling_params import SamplingParams
 
 _MASK = 2**64 - 1
@@ -73,9 +74,9 @@ class Sampler:
         """logits [B, V] and one draw a row -> one token id a row, None where the row's logits are not finite."""
         is_finite = logits.amin(dim=1).isfinite() & logits.amax(dim=1).isfinite()
         scores = logits + self._penalty
-        endless = [row for row, draw in enumerate(draws) if not draw.can_end]
-        if endless:
-            scores[endless, self._end_token_id] = -torch.inf
+        if not all(draw.can_end for draw in draws):
+            is_endless = upload([not draw.can_end for draw in draws], torch.bool, scores.device)
+            scores[:, self._end_token_id].masked_fill_(is_endless, -torch.inf)
 
         random = [row for row, draw in enumerate(draws) if not draw.params.is_greedy]
         if len(random) == len(draws):
@@ -83,7 +84,9 @@ class Sampler:
         else:
             drawn = scores.argmax(dim=1)
             if random:
-                drawn[random] = _draw(scores[random], [draws[row] for row in random], self._stages[0])
+                rows_at_random = upload(random, torch.int64, scores.device)
+                of_them = scores.index_select(0, rows_at_random)
+                drawn.index_copy_(0, rows_at_random, _draw(of_them, [draws[row] for row in random], self._stages[0]))
         token_ids: list[int] = drawn.where(is_finite, _NOT_FINITE).tolist()
 
         for num_candidates in self._stages[1:]:
@@ -104,7 +107,7 @@ def _draw(scores: Tensor, draws: Sequence[Draw], num_candidates: int) -> Tensor:
     """
     vocab_size = scores.shape[1]
     is_whole = num_candidates == vocab_size
-    settings = torch.tensor(
+    settings = upload(
         [
             (
                 draw.params.temperature,
@@ -114,8 +117,8 @@ def _draw(scores: Tensor, draws: Sequence[Draw], num_candidates: int) -> Tensor:
             )
             for draw in draws
         ],
-        dtype=torch.float64,
-        device=scores.device,
+        torch.float64,
+        scores.device,
     )
     temperature, top_k, top_p, uniforms = (column[:, None] for column in settings.unbind(dim=1))
     top_k = top_k.long().clamp(max=vocab_size)

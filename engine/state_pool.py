@@ -23,6 +23,7 @@ from torch import Tensor
 from atlas_model.config import AtlasConfig
 from atlas_model.state import State, state_spec
 from atlas_model.state_delta import StateDelta
+from atlas_model.upload import upload
 
 
 class StatePool:
@@ -115,7 +116,8 @@ class StatePool:
 
     def copy(self, slot: int) -> State:
         """A state of one row, on the device, that the slot's later steps do not touch."""
-        return self._state.gather(torch.tensor([self._rows[slot]], device=self._device))
+        row = self._rows[slot]
+        return self._state.map(lambda tensor: tensor[row : row + 1].clone())
 
     def export(self, slot: int) -> State:
         """A state of one row on the CPU, of its own."""
@@ -125,16 +127,18 @@ class StatePool:
         """Where the slot's row is now: what to sort by to have a set in the order of its rows."""
         return self._rows[slot]
 
-    def bring_together(self, slots: Sequence[int]) -> list[int]:
-        """Moves rows until those of the slots are neighbours; returns the slots in the order of their rows.
+    def bring_together(self, slots: Sequence[int], start: int | None = None) -> list[int]:
+        """Moves rows until those of the slots are neighbours, from `start` on if it is given; returns the slots in the
+        order of their rows.
 
         Moves as few as can be: a set that has lost one slot or won one costs at most one exchange of two rows.
         """
         rows = sorted(self._rows[slot] for slot in slots)
         count = len(rows)
-        if rows[-1] - rows[0] + 1 != count:
+        if rows[-1] - rows[0] + 1 != count or start not in (None, rows[0]):
             last_start = self.num_slots - count
-            start = max((min(row, last_start) for row in rows), key=lambda at: _num_within(rows, at, at + count))
+            if start is None:
+                start = max((min(row, last_start) for row in rows), key=lambda at: _num_within(rows, at, at + count))
             taken = set(rows)
             holes = (row for row in range(start, start + count) if row not in taken)
             for row in rows:
@@ -147,11 +151,15 @@ class StatePool:
         """The rows in this order, for one step of the model: of neighbouring rows it is a view and no copy."""
         rows = [self._rows[slot] for slot in slots]
         if not _are_neighbours(rows):
-            return self._state.gather(torch.tensor(rows, device=self._device))
+            return self._state.gather(upload(rows, torch.int64, self._device))
         start, stop = rows[0], rows[-1] + 1
         if self._view is None or self._view[:2] != (start, stop):
             self._view = start, stop, self._state.map(lambda tensor: tensor[start:stop])
         return self._view[2]
+
+    def first_rows(self, count: int) -> State:
+        """A view of them, whosever they are: to be computed with, and not to be written to."""
+        return self._state.map(lambda tensor: tensor[:count])
 
     def apply(self, slots: Sequence[int], delta: StateDelta) -> None:
         """Writes a step's delta into the rows that it read; they must be neighbours, in this order."""
@@ -194,11 +202,11 @@ class StatePool:
             target = self._tensors[name]
             assert (tensor.shape, tensor.dtype) == ((len(slots), *target.shape[1:]), target.dtype), name
         rows = [self._rows[slot] for slot in slots]
-        index = torch.tensor(rows, device=self._device)
+        index = upload(rows, torch.int64, self._device)
         for name, tensor in tensors.items():
             target = self._tensors[name]
             # A view of the pool itself, shifted or not, must not be read while it is written.
-            source = tensor.clone() if _share_storage(tensor, target) else tensor.to(self._device)
+            source = tensor.clone() if _share_storage(tensor, target) else tensor.to(self._device, non_blocking=True)
             if _are_neighbours(rows):
                 target[rows[0] : rows[-1] + 1].copy_(source)
             else:
@@ -233,7 +241,7 @@ def _share_storage(a: Tensor, b: Tensor) -> bool:
 
 def diverged_tensor(state: State, max_norm: float) -> str | None:
     """The name of the first tensor whose norm is not finite or beyond `max_norm`; None when there is none."""
-    for name, tensor in state.named_tensors().items():
-        if tensor.is_floating_point() and not float(torch.linalg.vector_norm(tensor)) <= max_norm:
-            return name
-    return None
+    tensors = {name: tensor for name, tensor in state.named_tensors().items() if tensor.is_floating_point()}
+    # One transfer from the device for all.
+    norms = torch.stack([torch.linalg.vector_norm(tensor).double() for tensor in tensors.values()]).tolist()
+    return next((name for name, norm in zip(tensors, norms, strict=True) if not norm <= max_norm), None)

@@ -38,7 +38,7 @@ class DrainingServer(uvicorn.Server):
                 create_app(self.runtime),
                 host=config.host,
                 port=config.port,
-                http="h11",
+                http="httptools",
                 ws="none",
                 lifespan="on",
                 log_config=None,

@@ -62,6 +62,10 @@ class ServerConfig:
     matmul_dtype: Annotated[
         str, "the dense layers' products: float32, or bfloat16 where the processor has it, faster and less exact"
     ] = "float32"
+    cuda_graphs: Annotated[bool, "on CUDA, capture decode steps at the start and replay them"] = True
+    allow_tf32: Annotated[
+        bool, "on CUDA, multiply float32 matrices faster, their numbers rounded to 10 bits; states stay float32"
+    ] = False
     max_num_sequences: Annotated[int, "sequences that run at once"] = 16
     max_num_waiting: Annotated[int, "requests that may wait beyond those; the next one gets 429"] = 256
     max_num_batched_tokens: Annotated[int, "tokens that one step may prefill"] = 2048
@@ -162,6 +166,8 @@ class ServerConfig:
             num_threads=self.threads,
             device=self.device,
             matmul_dtype=self.matmul_dtype,
+            cuda_graphs=self.cuda_graphs,
+            allow_tf32=self.allow_tf32,
         )
 
     @property

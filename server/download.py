@@ -8,7 +8,7 @@ from starlette.types import Receive, Scope, Send
 
 from engine.stores.base import Buffer
 from server.bodies import PIECE_NUM_BYTES
-from server.disconnect import run_until_disconnect, send_body
+from server.disconnect import BodySender, run_until_disconnect
 
 
 class Download(Response):
@@ -39,7 +39,8 @@ class Download(Response):
 
     async def _send_all(self, send: Send) -> None:
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
-        for view in self._views:
-            for start in range(0, view.nbytes, PIECE_NUM_BYTES):
-                await send_body(send, bytes(view[start : start + PIECE_NUM_BYTES]), self._stall_seconds)
+        async with BodySender(send, self._stall_seconds) as body:
+            for view in self._views:
+                for start in range(0, view.nbytes, PIECE_NUM_BYTES):
+                    await body.send(bytes(view[start : start + PIECE_NUM_BYTES]))
         await send({"type": "http.response.body", "body": b"", "more_body": False})

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from server.disconnect import run_until_disconnect, send_body
+from server.disconnect import BodySender, run_until_disconnect
 
 DONE = b"data: [DONE]\n\n"
 MEDIA_TYPE = "text/event-stream"
@@ -17,8 +17,27 @@ MEDIA_TYPE = "text/event-stream"
 T = TypeVar("T")
 
 
+_encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode
+
+
 def event(value: Mapping[str, Any]) -> bytes:
-    return b"data: " + json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode() + b"\n\n"
+    return b"data: " + _encode(value).encode() + b"\n\n"
+
+
+class EventTemplate:
+    """An event of which only one string changes: the rest is encoded once.
+
+    value: is an event with `BLANK` in that string's place, and nowhere else.
+    """
+
+    BLANK = "\0"
+
+    def __init__(self, value: Mapping[str, Any]) -> None:
+        self._head, self._tail = event(value).split(_encode(self.BLANK).encode())
+
+    def filled(self, text: str) -> bytes:
+        """What `event` gives with `text` in the place of the blank, byte for byte."""
+        return self._head + _encode(text).encode() + self._tail
 
 
 class EventStream(Response):
@@ -55,9 +74,10 @@ class EventStream(Response):
 
     async def _send_all(self, send: Send) -> None:
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
-        await send_body(send, self._first, self._stall_seconds)
-        async for body in self._rest:
-            await send_body(send, body, self._stall_seconds)
+        async with BodySender(send, self._stall_seconds) as body:
+            await body.send(self._first)
+            async for piece in self._rest:
+                await body.send(piece)
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 

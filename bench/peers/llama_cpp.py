@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from atlas_model.config import AtlasConfig
-from bench.memory_workload import seconds_in_turns
+from bench.clock import seconds_in_turns
 from bench.peers.contender import Contender, Description, Size, Write, likeliest
 from bench.peers.gguf_file import write_gguf
 from bench.peers.recurrent_shapes import RecurrentShape, mamba_shape, rwkv7_shape

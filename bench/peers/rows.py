@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from statistics import median
 
-from bench.memory_workload import median_ratio
+from bench.clock import median_ratio
 from bench.peers.contender import Phase
 
 

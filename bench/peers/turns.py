@@ -7,7 +7,7 @@ from functools import partial
 
 import torch
 
-from bench.memory_workload import seconds_in_turns
+from bench.clock import seconds_in_turns
 from bench.peers.contender import Contender, Phase
 from bench.peers.rows import Measurement, Row
 

@@ -2,7 +2,7 @@
 
 import hashlib
 import logging
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Collection
 from contextlib import aclosing
 
 from fastapi import APIRouter
@@ -21,7 +21,7 @@ from server.middleware import RequestContext
 from server.parameters import review_chat_fields
 from server.runtime import Runtime
 from server.schemas import ChatRequest, request_body, validate
-from server.streaming import DONE, EventStream, event
+from server.streaming import DONE, EventStream, EventTemplate, event
 from server.strict_json import parse_object
 
 MAX_NUM_IGNORED_SHOWN = 32
@@ -90,19 +90,16 @@ class _Reply:
 
     async def _chunks(self, includes_usage: bool) -> AsyncGenerator[bytes, None]:
         """Raises what comes before the first chunk, and tells in a chunk what comes after it."""
-        frame = self._frame
-        # Choices that have said something.
-        begun: set[int] = set()
+        said = _TextEvents(self._frame)
         async with aclosing(self._events):
             try:
                 while not isinstance(item := await anext(self._events), Completed):
                     if isinstance(item, Said):
-                        yield event(frame.text_chunk(item.choice, item.text, is_first=item.choice not in begun))
-                        begun.add(item.choice)
+                        yield said.event(item.choice, item.text)
                     elif "X-Session-Id" in self._headers:
                         self._headers["X-Session-Version"] = str(item.base_version)
             except Exception as error:
-                if not begun:
+                if not said.choices:
                     raise
                 # Boundary: the status has been sent, so whatever failed is told inside the stream.
                 if not isinstance(error, AtlasError):
@@ -113,14 +110,14 @@ class _Reply:
             self._note(item)
             completion = item.completion
             choices = completion["choices"]
+            frame = ChatAnswer.of_completion(completion) if item.is_replay else self._frame
             if item.is_replay:
-                frame = ChatAnswer.of_completion(completion)
+                said = _TextEvents(frame)
                 for choice in choices:
-                    yield event(frame.text_chunk(choice["index"], choice["message"]["content"], is_first=True))
-                    begun.add(choice["index"])
+                    yield said.event(choice["index"], choice["message"]["content"])
             for choice in choices:
                 index = choice["index"]
-                yield event(frame.finish_chunk(completion, index, is_first=index not in begun))
+                yield event(frame.finish_chunk(completion, index, is_first=index not in said.choices))
             if includes_usage:
                 yield event(frame.usage_chunk(completion))
             yield DONE
@@ -128,6 +125,27 @@ class _Reply:
     def _note(self, completed: Completed) -> None:
         if completed.is_replay:
             self._headers["Idempotent-Replayed"] = "true"
+
+
+class _TextEvents:
+    """The events of an answer that carry text: a choice's first says the role, of the others only the text is new."""
+
+    def __init__(self, frame: ChatAnswer) -> None:
+        self._frame = frame
+        self._templates: dict[int, EventTemplate] = {}
+
+    @property
+    def choices(self) -> Collection[int]:
+        """Those that have said something."""
+        return self._templates.keys()
+
+    def event(self, choice: int, text: str) -> bytes:
+        template = self._templates.get(choice)
+        if template is not None:
+            return template.filled(text)
+        blank = self._frame.text_chunk(choice, EventTemplate.BLANK, is_first=False)
+        self._templates[choice] = EventTemplate(blank)
+        return event(self._frame.text_chunk(choice, text, is_first=True))
 
 
 def _understand(request: Request, runtime: Runtime, raw: bytes) -> tuple[ChatRequest, list[str], TurnRequest]:

@@ -1,12 +1,16 @@
-"""The checkpoint that the benches are tried on."""
-
-from __future__ import annotations
+"""What whole benches are run with."""
 
 from pathlib import Path
 
 import pytest
 
 from tests.tiny import save_tiny_checkpoint, tiny_config
+
+
+@pytest.fixture(autouse=True)
+def one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Servers that the benches start take the setting from our environment."""
+    monkeypatch.setenv("ATLAS_THREADS", "1")
 
 
 @pytest.fixture(scope="session")

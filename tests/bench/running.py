@@ -1,6 +1,4 @@
-"""Runs a bench as the command line does."""
-
-from __future__ import annotations
+"""A bench, run to its end in this process."""
 
 import json
 from typing import Any

@@ -8,16 +8,13 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from bench.__main__ import main
+from bench.gpu.equality import LIMITS
+from bench.gpu_check import PARTS
 from bench.kernels import RULES
 from bench.products import MatrixProducts
 from tests.bench.running import run
 from tests.redis_server import RedisServer, redis_is_installed
-
-
-@pytest.fixture(autouse=True)
-def one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Servers that the benches start take the setting from our environment."""
-    monkeypatch.setenv("ATLAS_THREADS", "1")
+from tests.tiny import save_tiny_checkpoint, tiny_config
 
 
 def test_recall_asks_every_question_three_ways_across_a_kill(
@@ -67,33 +64,12 @@ def test_codecs_asks_the_same_of_every_codec(model: Path, tmp_path: Path, capsys
     assert len(records["changed_answers"]) == sum(row["num_changed"] for row in recall)
 
 
-def test_load_records_every_request_of_every_stream(
-    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    path = tmp_path / "load.json"
-    size = ["--concurrency", "2", "--requests", "2", "--prompt-tokens", "20", "--max-tokens", "6"]
-    options = ["--document-tokens", "60", "--goodput", "ttft=100", "e2e=1e-9"]
-    document, _ = run(capsys, "load", "--model", str(model), *size, *options, "--json", str(path))
-    assert (document["num_requests"], document["num_failed"], document["goodput"]) == (4, 0, 0.0)
-    assert document["ttft_seconds"]["n"] == 4
-    ticks = json.loads(path.read_text())["ticks"]
-    assert sorted((tick["stream"], tick["number"]) for tick in ticks) == [(0, 0), (0, 1), (1, 0), (1, 1)]
-    for tick in ticks:
-        assert tick["num_completion_tokens"] == 6
-        assert tick["sent_seconds"] < tick["chunk_seconds"][0] <= tick["chunk_seconds"][-1] <= tick["end_seconds"]
-        assert tick["num_prompt_tokens"] > 60
-
-
-def test_cost_is_of_snapshots_resumes_and_samples(
-    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_cost_is_of_snapshots_and_samples(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     size = ["--length", "100", "--store-rounds", "2", "--threads", "1"]
     document, _ = run(capsys, "cost", *size, "--folder", str(tmp_path), "--model", str(model))
     assert document["memory_sample"]["share_of_prefill"] > 0
     assert document["store"]["snapshot_num_bytes"] > 0
     assert document["store"]["bare_save_seconds"] > 0
-    assert document["resume"]["num_rounds"] == 2
-    assert all(seconds > 0 for seconds in document["resume"].values())
 
 
 needs_redis = pytest.mark.skipif(not redis_is_installed(), reason="redis-server is not installed")
@@ -137,13 +113,23 @@ def test_a_snapshot_of_300_mb_takes_half_its_size_more_and_holds_up_no_other_cli
     assert max(memory["commit_pings"]["max"], memory["load_pings"]["max"]) < 0.1
 
 
-def test_a_device_equals_itself(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    options = ["--device", "cpu", "--batch-sizes", "1,2", "--rounds", "1", "--json", str(tmp_path / "gpu.json")]
-    document, _ = run(capsys, "gpu_check", "--model", str(model), *options)
-    assert all(check["holds"] for check in document["checks"])
-    assert len(document["checks"]) == 6
-    assert [row["batch_size"] for row in document["throughput"]] == [1, 2]
-    assert json.loads((tmp_path / "gpu.json").read_text())["device"] == "cpu"
+def test_all_that_a_gpu_is_checked_for_runs_on_a_cpu_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder, path = tmp_path / "tiny", tmp_path / "gpu.json"
+    save_tiny_checkpoint(folder, tiny_config(torch.float32))
+    size = ["--batch-sizes", "1,2", "--rounds", "1", "--long-tokens", "3k", "--budget-seconds", "240"]
+    document, printed = run(capsys, "gpu_check", "--device", "cpu", "--model", str(folder), *size, "--json", str(path))
+    parts = {part["part"]: part for part in document["parts"]}
+    assert list(parts) == list(PARTS)
+    assert [part["problem"] for part in parts.values()] == [None] * len(PARTS)
+    products = {check["name"].partition(":")[0]: check["limit"] for check in parts["equality"]["checks"]}
+    assert products.items() >= LIMITS.items()
+    assert len(parts["answers"]["checks"]) == 4
+    assert parts["long_prefill"]["figures"]["tokens read"] == 3000
+    assert all(
+        value > 0 for name in ("throughput", "latency", "copies", "resume") for value in parts[name]["figures"].values()
+    )
+    assert json.loads(path.read_text())["parts"] == document["parts"]
+    assert f"{len(PARTS)} of {len(PARTS)} parts passed" in printed
 
 
 @pytest.mark.parametrize(
@@ -154,10 +140,9 @@ def test_a_device_equals_itself(model: Path, tmp_path: Path, capsys: pytest.Capt
         (["recall", "--second-server"], "--store"),
         (["recall", "--lengths", "100", "--questions", "5", "--facts", "4"], "too many"),
         (["recall", "--base-url", "http://127.0.0.1:9", "--store", "memory://"], "--store"),
-        (["load", "--goodput", "speed=1"], "--goodput"),
+        (["gpu_check", "--device", "cpu", "--parts", "speed"], "'speed'"),
         (["chain", "--marks", "2k"], "twice --document-tokens"),
         (["chain", "--marks", "9k,many"], "not a length"),
-        (["load", "--stateless", "--document-tokens", "10"], "--document-tokens"),
     ],
 )
 def test_what_cannot_be_measured_is_refused_with_a_reason(model: Path, arguments: list[str], reason: str) -> None:
@@ -180,7 +165,8 @@ def test_a_machine_without_the_device_is_status_2(model: Path, capsys: pytest.Ca
 def test_a_cuda_device_computes_what_the_cpu_does(
     model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    run(capsys, "gpu_check", "--model", str(model), "--rounds", "1", "--json", str(tmp_path / "gpu.json"))
+    options = ["--parts", "equality,answers", "--json", str(tmp_path / "gpu.json")]
+    run(capsys, "gpu_check", "--model", str(model), *options)
 
 
 def test_a_chain_tells_norms_and_recall_at_every_mark(

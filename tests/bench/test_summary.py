@@ -1,10 +1,13 @@
 """Percentiles, intervals and latencies: values worked out by hand or by numpy."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from bench.load_workload import Kind
 from bench.summary import describe, percentile, proportion
 from bench.ticks import RequestTicks, latencies, summarise_load
 
@@ -44,10 +47,8 @@ def test_a_figure_is_printed_with_its_interval_and_n() -> None:
     assert str(proportion(80, 100)) == " 80.0 % [71.1, 86.7] n=100"
 
 
-def ticks(
-    sent: float, chunks: tuple[float, ...], end: float, num_tokens: int, error: str | None = None
-) -> RequestTicks:
-    return RequestTicks(0, 0, sent, chunks, end, num_prompt_tokens=5, num_completion_tokens=num_tokens, error=error)
+def ticks(sent: float, chunks: tuple[float, ...], end: float, num_tokens: int, **rest: Any) -> RequestTicks:
+    return RequestTicks(0, 0, sent, chunks, end, num_prompt_tokens=5, num_completion_tokens=num_tokens, **rest)
 
 
 def test_latencies_are_what_the_field_means_by_their_names() -> None:
@@ -74,3 +75,43 @@ def test_failed_requests_count_against_goodput_and_for_nothing_else() -> None:
     assert (summary["requests_per_second"], summary["output_tokens_per_second"]) == (0.5, 1.0)
     assert summary["goodput"] == pytest.approx(1 / 3)
     assert latencies(records)["ttft"] == [0.1, 0.9]
+
+
+def test_a_refused_request_is_no_failure_and_no_answer() -> None:
+    records = [
+        ticks(0.0, (0.5,), 1.0, num_tokens=1),
+        ticks(0.0, (), 0.1, num_tokens=0, error="queue_full: full", is_refused=True),
+        ticks(0.0, (), 2.0, num_tokens=0, error="memory_diverged: no"),
+    ]
+    summary = summarise_load(records, {"e2e": 10.0})
+    assert (summary["num_refused"], summary["num_failed"], summary["requests_per_second"]) == (1, 1, 0.5)
+    assert summary["goodput"] == pytest.approx(1 / 3)
+
+
+def test_tokens_that_were_in_the_memory_are_not_counted_as_read() -> None:
+    records = [
+        ticks(0.0, (0.5,), 1.0, num_tokens=1, num_cached_tokens=3),
+        RequestTicks(0, 1, 0.0, (), 2.0, num_prompt_tokens=40, num_completion_tokens=0, kind=Kind.INGEST),
+    ]
+    assert summarise_load(records, {})["input_tokens_per_second"] == (2 + 40) / 2.0
+
+
+def test_kinds_are_described_apart_and_an_ingest_has_no_first_token() -> None:
+    records = [
+        ticks(0.0, (0.5,), 1.0, num_tokens=1),
+        ticks(0.0, (), 3.0, num_tokens=0, kind=Kind.INGEST),
+    ]
+    summary = summarise_load(records, {"ttft": 1.0})
+    kinds = summary["kinds"]
+    assert isinstance(kinds, dict)
+    assert kinds["ingest"]["ttft_seconds"] is None
+    assert kinds["ingest"]["e2e_seconds"]["mean"] == 3.0
+    assert kinds["chat"]["ttft_seconds"]["mean"] == 0.5
+    # A limit on what an ingest does not have is met by it.
+    assert summary["goodput"] == 1.0
+    assert "kinds" not in summarise_load(records[:1], {})
+
+
+def test_an_open_loop_tells_how_late_it_was() -> None:
+    assert ticks(1.5, (2.0,), 3.0, num_tokens=1, due_seconds=1.25).late_seconds == 0.25
+    assert ticks(1.5, (2.0,), 3.0, num_tokens=1).late_seconds is None

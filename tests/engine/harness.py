@@ -22,6 +22,11 @@ def tiny() -> Checkpoint:
     return tiny_checkpoint()
 
 
+def tiny_on_its_own() -> Checkpoint:
+    """The tiny model for one test, which may move it to another device."""
+    return dataclasses.replace(tiny(), model=copy.deepcopy(tiny().model))
+
+
 def new_core(config: EngineConfig = SMALL, checkpoint: Checkpoint | None = None) -> EngineCore:
     return EngineCore(checkpoint or tiny(), config)
 

@@ -88,6 +88,8 @@ def test_help_names_every_setting(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_the_readme_has_every_setting_and_no_other() -> None:
     readme = Path(__file__).parents[2] / "README.md"
-    rows = re.findall(r"^\| `--([a-z-]+)` \| `(ATLAS_[A-Z_]+)` \|", readme.read_text(encoding="utf-8"), re.MULTILINE)
+    rows = re.findall(
+        r"^\| `--([a-z0-9-]+)` \| `(ATLAS_[A-Z0-9_]+)` \|", readme.read_text(encoding="utf-8"), re.MULTILINE
+    )
     assert [flag.replace("-", "_") for flag, _ in rows] == list(ServerConfig.__dataclass_fields__)
     assert [variable.removeprefix("ATLAS_").lower() for _, variable in rows] == list(ServerConfig.__dataclass_fields__)

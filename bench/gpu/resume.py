@@ -1,4 +1,5 @@
-"""How long a committed session takes to be ready to go on, from each tier, as the server itself counts it.
+"""How long a committed session takes to be ready to go on, from each tier, as the engine itself counts it: without
+HTTP, which `python -m bench resume` includes.
 
 The device still has the state of the last turn in a slot; the host has a copy, and the slot was used for something
 else; the store has the snapshot, and the process nothing. Each includes reading the head, by which a copy is confirmed.
@@ -9,13 +10,12 @@ from __future__ import annotations
 
 import asyncio
 import tempfile
-from collections.abc import Sequence
 from contextlib import aclosing
-from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 
-from atlas_model.checkpoint import Checkpoint
+from atlas_model.checkpoint import Checkpoint, load_checkpoint
+from bench.gpu.parts import Notes, Settings
 from engine.config import EngineConfig
 from engine.engine import Engine
 from engine.sampling_params import SamplingParams
@@ -25,18 +25,6 @@ from engine.stores.local import LocalStore
 
 KEY = SessionKey("bench", "resume")
 TIERS = ("host", "device", "store")
-
-
-@dataclass(frozen=True, slots=True)
-class ResumeCost:
-    """Medians of `num_rounds`; a ratio, to the device's time, is the median of the rounds' own ratios."""
-
-    num_rounds: int
-    device_seconds: float
-    host_seconds: float
-    host_ratio: float
-    store_seconds: float
-    store_ratio: float
 
 
 class _Watch:
@@ -55,23 +43,16 @@ class _Watch:
         """What a commit costs is measured elsewhere."""
 
 
-def measure_resume(
-    checkpoint: Checkpoint, num_rounds: int, folder: Path | None = None, device: str = "cpu"
-) -> ResumeCost:
-    """Go on `num_rounds` times from each tier, with a store below `folder` (default: the temporary one)."""
-    with tempfile.TemporaryDirectory(prefix="atlas-resume-", dir=folder) as name:
-        resumes = asyncio.run(_resumes(checkpoint, num_rounds, Path(name) / "store", device))
+def measure(settings: Settings, notes: Notes) -> None:
+    """Medians of several rounds on a temporary local store."""
+    checkpoint = load_checkpoint(settings.model, settings.device)
+    num_rounds = 5 * settings.num_rounds
+    with tempfile.TemporaryDirectory(prefix="atlas-resume-") as name:
+        resumes = asyncio.run(_resumes(checkpoint, num_rounds, Path(name) / "store", settings.device))
     # The first round finds the caches cold.
     assert [tier for tier, _ in resumes] == [*TIERS] * (num_rounds + 1)
-    seconds = {tier: [each for found, each in resumes if found == tier][1:] for tier in TIERS}
-    return ResumeCost(
-        num_rounds=num_rounds,
-        device_seconds=median(seconds["device"]),
-        host_seconds=median(seconds["host"]),
-        host_ratio=_ratio(seconds["host"], seconds["device"]),
-        store_seconds=median(seconds["store"]),
-        store_ratio=_ratio(seconds["store"], seconds["device"]),
-    )
+    for tier, words in (("device", "from the device"), ("host", "from the host"), ("store", "from the local store")):
+        notes.figure(f"{words}, seconds", median([seconds for found, seconds in resumes if found == tier][1:]))
 
 
 async def _resumes(checkpoint: Checkpoint, num_rounds: int, folder: Path, device: str) -> list[tuple[str, float]]:
@@ -114,7 +95,3 @@ async def _turn(sessions: SessionManager, *, read_only: bool) -> None:
             async for _ in outputs:
                 pass
         await turn.commit({})
-
-
-def _ratio(seconds: Sequence[float], others: Sequence[float]) -> float:
-    return median(mine / theirs for mine, theirs in zip(seconds, others, strict=True))
