@@ -9,8 +9,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from bench.__main__ import main
 from bench.gpu.equality import LIMITS
-from bench.gpu_check import PARTS
-from bench.kernels import RULES
+from bench.gpu.gpu_check import PARTS
+from bench.memory.kernels import RULES
 from bench.products import MatrixProducts
 from tests.bench.running import run
 from tests.redis_server import RedisServer, redis_is_installed
