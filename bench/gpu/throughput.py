@@ -8,7 +8,7 @@ import torch
 
 from atlas_model.checkpoint import load_checkpoint
 from atlas_model.model import AtlasModel
-from bench.clock import seconds_of
+from bench.clock import seconds_in_turns
 from bench.gpu.parts import Notes, Settings
 from engine.decode_graphs import DecodeGraphs, capture_cuda_graph
 from engine.model_runner import ModelRunner
@@ -29,9 +29,8 @@ def measure(settings: Settings, notes: Notes) -> None:
         if device.type == "cuda":
             calls["decode, graphs"] = _Rows(model, device, batch_size, with_graphs=True).decode, NUM_STEPS
         for name, (call, num_tokens) in calls.items():
-            call()
-            seconds = median(seconds_of(call, device) for _ in range(settings.num_rounds))
-            notes.figure(f"{name}, {batch_size} rows, tokens a second", batch_size * num_tokens / seconds)
+            (seconds,) = seconds_in_turns([call], settings.num_rounds, device)
+            notes.figure(f"{name}, {batch_size} rows, tokens a second", batch_size * num_tokens / median(seconds))
 
 
 class _Rows:
