@@ -97,7 +97,7 @@ def run(arguments: argparse.Namespace) -> None:
 def measure(checkpoint: Checkpoint, name: str, batch_size: int, arguments: argparse.Namespace) -> Profile:
     """One kind of step: `prefill`, pieces of one document after the other, or `decode`."""
     readers, writers = (batch_size, 0) if name == "prefill" else (0, batch_size)
-    driver = CoreDriver(checkpoint, arguments.device, readers, writers, arguments.document_tokens)
+    driver = CoreDriver(checkpoint, str(arguments.device), readers, writers, arguments.document_tokens)
     before = driver.run(arguments.seconds / 4)
     with StackSamples() as samples:
         looked_at = driver.run(arguments.seconds)

@@ -48,7 +48,7 @@ def run(arguments: argparse.Namespace) -> None:
             ("decode", 0, batch_size),
             ("mixed", 1, batch_size),
         ):
-            driver = CoreDriver(checkpoint, arguments.device, readers, writers, arguments.document_tokens)
+            driver = CoreDriver(checkpoint, str(arguments.device), readers, writers, arguments.document_tokens)
             rows.append(measure(driver, workload, batch_size, arguments.seconds))
             print(
                 f"{workload:<8}{batch_size:>6} {rows[-1].prompt_tokens_per_second:>16,.0f}"
