@@ -1,7 +1,7 @@
 """Several answers to one prompt: the prompt is read once, and every choice goes on from the state that it leaves. Pure.
 
 All but the prompt's last token is the shared part; each choice feeds the last one itself and samples from there. The
-first choice is what the prompt alone would be answered with; the others have seeds of their own.
+first choice is what the prompt alone would be answered with; the others have seeds of their own, and leave no state.
 """
 
 from dataclasses import replace
@@ -35,6 +35,7 @@ def choices_from(prompt: Sequence, state: SequenceState, num_choices: int) -> li
             _params_of(prompt.params, choice),
             state,
             shares_state=True,
+            leaves_state=prompt.leaves_state and choice == 0,
             tenant=prompt.tenant,
             priority=prompt.priority,
         )

@@ -25,6 +25,8 @@ class EngineConfig:
         never. A sample of the shipped model costs as much as the prefill of 25 to 50 tokens (`python -m bench cost`),
         so less than 1 % with the default.
     max_state_norm: a tensor of a state whose norm is beyond it (or not finite) is never handed out.
+    step_timeout_seconds: a step that takes longer is a hang: the engine is given up. None is `step_timeout_seconds` of
+        engine/engine.py, far beyond any step that makes progress.
     num_threads: torch's threads on the CPU; None is as many as the cores that the process may use (`threads`).
     device: where the model and the slots live.
     matmul_dtype: `bfloat16` makes the products of the model's dense layers in it, `float32` in the model's own dtype.
@@ -44,6 +46,7 @@ class EngineConfig:
     is_multi_tenant: bool = False
     memory_sample_tokens: int = 8192
     max_state_norm: float = 1e6
+    step_timeout_seconds: float | None = None
     num_threads: int | None = None
     device: str = "cpu"
     matmul_dtype: str = "float32"
@@ -70,6 +73,7 @@ class EngineConfig:
             "max_num_interleaved_tokens": self.max_num_interleaved_tokens,
             "max_num_piece_tokens": self.max_num_piece_tokens,
             "max_state_norm": self.max_state_norm,
+            "step_timeout_seconds": 1 if self.step_timeout_seconds is None else self.step_timeout_seconds,
             "num_threads": 1 if self.num_threads is None else self.num_threads,
         }
         for key, value in positive.items():

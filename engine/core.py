@@ -23,7 +23,8 @@ from atlas_model.upload import upload
 from engine.config import EngineConfig
 from engine.decode_graphs import DecodeGraphs, capture_cuda_graph
 from engine.departures import Departures
-from engine.errors import AtlasError, Draining, InvalidRequest, MemoryDiverged
+from engine.device_memory import free_cached_memory, is_out_of_memory
+from engine.errors import AtlasError, Draining, EngineOverloaded, InvalidRequest, MemoryDiverged
 from engine.memory_samples import MemorySample
 from engine.model_runner import ModelRunner
 from engine.numerics import set_float32_products
@@ -66,6 +67,7 @@ class EngineCore:
             graphs = DecodeGraphs(model, self._pool, capture_cuda_graph) if uses_graphs else None
         self._departures = Departures()
         self._runner = ModelRunner(model, self._pool, device, graphs)
+        self._device = device
         memory_chunk_sizes = model.config.memory_chunk_sizes or (model.config.memory.memory_chunk_size,)
         self._scheduler = Scheduler(config, max(memory_chunk_sizes))
         self._pace = PrefillPace(config.max_added_itl_seconds, config.max_num_interleaved_tokens)
@@ -132,7 +134,11 @@ class EngineCore:
                 began = time.monotonic()
                 self._counters.count_step(batch.num_tokens, batch.is_prefill)
                 for progress, token_id in self._sample(*self._run(batch)):
-                    self._advance(progress, token_id)
+                    try:
+                        self._advance(progress, token_id)
+                    except Exception as error:
+                        # Boundary: a copy for which there is no memory ends its own sequence only.
+                        self._fail(progress, error)
                 if batch.is_interleaved:
                     self._runner.wait()
                     self._pace.observe(batch.num_padded_tokens, time.monotonic() - began)
@@ -199,11 +205,20 @@ class EngineCore:
             logits = self._forward(batch)
         except Exception as error:
             # Boundary: no slot has changed; alone, each either goes on or is the one to blame.
-            if len(batch.pieces) == 1:
+            lacks_memory = is_out_of_memory(error)
+            parts = batch.halves() if lacks_memory else batch.rows()
+            if not parts:
                 self._fail(self._progress[batch.pieces[0].sequence.sequence_id], error)
-                return [], []
-            alone = [self._run(Batch(batch.is_prefill, (piece,))) for piece in batch.pieces]
-            return [one for writing, _ in alone for one in writing], [one for _, rows in alone for one in rows]
+        else:
+            return self._fed(batch, logits)
+        # Not in the handler, where the error still holds what was allocated.
+        if lacks_memory:
+            _logger.warning("no memory for %d rows with %d tokens", len(batch.pieces), batch.num_tokens)
+            free_cached_memory(self._device)
+        run = [self._run(part) for part in parts]
+        return [one for writing, _ in run for one in writing], [one for _, rows in run for one in rows]
+
+    def _fed(self, batch: Batch, logits: Tensor) -> tuple[list[Progress], list[Tensor]]:
         writing, rows = [], []
         for row, piece in enumerate(batch.pieces):
             progress = self._progress[piece.sequence.sequence_id]
@@ -253,7 +268,15 @@ class EngineCore:
             assert params is not None
             assert stopping is not None
             draws.append(Draw(params, progress.seed, progress.sequence.position, stopping.can_end))
-        token_ids = self._sampler.sample(logits[0] if len(logits) == 1 else torch.cat(logits), draws)
+        try:
+            token_ids = self._sampler.sample(logits[0] if len(logits) == 1 else torch.cat(logits), draws)
+        except Exception as error:
+            # Boundary: as in `_run`.
+            if len(writing) == 1:
+                self._fail(writing[0], error)
+                return []
+            rows = [row for part in logits for row in part.split(1)]
+            return [each for one, row in zip(writing, rows, strict=True) for each in self._sample([one], [row])]
         now = time.monotonic()
         sampled = []
         for progress, token_id in zip(writing, token_ids, strict=True):
@@ -306,13 +329,24 @@ class EngineCore:
         sequence = progress.sequence
         assert sequence.slot is not None
         progress.mark_prefilled(time.monotonic())
-        row = self._pool.copy(sequence.slot)
-        layer = diverged_tensor(row, self._max_state_norm)
+        copy = None
+        try:
+            row = self._pool.copy(sequence.slot) if sequence.leaves_state else self._pool.read([sequence.slot])
+            layer = diverged_tensor(row, self._max_state_norm)
+            if layer is None and sequence.leaves_state:
+                copy = self._transfers.to_host(row)
+        except Exception as error:
+            # Boundary: as above.
+            self._fail(progress, error)
+            return
         if layer is not None:
             self._fail(progress, MemoryDiverged(f"{layer} is not finite or too large", layer))
             return
         text += progress.detokenizer.finish()
-        copy = self._transfers.to_host(row)
+        if copy is None:
+            self._drop(progress)
+            self._outputs.append(progress.output(time.monotonic(), text, token_ids, reason))
+            return
         state = SequenceState(copy.state, sequence.tokens_digest, pending, sequence.memory_samples)
         slot, sequence.slot = sequence.slot, None
         self._pool.keep(slot, copy.state)
@@ -320,7 +354,9 @@ class EngineCore:
         self._departures.add(copy, progress.output(time.monotonic(), text, token_ids, reason, state))
 
     def _fail(self, progress: Progress, error: Exception) -> None:
-        if not isinstance(error, AtlasError):
+        if is_out_of_memory(error):
+            error = EngineOverloaded("the device has no memory for this request now")
+        elif not isinstance(error, AtlasError):
             _logger.error("sequence %s failed", progress.sequence.sequence_id, exc_info=error)
             cause, error = error, AtlasError("the model could not process this request")
             error.__cause__ = cause

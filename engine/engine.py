@@ -3,12 +3,15 @@
 The thread owns the core and the device. The loop never touches a tensor: commands cross to the thread in one queue, and
 after each step one call brings that step's outputs back. What a caller sees is `generate`, an async iterator with at
 most one message per step, `generate_choices`, several of them as one, and `feed`. Leaving an iterator early aborts its
-sequences; a dead thread ends every open one with EngineDead. Sessions, texts and tokens are somebody else's.
+sequences; a thread that dies, or that `watch` finds hanging, ends every open one with EngineDead. Sessions, texts and
+tokens are somebody else's.
 """
 
 import asyncio
 import logging
+import sys
 import threading
+import traceback
 from collections.abc import AsyncGenerator, Callable, Iterator
 from contextlib import aclosing, contextmanager
 from functools import partial
@@ -21,6 +24,7 @@ from engine.choices import as_if_alone, choices_from, shared_part
 from engine.config import EngineConfig
 from engine.core import EngineCore
 from engine.errors import Draining, EngineDead, InvalidRequest
+from engine.failpoints import failpoint
 from engine.mailbox import Mailbox
 from engine.places import Places
 from engine.sequence import FinishReason, Sequence, SequenceOutput, SequenceState
@@ -31,6 +35,7 @@ _logger = logging.getLogger(__name__)
 
 # A thread without work looks so often for slots to zero.
 IDLE_SECONDS = 1.0
+WATCH_SECONDS = 0.5
 
 
 class Engine:
@@ -38,6 +43,9 @@ class Engine:
 
     def __init__(self, checkpoint: Checkpoint, config: EngineConfig) -> None:
         self._config = config
+        self._step_timeout_seconds = config.step_timeout_seconds or step_timeout_seconds(
+            checkpoint.model.num_parameters, config.max_num_batched_tokens
+        )
         self._core = EngineCore(checkpoint, config)
         self._stats = self._core.stats()
         self._inbox: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
@@ -52,6 +60,9 @@ class Engine:
         self._is_draining = False
         self._is_cut_short = False
         self._has_ended = False
+        self._is_hanging = False
+        # Of the thread: it goes on counting as long as it lives, with work or without.
+        self._num_rounds = 0
 
     def start(self) -> None:
         """Starts the thread. Call it once, on the running loop."""
@@ -70,6 +81,25 @@ class Engine:
         """The numbers after the latest step."""
         return self._stats
 
+    async def watch(self) -> str:
+        """Returns, in words, how the thread has ended: it died, or a step takes longer than `step_timeout_seconds`. By
+        then whoever waited for it has been told.
+
+        Counts the watcher's own rounds and no clock, so that the time for which the whole process was stopped (a
+        debugger, a suspended machine) is not taken for a step's.
+        """
+        num_rounds, num_silent = self._num_rounds, 0
+        while self.is_alive:
+            await asyncio.sleep(WATCH_SECONDS)
+            num_silent = 0 if self._num_rounds != num_rounds else num_silent + 1
+            num_rounds = self._num_rounds
+            if num_silent * WATCH_SECONDS > max(self._step_timeout_seconds, 2 * IDLE_SECONDS):
+                self._is_hanging = True
+                _logger.error("the engine hangs in\n%s", self._stack())
+                self._end()
+                return f"a step of the engine has taken more than {self._step_timeout_seconds:.0f} s"
+        return "the engine died"
+
     async def generate(self, sequence: Sequence) -> AsyncGenerator[SequenceOutput, None]:
         """Yields what each step produced for `sequence`; the last output has a `finish_reason`.
 
@@ -77,7 +107,7 @@ class Engine:
         sequence is not taken. Afterwards raises what ended the sequence, or EngineDead. Close the iterator
         (`contextlib.aclosing`) or cancel its task to abort: the slot is free within a step.
         """
-        with self._room(sequence, 1):
+        with self.places(sequence.tenant, 1):
             async with aclosing(self._run_all([sequence])) as outputs:
                 async for output in outputs:
                     yield output
@@ -86,28 +116,27 @@ class Engine:
         self, prompt: Sequence, num_choices: int
     ) -> AsyncGenerator[tuple[int, SequenceOutput], None]:
         """As `generate`, for several answers to one prompt, which is fed once: each output with its choice's number.
+        The caller holds `places` for them.
 
-        The first choice is what `generate` would give; what fails one of them ends them all. More choices than slots
-        take turns; more than there are places for are a QueueFull at once.
+        The first choice is what `generate` would give, and the only one of several that leaves a state; what fails one
+        of them ends them all. More choices than slots take turns.
         """
         if num_choices == 1:
-            with self._room(prompt, 1):
-                async with aclosing(self._run_all([prompt])) as outputs:
-                    async for output in outputs:
-                        yield 0, output
+            async with aclosing(self._run_all([prompt])) as outputs:
+                async for output in outputs:
+                    yield 0, output
             return
-        with self._room(prompt, num_choices):
-            async with aclosing(self._run_all([shared_part(prompt)])) as outputs:
-                shared = [output async for output in outputs][-1]
-            assert shared.state is not None
-            choices = choices_from(prompt, shared.state, num_choices)
-            numbers = {choice.sequence_id: number for number, choice in enumerate(choices)}
-            try:
-                async with aclosing(self._run_all(choices)) as outputs:
-                    async for output in outputs:
-                        yield numbers[output.sequence_id], as_if_alone(output, shared)
-            finally:
-                self.forget(shared.state)
+        async with aclosing(self._run_all([shared_part(prompt)])) as outputs:
+            shared = [output async for output in outputs][-1]
+        assert shared.state is not None
+        choices = choices_from(prompt, shared.state, num_choices)
+        numbers = {choice.sequence_id: number for number, choice in enumerate(choices)}
+        try:
+            async with aclosing(self._run_all(choices)) as outputs:
+                async for output in outputs:
+                    yield numbers[output.sequence_id], as_if_alone(output, shared)
+        finally:
+            self.forget(shared.state)
 
     async def feed(self, sequence: Sequence) -> SequenceOutput:
         """Feeds a sequence that has no sampling parameters; returns its last output, which holds the state."""
@@ -117,6 +146,23 @@ class Engine:
             last = output
         assert last is not None
         return last
+
+    @contextmanager
+    def places(self, tenant: str, num_places: int) -> Iterator[None]:
+        """Room for so many sequences of this tenant at once, to be taken before anything is loaded for them.
+
+        Raises QueueFull, Draining, EngineDead.
+        """
+        self._check_running()
+        if self._is_draining:
+            raise Draining("the server is shutting down")
+        try:
+            with self._places.hold(tenant, num_places):
+                self._idle.clear()
+                yield
+        finally:
+            if self._places.num_held == 0:
+                self._idle.set()
 
     def forget(self, state: SequenceState) -> None:
         """Nobody will start from this state: a slot that still has it is zeroed now, and not when it is needed."""
@@ -135,25 +181,13 @@ class Engine:
             await self._idle.wait()
 
     async def stop(self) -> None:
-        """Ends the thread after the step that runs; whatever is still open gets EngineDead. Twice is safe."""
+        """Ends the thread after the step that runs; whatever is still open gets EngineDead. Does not wait for
+        one that hangs. Twice is safe."""
         self._is_draining = True
         if self._thread.is_alive():
             self._inbox.put(None)
-            await asyncio.to_thread(self._thread.join)
-
-    @contextmanager
-    def _room(self, sequence: Sequence, num_places: int) -> Iterator[None]:
-        """For so many sequences of this one's tenant at once."""
-        self._check_running()
-        if self._is_draining:
-            raise Draining("the server is shutting down")
-        try:
-            with self._places.hold(sequence.tenant, num_places):
-                self._idle.clear()
-                yield
-        finally:
-            if self._places.num_held == 0:
-                self._idle.set()
+            if not self._is_hanging:
+                await asyncio.to_thread(self._thread.join)
 
     async def _run_all(self, sequences: list[Sequence]) -> AsyncGenerator[SequenceOutput, None]:
         """What the sequences have to say, as it comes, until all have ended. For callers who have places for them."""
@@ -209,6 +243,11 @@ class Engine:
             ]
         )
 
+    def _stack(self) -> str:
+        """Where the thread is, for the log."""
+        frame = sys._current_frames().get(self._thread.ident or 0)
+        return "".join(traceback.format_stack(frame))
+
     def _run(self) -> None:
         try:
             torch.set_num_threads(self._config.num_threads or default_num_threads())
@@ -221,6 +260,8 @@ class Engine:
 
     def _serve(self) -> None:
         while True:
+            failpoint("engine.round")
+            self._num_rounds += 1
             while True:
                 try:
                     command = self._inbox.get(block=not self._core.has_work, timeout=IDLE_SECONDS)
@@ -241,3 +282,9 @@ class Engine:
         except RuntimeError:
             # The loop is closed: those who waited on it are gone.
             _logger.warning("the event loop closed before the engine stopped")
+
+
+def step_timeout_seconds(num_parameters: int, max_num_batched_tokens: int) -> float:
+    """What no step takes that makes progress: two minutes, and as long as its products take a machine of 10⁹
+    multiply-adds a second, about a hundredth of one present core's rate."""
+    return 120.0 + num_parameters * max_num_batched_tokens / 1e9

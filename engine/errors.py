@@ -204,6 +204,12 @@ class QueueFull(Unavailable):
     code = "queue_full"
 
 
+class EngineOverloaded(Unavailable):
+    """The device had no memory for this sequence, even alone."""
+
+    code = "engine_overloaded"
+
+
 class Loading(Unavailable):
     code = "loading"
 

@@ -1,7 +1,8 @@
 """Named places where a test may kill the process or fail an operation, so that every crash point is tried.
 
 `ATLAS_FAILPOINTS="commit.before_flip=3:kill,commit.part=1:ENOSPC"` reads: at the third pass through
-`commit.before_flip` the process gets SIGKILL; the first `commit.part` raises `OSError(ENOSPC)`. `error` stands for EIO.
+`commit.before_flip` the process gets SIGKILL; the first `commit.part` raises `OSError(ENOSPC)`. `error` stands for EIO;
+after `hang` that thread never goes on.
 The server arms them once at start; unless that happened, `failpoint` looks at an empty dictionary and returns.
 """
 
@@ -12,6 +13,7 @@ import threading
 from dataclasses import dataclass
 
 _KILL = "kill"
+_HANG = "hang"
 
 
 @dataclass(slots=True)
@@ -49,6 +51,8 @@ def failpoint(name: str) -> None:
             return
     if trap.action == _KILL:
         os.kill(os.getpid(), signal.SIGKILL)
+    if trap.action == _HANG:
+        threading.Event().wait()
     number = getattr(errno, trap.action)
     raise OSError(number, f"failpoint {name}: {os.strerror(number)}")
 
@@ -58,9 +62,9 @@ def _parse(entry: str) -> tuple[str, _Trap]:
     count, colon, action = rest.partition(":")
     if action == "error":
         action = "EIO"
-    known = action == _KILL or action in errno.errorcode.values()
+    known = action in (_KILL, _HANG) or action in errno.errorcode.values()
     if not (name and separator and colon and known and count.isascii() and count.isdigit() and int(count) >= 1):
         raise ValueError(
-            f"failpoint {entry!r}: expected NAME=N:ACTION, the action being kill, error or an errno's name"
+            f"failpoint {entry!r}: expected NAME=N:ACTION, the action being kill, hang, error or an errno's name"
         )
     return name, _Trap(passes_left=int(count), action=action)

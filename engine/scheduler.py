@@ -17,7 +17,7 @@ keeps padding under a half.
 
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from engine.config import EngineConfig
 from engine.errors import QueueFull
@@ -51,6 +51,23 @@ class Batch:
     @property
     def num_padded_tokens(self) -> int:
         return len(self.pieces) * max(piece.num_tokens for piece in self.pieces)
+
+    def rows(self) -> "tuple[Batch, ...]":
+        """Each row as a batch of its own; nothing when there is only one."""
+        if len(self.pieces) == 1:
+            return ()
+        return tuple(replace(self, pieces=(piece,)) for piece in self.pieces)
+
+    def halves(self) -> "tuple[Batch, ...]":
+        """What needs less memory at a time: the halves of the rows; of one row the first half of its tokens, for the
+        rest comes in later steps; nothing of one token."""
+        middle = len(self.pieces) // 2
+        if middle > 0:
+            return replace(self, pieces=self.pieces[:middle]), replace(self, pieces=self.pieces[middle:])
+        (piece,) = self.pieces
+        if piece.num_tokens == 1:
+            return ()
+        return (replace(self, pieces=(Piece(piece.sequence, piece.num_tokens // 2),)),)
 
 
 class Scheduler:

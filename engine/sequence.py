@@ -127,6 +127,7 @@ class Sequence:
     params: None only feeds (an ingest): it ends with `stop` and nothing pending when all is fed.
     state: None is a session that was fed nothing.
     shares_state: others may start from this very state too, so that its row on the device is worth keeping.
+    leaves_state: False when nobody will go on from where it ends: its last output has no state.
     tenant, priority: whose turn it is on, and against whom (`scheduler`).
     Raises EmptyPrompt when there is nothing to feed.
     """
@@ -139,6 +140,7 @@ class Sequence:
         state: SequenceState | None = None,
         *,
         shares_state: bool = False,
+        leaves_state: bool = True,
         tenant: str = DEFAULT_TENANT,
         priority: Priority = Priority.INTERACTIVE,
     ) -> None:
@@ -146,6 +148,7 @@ class Sequence:
         self.params = params
         self.state = state
         self.shares_state = shares_state
+        self.leaves_state = leaves_state
         self.tenant = tenant
         self.priority = priority
         pending = state.pending_token_ids if state is not None else ()

@@ -115,4 +115,8 @@ def _complain(reason: str) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:], os.environ))
+    exit_status = main(sys.argv[1:], os.environ)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # Not sys.exit: it would take apart what the thread of an engine that hangs still uses.
+    os._exit(exit_status)

@@ -69,6 +69,11 @@ class ServerConfig:
     max_num_sequences: Annotated[int, "sequences that run at once"] = 16
     max_num_waiting: Annotated[int, "requests that may wait beyond those; the next one gets 429"] = 256
     max_num_batched_tokens: Annotated[int, "tokens that one step may prefill"] = 2048
+    step_timeout_seconds: Annotated[
+        float | None,
+        "a step of the model that takes longer is a hang and ends the process;"
+        " default: two minutes and more for large models, which no step needs that makes progress",
+    ] = None
     max_added_itl_seconds: Annotated[
         float, "while answers are written, a step that reads takes about so long at most, and delays them by no more"
     ] = 0.01
@@ -81,6 +86,11 @@ class ServerConfig:
         int, "a session's memory is sampled every so many tokens, for GET /v1/sessions/{id}/memory; 0: never"
     ] = 8192
     host_cache_bytes: Annotated[int, "committed sessions kept in memory"] = 2**30
+    inflight_state_bytes: Annotated[
+        int | None,
+        "states of sessions on their way: loaded, waiting, being committed or transferred; the next ones wait;"
+        " default: 1 GiB, or four for each of max-num-sequences",
+    ] = None
     tenant_max_sessions: Annotated[int | None, "sessions that a tenant may store; default: any number"] = None
     tenant_max_bytes: Annotated[
         int | None, "bytes that a tenant's sessions may take in the store, all kept versions; default: any number"
@@ -99,14 +109,16 @@ class ServerConfig:
         for name in ("lease_seconds", "drain_seconds", "body_timeout_seconds", "max_added_itl_seconds"):
             if not 0 < getattr(self, name) < 86400:
                 raise ConfigError(f"{_flag(name)} must be above 0 and less than a day")
+        if self.step_timeout_seconds is not None and not self.step_timeout_seconds > 0:
+            raise ConfigError("--step-timeout-seconds must be above 0; leave it out for one by the model's size")
         for name in ("max_tokens_limit", "ingest_commit_tokens", "max_body_bytes"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{_flag(name)} must be at least 1")
         if not 0 <= self.kept_versions <= MAX_KEPT_VERSIONS:
             raise ConfigError(f"--kept-versions must be between 0 and {MAX_KEPT_VERSIONS}")
-        for name in ("tenant_max_sessions", "tenant_max_bytes"):
+        for name in ("tenant_max_sessions", "tenant_max_bytes", "inflight_state_bytes"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
-                raise ConfigError(f"{_flag(name)} must be at least 1; leave it out for no limit")
+                raise ConfigError(f"{_flag(name)} must be at least 1; leave it out for the default")
         if not 0 <= self.port < 65536:
             raise ConfigError("--port must be between 0 and 65535")
         if self.snapshot_codec not in list(Codec):
@@ -150,6 +162,7 @@ class ServerConfig:
             max_num_batched_tokens=self.max_num_batched_tokens,
             max_added_itl_seconds=self.max_added_itl_seconds,
             memory_sample_tokens=self.memory_sample_tokens,
+            step_timeout_seconds=self.step_timeout_seconds,
             num_threads=self.threads,
             device=self.device,
             matmul_dtype=self.matmul_dtype,

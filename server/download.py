@@ -1,6 +1,7 @@
 """A file as an answer: its length is told first, and it is sent at the client's pace."""
 
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
 
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
@@ -11,21 +12,30 @@ from server.disconnect import BodySender, run_until_disconnect
 
 
 class Download(Response):
-    """The bytes of `parts`, one after the other. A client that takes nothing for `stall_seconds` is treated as gone."""
+    """The bytes of `parts`, one after the other; `room` is what they are held in, and is left when they are sent. A
+    client that takes nothing for `stall_seconds` is treated as gone."""
 
     media_type = "application/octet-stream"
 
     def __init__(
-        self, parts: Sequence[Buffer], file_name: str, headers: Mapping[str, str], *, stall_seconds: float
+        self,
+        parts: Sequence[Buffer],
+        file_name: str,
+        headers: Mapping[str, str],
+        *,
+        room: AbstractAsyncContextManager[object],
+        stall_seconds: float,
     ) -> None:
         """file_name: of letters, digits and `._-`."""
         self._views = [memoryview(part).cast("B") for part in parts]
         super().__init__(headers={"Content-Disposition": f'attachment; filename="{file_name}"', **headers})
         self.headers["content-length"] = str(sum(view.nbytes for view in self._views))
+        self._room = room
         self._stall_seconds = stall_seconds
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        await run_until_disconnect(receive, self._send_all(send))
+        async with self._room:
+            await run_until_disconnect(receive, self._send_all(send))
 
     async def _send_all(self, send: Send) -> None:
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})

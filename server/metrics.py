@@ -10,6 +10,7 @@ from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, G
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from engine.sessions import SessionManager
 from engine.telemetry import EngineStats, HistogramCounts
 
 PREFIX = "atlas_"
@@ -79,12 +80,19 @@ class Metrics:
         )
         self._memorized = self._counter("tokens_memorized", "Tokens that committed generations have learned.")
 
-    def watch(self, stats: Callable[[], EngineStats], num_host_copies: Callable[[], int]) -> None:
-        """Publish an engine's own numbers from now on."""
+    def watch(self, stats: Callable[[], EngineStats], sessions: SessionManager) -> None:
+        """Publish an engine's own numbers, and its sessions', from now on."""
         self._registry.register(_EngineCollector(stats))
-        sessions = self._gauge("sessions", "Sessions that are ready to go on, by where they are kept.", ("tier",))
-        sessions.labels("host").set_function(num_host_copies)
-        sessions.labels("device").set_function(lambda: stats().num_resident_states)
+        ready = self._gauge("sessions", "Sessions that are ready to go on, by where they are kept.", ("tier",))
+        ready.labels("host").set_function(lambda: sessions.num_host_copies)
+        ready.labels("device").set_function(lambda: stats().num_resident_states)
+        budget = sessions.budget
+        for name, text, function in (
+            ("inflight_state_bytes", "Room held for states on their way.", lambda: budget.num_bytes),
+            ("inflight_state_bytes_max", "The most that is held.", lambda: budget.max_num_bytes),
+            ("inflight_state_waiting", "Requests that wait for such room.", lambda: budget.num_waiting),
+        ):
+            self._gauge(name, text).set_function(function)
 
     def finished(self, reason: str) -> None:
         self._success.labels(reason).inc()

@@ -21,7 +21,8 @@ from server.config import ServerConfig
 from server.metrics import Metrics
 
 RECONNECT_SECONDS = 2.0
-WATCH_SECONDS = 0.5
+# Between the engine's end and that of the process: for telling those who wait, and those who ask.
+FAREWELL_SECONDS = 1.0
 READY_TIMEOUT_SECONDS = 5.0
 # Beyond the drain time: for commits in flight.
 COMMIT_GRACE_SECONDS = 10.0
@@ -139,20 +140,24 @@ class Runtime:
             storage,
             checkpoint.tokenizer,
             checkpoint.chat_format,
-            SessionConfig(config.lease_seconds, config.ingest_commit_tokens, config.host_cache_bytes, config.token_log),
+            SessionConfig(
+                lease_seconds=config.lease_seconds,
+                commit_num_tokens=config.ingest_commit_tokens,
+                max_host_num_bytes=config.host_cache_bytes,
+                max_inflight_num_bytes=config.inflight_state_bytes,
+                token_log=config.token_log,
+            ),
             self.metrics,
         )
-        self.metrics.watch(engine.stats, lambda: sessions.num_host_copies)
+        self.metrics.watch(engine.stats, sessions)
         self._serving = Serving(checkpoint, engine, storage, sessions)
         self._begin(self._watch(engine))
         self.loaded.set()
 
     async def _watch(self, engine: Engine) -> None:
-        while True:
-            await asyncio.sleep(WATCH_SECONDS)
-            if not engine.is_alive:
-                self._on_fatal("the engine died")
-                return
+        reason = await engine.watch()
+        await asyncio.sleep(FAREWELL_SECONDS)
+        self._on_fatal(reason)
 
     async def _reconnect(self, storage: Storage) -> None:
         while self._store is None:

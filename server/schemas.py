@@ -75,7 +75,7 @@ class ChatRequest(_Body):
     n: Annotated[int, Field(ge=1, le=MAX_NUM_CHOICES)] | None = None
     temperature: float | None = None
     top_p: float | None = None
-    top_k: int | None = None
+    top_k: Annotated[int, Field(lt=2**63)] | None = None
     seed: int | None = None
     stop: str | list[str] | None = None
     ignore_eos: bool | None = None

@@ -13,6 +13,7 @@ from statistics import median
 import torch
 
 from atlas_model.checkpoint import load_checkpoint
+from bench.clock import wait_for
 from bench.gpu.parts import Notes, Settings
 from engine.state_pool import StatePool
 from engine.transfers import Transfers
@@ -48,14 +49,9 @@ def _export(transfers: Transfers, pool: StatePool, slot: int) -> None:
 
 def _seconds(device: torch.device, call: Callable[[], object]) -> tuple[float, float]:
     """Until the call has returned, and until the device has done all that it was asked for."""
-    _wait(device)
+    wait_for(device)
     began = time.perf_counter()
     call()
     begun = time.perf_counter()
-    _wait(device)
+    wait_for(device)
     return begun - began, time.perf_counter() - began
-
-
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)

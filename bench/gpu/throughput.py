@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
 from statistics import median
 
 import torch
 
 from atlas_model.checkpoint import load_checkpoint
 from atlas_model.model import AtlasModel
+from bench.clock import seconds_in_turns
 from bench.gpu.parts import Notes, Settings
 from engine.decode_graphs import DecodeGraphs, capture_cuda_graph
 from engine.model_runner import ModelRunner
@@ -30,9 +29,8 @@ def measure(settings: Settings, notes: Notes) -> None:
         if device.type == "cuda":
             calls["decode, graphs"] = _Rows(model, device, batch_size, with_graphs=True).decode, NUM_STEPS
         for name, (call, num_tokens) in calls.items():
-            call()
-            seconds = median(_seconds(device, call) for _ in range(settings.num_rounds))
-            notes.figure(f"{name}, {batch_size} rows, tokens a second", batch_size * num_tokens / seconds)
+            (seconds,) = seconds_in_turns([call], settings.num_rounds, device)
+            notes.figure(f"{name}, {batch_size} rows, tokens a second", batch_size * num_tokens / median(seconds))
 
 
 class _Rows:
@@ -58,17 +56,3 @@ class _Rows:
         for token_ids in self._steps:
             self._runner.decode(self._slots, token_ids, [self._num_read] * len(self._slots))
             self._num_read += 1
-
-
-def _seconds(device: torch.device, call: Callable[[], object]) -> float:
-    """Of one call, what it has left to do on the device included."""
-    _wait(device)
-    began = time.perf_counter()
-    call()
-    _wait(device)
-    return time.perf_counter() - began
-
-
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)

@@ -6,7 +6,7 @@ and its history matched, and whatever happens inside, the lease is given back an
 
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass
 
 from atlas_model.text import ChatFormat, Tokenizer
@@ -27,6 +27,7 @@ from engine.sessions.token_logs import TokenLogs
 from engine.sessions.turn import CommittedSession, Turn, TurnRequest, new_sequence_id, prompt_token_ids
 from engine.sessions.versions import Versions
 from engine.snapshot import SessionRecord
+from engine.state_budget import StateBudget
 from engine.stores.base import Head, SessionKey
 
 
@@ -34,11 +35,14 @@ from engine.stores.base import Head, SessionKey
 class SessionConfig:
     """commit_num_tokens: an ingest commits about so often.
     max_host_num_bytes: of committed sessions kept in memory.
+    max_inflight_num_bytes: of states that are on their way (`StateBudget`); None is a gibibyte, or four states for each
+        slot where that is more: as many turns as run, and as many again that load and commit.
     token_log: whether sessions that begin have a token log."""
 
     lease_seconds: float = 10.0
     commit_num_tokens: int = 8192
     max_host_num_bytes: int = 2**30
+    max_inflight_num_bytes: int | None = None
     token_log: bool = False
 
 
@@ -61,7 +65,12 @@ class SessionManager:
         self._config = config
         self._token_logs = TokenLogs(config.token_log, tokenizer)
         self._committed = CommittedSessions(storage, config.max_host_num_bytes, observer, self._token_logs)
-        self._versions = Versions(storage, self._committed, self._token_logs, engine.config.max_state_norm)
+        max_num_bytes = config.max_inflight_num_bytes
+        if max_num_bytes is None:
+            max_num_bytes = max(2**30, 4 * engine.config.max_num_sequences * storage.state_num_bytes)
+        self.budget = StateBudget(storage.state_num_bytes, max_num_bytes, engine.config.max_num_waiting)
+        max_norm = engine.config.max_state_norm
+        self._versions = Versions(storage, self._committed, self._token_logs, self.budget, max_norm)
         self._leases = Leases(storage, config.lease_seconds)
         self._is_draining = False
         self._num_open = 0
@@ -77,6 +86,10 @@ class SessionManager:
         """What may be done to versions without writing to a session that exists. Raises Draining."""
         with self._open():
             yield self._versions
+
+    def transfer(self) -> AbstractAsyncContextManager[None]:
+        """See Versions.transfer."""
+        return self._versions.transfer()
 
     async def rewind(
         self, key: SessionKey, version: int | str, if_match: int | None, identity: RequestIdentity
@@ -101,12 +114,17 @@ class SessionManager:
             head = again
         raise SessionNotFound("there is no session with this id")
 
-    async def committed_state(self, key: SessionKey) -> tuple[Head, SequenceState | None]:
-        """The head and what the session has learned; None for one that has read nothing. Raises SessionNotFound."""
-        loaded = await self._committed.find(key)
-        if loaded is None:
-            raise SessionNotFound("there is no session with this id")
-        return loaded.head, None if loaded.record is None else loaded.record.state
+    @asynccontextmanager
+    async def committed_state(self, key: SessionKey) -> AsyncIterator[tuple[Head, SequenceState | None]]:
+        """The head and what the session has learned; None for one that has read nothing.
+
+        Raises SessionNotFound and QueueFull.
+        """
+        async with self.budget.hold(1, is_transfer=True):
+            loaded = await self._committed.find(key)
+            if loaded is None:
+                raise SessionNotFound("there is no session with this id")
+            yield loaded.head, None if loaded.record is None else loaded.record.state
 
     async def list_sessions(self, tenant: str, limit: int, after: str | None) -> list[tuple[str, Head]]:
         return await self._storage.list_sessions(tenant, limit, after)
@@ -123,13 +141,17 @@ class SessionManager:
         """A turn that is ready to run, or the stored one that `request` repeats.
 
         Raises SessionBusy, SessionNotFound (read-only), VersionConflict, SessionDiverged, IngestOpen,
-        IdempotencyMismatch, InvalidRequest, StoreFull, Draining, and what loading a session does.
+        IdempotencyMismatch, InvalidRequest, StoreFull, QueueFull, Draining, EngineDead, and what loading a session
+        does.
         """
-        with self._open():
+        with self._open(), self._engine.places(request.tenant, request.num_choices):
             async with AsyncExitStack() as stack:
                 base: LoadedSession | None = None
                 if request.session is not None and request.writes:
                     await stack.enter_async_context(self._leases.hold(request.session))
+                # After the lease, which others may have to give back first.
+                await stack.enter_async_context(self.budget.hold(self._num_states(request)))
+                if request.session is not None and request.writes:
                     base = await self._committed.find_with_answers(request.session)
                     if base is not None and (repeated := _find_repeated(request, base)) is not None:
                         await self._committed.confirm(request.session, base.head)
@@ -149,7 +171,7 @@ class SessionManager:
     ) -> AsyncIterator[AsyncGenerator[IngestProgress | IngestResult, None]]:
         """A document that is ready to be read: iterate to read it."""
         with self._open():
-            async with self._leases.hold(request.session):
+            async with self._leases.hold(request.session), self._hold_for_feeding():
                 ingest = Ingest(
                     request,
                     self._committed,
@@ -166,7 +188,7 @@ class SessionManager:
     ) -> AsyncIterator[AsyncGenerator[ReplayProgress | ReplayResult, None]]:
         """A session that is ready to be made anew from its token log: iterate to do it."""
         with self._open():
-            async with self._leases.hold(request.session):
+            async with self._leases.hold(request.session), self._hold_for_feeding():
                 replay = Replay(
                     request,
                     self._storage,
@@ -195,6 +217,20 @@ class SessionManager:
             self._num_open -= 1
             if self._num_open == 0:
                 self._all_closed.set()
+
+    def _num_states(self, request: TurnRequest) -> int:
+        """That a turn has in memory at once: what it starts from, what it leaves, and what its choices share. A
+        departed history is looked for in two more at a time. Without a session nothing is loaded, and nothing left."""
+        num_states = 0 if request.session is None else 1
+        if request.writes:
+            num_states += self._storage.num_committed_states
+        if request.session is not None and request.may_rewind:
+            num_states += 2
+        return num_states + (request.num_choices > 1)
+
+    def _hold_for_feeding(self) -> AbstractAsyncContextManager[None]:
+        """What a document or a replay goes on from, and what that leaves."""
+        return self.budget.hold(1 + self._storage.num_committed_states, is_transfer=True)
 
     async def _prepare(self, request: TurnRequest, base: LoadedSession | None) -> Turn:
         version = 0 if base is None else base.head.version
@@ -227,6 +263,7 @@ class SessionManager:
             request.sampling,
             state,
             shares_state=not request.writes,
+            leaves_state=request.writes,
             tenant=request.tenant,
         )
         return Turn(request, reading, sequence, base, self._engine, self._committed, rewound_to)

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
 from atlas_model.config import AtlasConfig
+from atlas_model.state import session_num_bytes
 from engine.errors import StateCorrupt, StateLost, StoreFull, StoreUnavailable
 from engine.sessions.quotas import UNLIMITED, Quotas, TenantQuota
 from engine.sessions.stored_turns import StoredTurns
@@ -62,6 +63,16 @@ class Storage:
 
     def attach(self, store: Store) -> None:
         self._store = store
+
+    @property
+    def state_num_bytes(self) -> int:
+        """Of a session's tensors in memory."""
+        return session_num_bytes(self._config)
+
+    @property
+    def num_committed_states(self) -> int:
+        """In memory while one is committed: the state itself, and with a codec what it makes of it."""
+        return 1 if self._codec is Codec.NONE else 2
 
     @property
     def durability(self) -> str:

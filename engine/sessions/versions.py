@@ -8,7 +8,7 @@ import asyncio
 import logging
 from array import array
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from contextlib import suppress
+from contextlib import AbstractAsyncContextManager, suppress
 from dataclasses import asdict, replace
 from typing import TypeVar
 
@@ -33,6 +33,7 @@ from engine.sessions.storage import Beginning, Storage
 from engine.sessions.stored_turns import RequestIdentity, StoredTurns, stored_change
 from engine.sessions.token_logs import Fed, TokenLogs
 from engine.sessions.turn import CommittedSession
+from engine.state_budget import StateBudget
 from engine.state_pool import diverged_tensor
 from engine.stores.base import Buffer, Generation, Head, SessionKey
 
@@ -51,12 +52,25 @@ class Versions:
     """Who may write, and when, is decided by the caller: `rewind` wants the session's lease."""
 
     def __init__(
-        self, storage: Storage, committed: CommittedSessions, token_logs: TokenLogs, max_state_norm: float
+        self,
+        storage: Storage,
+        committed: CommittedSessions,
+        token_logs: TokenLogs,
+        budget: StateBudget,
+        max_state_norm: float,
     ) -> None:
         self._storage = storage
         self._committed = committed
         self._token_logs = token_logs
+        self._budget = budget
         self._max_state_norm = max_state_norm
+
+    def transfer(self) -> AbstractAsyncContextManager[None]:
+        """Room for a snapshot on its way in or out, coded or not, and for the state that it is of.
+
+        Held by those who `export` or `import_snapshot`, as long as they have the bytes. Raises QueueFull.
+        """
+        return self._budget.hold(2, is_transfer=True)
 
     async def create(
         self, key: SessionKey, metadata: Mapping[str, str], ttl_seconds: int | None, identity: RequestIdentity
@@ -78,24 +92,25 @@ class Versions:
         the committed one) and shares nothing with it. Metadata and time to live are the source's unless given; of the
         token log it has a copy up to that version.
 
-        Raises SessionNotFound, VersionNotFound, SessionExists, StoreFull.
+        Raises SessionNotFound, VersionNotFound, SessionExists, StoreFull, QueueFull.
         """
         # The source need not have that version any more when the request comes again.
         if (begun := await self._begun(key, identity)) is not None:
             return begun
-        generation, loaded = await self._load_found(source, version, self._committed.load_version)
-        if loaded.record is not None:
-            await self._storage.check_room(key, None)
-        head = loaded.head
-        stored = StoredTurns() if loaded.stored is None else loaded.stored.forked(key.session_id)
-        beginning = Beginning(
-            metadata=head.metadata if metadata is None else metadata,
-            ttl_seconds=head.ttl_seconds if ttl_seconds is None else ttl_seconds,
-            record=loaded.record,
-            stored=stored,
-            log=await self._load_log(source, head, generation),
-        )
-        return await self._begin(key, beginning, identity)
+        async with self.transfer():
+            generation, loaded = await self._load_found(source, version, self._committed.load_version)
+            if loaded.record is not None:
+                await self._storage.check_room(key, None)
+            head = loaded.head
+            stored = StoredTurns() if loaded.stored is None else loaded.stored.forked(key.session_id)
+            beginning = Beginning(
+                metadata=head.metadata if metadata is None else metadata,
+                ttl_seconds=head.ttl_seconds if ttl_seconds is None else ttl_seconds,
+                record=loaded.record,
+                stored=stored,
+                log=await self._load_log(source, head, generation),
+            )
+            return await self._begin(key, beginning, identity)
 
     async def import_snapshot(
         self, key: SessionKey, parts: Sequence[Buffer], ttl_seconds: int | None, identity: RequestIdentity
@@ -153,7 +168,7 @@ class Versions:
         """Make a kept version the committed one again, as a new version; also out of the middle of a document, and
         away from a state that cannot be loaded. The answers stored with it are those of that time.
 
-        Raises SessionNotFound, VersionNotFound, VersionConflict, CommitConflict, StoreFull.
+        Raises SessionNotFound, VersionNotFound, VersionConflict, CommitConflict, StoreFull, QueueFull.
         """
         head, _ = await self.find(key, None)
         repeated = (await self._stored_now(key)).find_turn(head.version, identity)
@@ -164,21 +179,22 @@ class Versions:
         generation = _kept(head, version)
         if if_match is not None and if_match != head.version:
             raise VersionConflict(f"the session is at version {head.version}", current=head.version)
-        loaded = await self._committed.load_version(key, generation.version)
-        if loaded.head.generation != head.generation:
-            raise CommitConflict("another writer committed this session first")
-        session = CommittedSession(
-            session_id=key.session_id,
-            version=loaded.head.version + 1,
-            committed=True,
-            durability=self._committed.durability,
-            position=generation.position,
-            rewound_to=generation.version,
-        )
-        assert loaded.stored is not None
-        stored = loaded.stored.with_turn(stored_change(session.version, identity, asdict(session)))
-        fed = Fed(array("I"), since=generation)
-        await finish_even_if_cancelled(self._committed.commit(key, loaded.head, loaded.record, stored, fed))
+        async with self.transfer():
+            loaded = await self._committed.load_version(key, generation.version)
+            if loaded.head.generation != head.generation:
+                raise CommitConflict("another writer committed this session first")
+            session = CommittedSession(
+                session_id=key.session_id,
+                version=loaded.head.version + 1,
+                committed=True,
+                durability=self._committed.durability,
+                position=generation.position,
+                rewound_to=generation.version,
+            )
+            assert loaded.stored is not None
+            stored = loaded.stored.with_turn(stored_change(session.version, identity, asdict(session)))
+            fed = Fed(array("I"), since=generation)
+            await finish_even_if_cancelled(self._committed.commit(key, loaded.head, loaded.record, stored, fed))
         return session
 
     async def last_common(

@@ -62,14 +62,15 @@ async def import_session(
     runtime = runtime_of(request)
     serving = runtime.serving()
     key = new_session_key(request, session_id)
-    # Memory that nothing is written to is not taken: a client that only declares much costs nothing.
-    buffer = aligned_buffer(max_snapshot_num_bytes(serving.checkpoint.model.config))
-    snapshot = await read_octets(request, buffer, runtime.config.body_timeout_seconds)
-    content_digest = (await asyncio.to_thread(digest, snapshot)).hex()
-    fields = {"digest": content_digest, "id": session_id, "ttl_seconds": ttl_seconds}
-    identity = request_identity(request, "import", fields)
-    with serving.sessions.versions() as versions:
-        head = await versions.import_snapshot(key, [snapshot], ttl_seconds, identity)
+    async with serving.sessions.transfer():
+        # Memory that nothing is written to is not taken: a client that only declares much costs nothing.
+        buffer = aligned_buffer(max_snapshot_num_bytes(serving.checkpoint.model.config))
+        snapshot = await read_octets(request, buffer, runtime.config.body_timeout_seconds)
+        content_digest = (await asyncio.to_thread(digest, snapshot)).hex()
+        fields = {"digest": content_digest, "id": session_id, "ttl_seconds": ttl_seconds}
+        identity = request_identity(request, "import", fields)
+        with serving.sessions.versions() as versions:
+            head = await versions.import_snapshot(key, [snapshot], ttl_seconds, identity)
     return _begun(key, head)
 
 

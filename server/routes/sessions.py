@@ -58,18 +58,18 @@ async def get_memory(request: Request) -> Response:
     """The committed memory: each head of each layer as it is now, and samples of the layers over the session."""
     key = path_session(request)
     serving = runtime_of(request).serving()
-    head, state = await serving.sessions.committed_state(key)
-    heads: list[HeadReport] = []
-    if state is not None:
-        heads = await asyncio.to_thread(inspect_memory, serving.checkpoint.model, state.tensors)
-    body = {
-        "id": key.session_id,
-        "object": "session.memory",
-        "version": head.version,
-        "position": 0 if state is None else state.position,
-        "heads": [asdict(each) for each in heads],
-        "samples": [] if state is None else [asdict(each) for each in state.memory_samples.samples],
-    }
+    async with serving.sessions.committed_state(key) as (head, state):
+        heads: list[HeadReport] = []
+        if state is not None:
+            heads = await asyncio.to_thread(inspect_memory, serving.checkpoint.model, state.tensors)
+        body = {
+            "id": key.session_id,
+            "object": "session.memory",
+            "version": head.version,
+            "position": 0 if state is None else state.position,
+            "heads": [asdict(each) for each in heads],
+            "samples": [] if state is None else [asdict(each) for each in state.memory_samples.samples],
+        }
     return JSONResponse(body, headers=session_headers(key, head.version))
 
 

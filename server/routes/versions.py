@@ -4,6 +4,7 @@ A version is said by its number or by its name. Beginning another session from o
 """
 
 import re
+from contextlib import AsyncExitStack
 from typing import Annotated
 
 from fastapi import APIRouter, Query
@@ -69,11 +70,14 @@ async def export_session(request: Request, version: Annotated[VersionName | None
     """A version's snapshot, the committed one's by default, for `POST /v1/sessions/import`. Its ETag is its digest."""
     runtime = runtime_of(request)
     key = path_session(request)
-    with runtime.serving().sessions.versions() as versions:
-        _, generation, parts = await versions.export(key, version)
+    async with AsyncExitStack() as stack:
+        await stack.enter_async_context(runtime.serving().sessions.transfer())
+        with runtime.serving().sessions.versions() as versions:
+            _, generation, parts = await versions.export(key, version)
+        room = stack.pop_all()
     headers = session_headers(key, generation.version) | {"ETag": f'"{generation.digest}"'}
     file_name = f"session-{re.sub('[^A-Za-z0-9._-]', '_', key.session_id)}-v{generation.version}.atls"
-    return Download(parts, file_name, headers, stall_seconds=runtime.config.body_timeout_seconds)
+    return Download(parts, file_name, headers, room=room, stall_seconds=runtime.config.body_timeout_seconds)
 
 
 def _listed(key: SessionKey, head: Head) -> Response:

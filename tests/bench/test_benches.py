@@ -8,13 +8,10 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from bench.__main__ import main
-from bench.gpu.equality import LIMITS
-from bench.gpu_check import PARTS
-from bench.kernels import RULES
+from bench.memory.kernels import RULES
 from bench.products import MatrixProducts
 from tests.bench.running import run
 from tests.redis_server import RedisServer, redis_is_installed
-from tests.tiny import save_tiny_checkpoint, tiny_config
 
 
 def test_recall_asks_every_question_three_ways_across_a_kill(
@@ -113,25 +110,6 @@ def test_a_snapshot_of_300_mb_takes_half_its_size_more_and_holds_up_no_other_cli
     assert max(memory["commit_pings"]["max"], memory["load_pings"]["max"]) < 0.1
 
 
-def test_all_that_a_gpu_is_checked_for_runs_on_a_cpu_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    folder, path = tmp_path / "tiny", tmp_path / "gpu.json"
-    save_tiny_checkpoint(folder, tiny_config(torch.float32))
-    size = ["--batch-sizes", "1,2", "--rounds", "1", "--long-tokens", "3k", "--budget-seconds", "240"]
-    document, printed = run(capsys, "gpu_check", "--device", "cpu", "--model", str(folder), *size, "--json", str(path))
-    parts = {part["part"]: part for part in document["parts"]}
-    assert list(parts) == list(PARTS)
-    assert [part["problem"] for part in parts.values()] == [None] * len(PARTS)
-    products = {check["name"].partition(":")[0]: check["limit"] for check in parts["equality"]["checks"]}
-    assert products.items() >= LIMITS.items()
-    assert len(parts["answers"]["checks"]) == 4
-    assert parts["long_prefill"]["figures"]["tokens read"] == 3000
-    assert all(
-        value > 0 for name in ("throughput", "latency", "copies", "resume") for value in parts[name]["figures"].values()
-    )
-    assert json.loads(path.read_text())["parts"] == document["parts"]
-    assert f"{len(PARTS)} of {len(PARTS)} parts passed" in printed
-
-
 @pytest.mark.parametrize(
     ("arguments", "reason"),
     [
@@ -149,24 +127,6 @@ def test_what_cannot_be_measured_is_refused_with_a_reason(model: Path, arguments
     known = [] if "--model" in arguments else ["--model", str(model)]
     with pytest.raises(SystemExit, match=reason):
         main([*arguments, *known])
-
-
-def test_a_machine_without_the_device_is_status_2(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    if torch.cuda.is_available():
-        pytest.skip("this machine has a CUDA device")
-    with pytest.raises(SystemExit) as caught:
-        main(["gpu_check", "--model", str(model)])
-    assert caught.value.code == 2
-    assert "no CUDA device" in capsys.readouterr().err
-
-
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_a_cuda_device_computes_what_the_cpu_does(
-    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    options = ["--parts", "equality,answers", "--json", str(tmp_path / "gpu.json")]
-    run(capsys, "gpu_check", "--model", str(model), *options)
 
 
 def test_a_chain_tells_norms_and_recall_at_every_mark(

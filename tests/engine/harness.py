@@ -2,7 +2,7 @@
 
 import copy
 import dataclasses
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
 import torch
@@ -14,7 +14,14 @@ from engine.core import EngineCore
 from engine.sequence import FinishReason, Sequence, SequenceOutput, SequenceState
 from tests.tiny import tiny_checkpoint
 
-SMALL = EngineConfig(max_num_sequences=4, max_num_waiting=8, max_num_batched_tokens=64, max_num_piece_tokens=32)
+# However slow the machine is, prompts are cut into the same pieces.
+SMALL = EngineConfig(
+    max_num_sequences=4,
+    max_num_waiting=8,
+    max_num_batched_tokens=64,
+    max_num_piece_tokens=32,
+    max_added_itl_seconds=1e9,
+)
 
 
 def tiny() -> Checkpoint:
@@ -111,12 +118,21 @@ def checkpoint_that_says(pieces: Collection[bytes]) -> Checkpoint:
 def checkpoint_that_raises_at(token_id: int, error: BaseException) -> Checkpoint:
     """The tiny model, raising `error` whenever any row reads `token_id`."""
 
-    def refuse(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        if bool((inputs[0] == token_id).any()):
+    def refuse(token_ids: Tensor) -> None:
+        if bool((token_ids == token_id).any()):
             raise error
 
+    return checkpoint_that_first(refuse)
+
+
+def checkpoint_that_first(does: Callable[[Tensor], None]) -> Checkpoint:
+    """The tiny model, which before each step gives the ids that it is going to read, padding included, to `does`."""
+
+    def before(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        does(inputs[0])
+
     model = copy.deepcopy(tiny().model)
-    model.embedding.register_forward_pre_hook(refuse)
+    model.embedding.register_forward_pre_hook(before)
     return dataclasses.replace(tiny(), model=model)
 
 

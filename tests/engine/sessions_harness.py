@@ -70,6 +70,10 @@ class House:
         head = await self.storage.read_head(key)
         return None if head is None else head.version
 
+    async def committed(self, key: SessionKey = KEY) -> tuple[Head, SequenceState | None]:
+        async with self.sessions.committed_state(key) as told:
+            return told
+
     async def state(self, key: SessionKey = KEY) -> SequenceState:
         _, record = await self.storage.load(key)
         assert record is not None

@@ -27,9 +27,10 @@ def asked(params: SamplingParams, name: str = "a", text: str = "where is the bal
 
 async def choices_of(engine: Engine, sequence: Sequence, num_choices: int) -> list[list[SequenceOutput]]:
     outputs: list[list[SequenceOutput]] = [[] for _ in range(num_choices)]
-    async with aclosing(engine.generate_choices(sequence, num_choices)) as stream:
-        async for choice, output in stream:
-            outputs[choice].append(output)
+    with engine.places(sequence.tenant, num_choices):
+        async with aclosing(engine.generate_choices(sequence, num_choices)) as stream:
+            async for choice, output in stream:
+                outputs[choice].append(output)
     return outputs
 
 

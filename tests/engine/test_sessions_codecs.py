@@ -41,7 +41,7 @@ def test_a_restart_between_any_two_turns_changes_nothing(codec: Codec) -> None:
             uninterrupted = [(await run(it.sessions, asked(question, sampling=SAMPLED)))[0] for question in QUESTIONS]
             assert restarted == uninterrupted
             assert_same_session(await it.state(), expected, tolerance=0)
-            _, committed = await it.sessions.committed_state(KEY)
+            _, committed = await it.committed(KEY)
             assert committed is not None
             assert_same_session(committed, expected, tolerance=0)
 

@@ -129,7 +129,7 @@ def test_a_resume_is_counted_once_and_only_when_something_went_on() -> None:
             await run(it.sessions, asked("one", idempotency_key="k"))
             assert it.observed.tiers == ["device"]
         async with house(store) as it:
-            await it.sessions.committed_state(KEY)
+            await it.committed(KEY)
             async with it.sessions.turn(asked("one", idempotency_key="k")) as stored:
                 assert not isinstance(stored, Turn)
             assert it.observed.tiers == []
@@ -200,13 +200,13 @@ def test_readers_share_one_copy_and_the_batches_and_change_nothing() -> None:
         async with house(store, engine_config=EngineConfig(max_num_sequences=9)) as it:
             before = await everything_of(it)
             store.num_loads = 0
-            _, copy = await it.sessions.committed_state(KEY)
+            _, copy = await it.committed(KEY)
             assert copy is not None
             copied = SequenceState(copy.tensors.clone(), copy.tokens_digest, copy.pending_token_ids)
             at_once = await asyncio.gather(*(run(it.sessions, asked(text, read_only=True)) for text in questions))
             assert [text for text, _ in at_once] == one_by_one
             assert num_steps(it) < num_alone / 2
-            assert await it.sessions.committed_state(KEY) == (before[0][0], copy)
+            assert await it.committed(KEY) == (before[0][0], copy)
             assert_same_session(copy, copied, tolerance=0)
             assert store.num_loads == 1
             assert await everything_of(it) == before
@@ -252,7 +252,7 @@ def test_sessions_that_have_read_nothing_take_no_place_on_the_host() -> None:
             for number in range(3):
                 key = SessionKey("default", f"empty{number}")
                 await create(it.sessions, {}, key)
-                assert (await it.sessions.committed_state(key))[1] is None
+                assert (await it.committed(key))[1] is None
             assert it.sessions.num_host_copies == 0
 
     in_loop(test)

@@ -5,6 +5,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import httpx
 
@@ -92,8 +93,13 @@ class Writer:
         time.sleep(PAUSE_SECONDS)
 
 
+class Worker(Protocol):
+    def work(self, is_over: threading.Event) -> None:
+        """Until `is_over`, and what was begun by then."""
+
+
 @contextmanager
-def writing(writers: Sequence[Writer]) -> Iterator[None]:
+def writing(writers: Sequence[Worker]) -> Iterator[None]:
     """They write while the block runs, and finish what they have begun."""
     is_over = threading.Event()
     threads = [threading.Thread(target=writer.work, args=(is_over,)) for writer in writers]

@@ -102,9 +102,13 @@ class ForkedServer:
             return False
         return True
 
-    def signal(self, number: signal.Signals) -> None:
+    @property
+    def pid(self) -> int:
         assert self._pid is not None
-        os.kill(self._pid, number)
+        return self._pid
+
+    def signal(self, number: signal.Signals) -> None:
+        os.kill(self.pid, number)
 
     def wait_end(self) -> None:
         deadline = time.monotonic() + START_SECONDS

@@ -7,12 +7,14 @@ What has to be killed, or has to fail at its start, is tried with real processes
 import asyncio
 import itertools
 import json
+import re
 import signal
 import socket
 import threading
 import time
 from collections.abc import Coroutine, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -22,7 +24,7 @@ from openai import OpenAI
 from server.__main__ import DrainingServer
 from server.config import ServerConfig
 from server.runtime import Runtime
-from tests.tiny import save_tiny_checkpoint, tiny_config
+from tests.tiny import TINY_MEMORY, save_tiny_checkpoint, tiny_config
 
 START_SECONDS = 60.0
 T = TypeVar("T")
@@ -34,11 +36,11 @@ def new_name(prefix: str = "s") -> str:
     return f"{prefix}-{next(_names)}"
 
 
-def tiny_folder(folder: Path) -> Path:
-    """A checkpoint folder with the tiny model in it, made once per folder."""
+def tiny_folder(folder: Path, **memory: Any) -> Path:
+    """A checkpoint folder with the tiny model in it, made once per folder; `memory`: fields of its MemoryConfig."""
     directory = folder / "atlas-tiny"
     if not directory.exists():
-        save_tiny_checkpoint(directory, tiny_config())
+        save_tiny_checkpoint(directory, tiny_config(memory=replace(TINY_MEMORY, **memory)))
     return directory
 
 
@@ -149,6 +151,13 @@ def session_of(client: httpx.Client, session_id: str) -> dict[str, Any]:
     assert response.status_code == 200, response.text
     body: dict[str, Any] = response.json()
     return body
+
+
+def metric_value(exposition: str, name: str) -> float:
+    """`name` without the prefix, with labels if it has some."""
+    found = re.search(rf"^atlas_{re.escape(name)} ([\d.e+-]+)$", exposition, re.MULTILINE)
+    assert found, f"{name} is not there"
+    return float(found[1])
 
 
 def assert_refused(response: httpx.Response, status: int, code: str, param: str | None = None) -> None:

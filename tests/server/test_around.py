@@ -9,7 +9,16 @@ import pytest
 
 from server.parameters import EXTENSIONS, SERVED, UNSUPPORTED, is_within
 from server.schemas import ChatRequest
-from tests.server.harness import ThreadedServer, ask, assert_refused, read_until, serving, until, user
+from tests.server.harness import (
+    ThreadedServer,
+    ask,
+    assert_refused,
+    metric_value,
+    read_until,
+    serving,
+    until,
+    user,
+)
 
 LATENCIES = (
     "time_to_first_token_seconds",
@@ -74,12 +83,6 @@ def test_letters_apart_are_counted(left: str, right: str, distance: int) -> None
     assert distance == 0 or not is_within(left, right, distance - 1)
 
 
-def value(text: str, name: str) -> float:
-    found = re.search(rf"^atlas_{re.escape(name)} ([\d.e+-]+)$", text, re.MULTILINE)
-    assert found, f"{name} is not there"
-    return float(found[1])
-
-
 def test_every_metric_counts_what_it_says(model: Path, tmp_path: Path) -> None:
     store = f"local://{tmp_path / 'sessions'}"
     with serving(model, store=store) as server, httpx.Client(base_url=server.base_url, timeout=60) as client:
@@ -91,36 +94,36 @@ def test_every_metric_counts_what_it_says(model: Path, tmp_path: Path) -> None:
         ask(client, "e", session_id="secret-name", history="match")
         client.get("/nothing")
         # What the reader left on the device is no session, and goes when nobody holds it.
-        until(lambda: value(client.get("/metrics").text, 'sessions{tier="device"}') == 1)
+        until(lambda: metric_value(client.get("/metrics").text, 'sessions{tier="device"}') == 1)
         text = client.get("/metrics").text
         assert client.post("/v1/sessions/book/ingest", json={"text": "a" * 50}).status_code == 200
         after_a_document = client.get("/metrics").text
     for name in ("time_to_first_token_seconds", "request_queue_time_seconds", "request_decode_time_seconds"):
-        assert value(text, f"{name}_count") == 3, name
-    assert value(text, "e2e_request_latency_seconds_count") == 4
-    assert value(text, "inter_token_latency_seconds_count") == 3 * 3
-    assert value(text, "generation_tokens_total") == 3 * 4
-    assert value(text, "prompt_tokens_total") > 0
-    assert value(text, 'request_success_total{finished_reason="length"}') == 3
-    assert value(text, "tokens_memorized_total") == position
-    assert value(text, "session_commit_seconds_count") == 2
-    assert value(text, "session_state_bytes_count") == 2
-    assert value(text, 'session_resume_seconds_count{tier="device"}') == 2
-    assert value(text, 'sessions{tier="host"}') == 1
-    assert value(text, 'requests_rejected_total{reason="unsupported_parameter"}') == 1
-    assert value(text, 'requests_rejected_total{reason="not_found"}') == 1
-    assert value(text, 'session_conflicts_total{reason="session_diverged"}') == 1
-    assert value(text, "num_requests_running") == 0
-    assert value(text, "num_requests_waiting") == 0
-    assert value(text, "num_background_running") == 0
-    assert value(text, "num_background_waiting") == 0
-    assert 16 <= value(text, "max_interleaved_tokens") <= 512
-    assert value(text, 'slot_queue_time_seconds_count{priority="interactive"}') == 3
-    assert value(text, 'slot_queue_time_seconds_count{priority="background"}') == 0
-    assert value(after_a_document, 'slot_queue_time_seconds_count{priority="background"}') == 1
-    assert value(after_a_document, 'slot_queue_time_seconds_count{priority="interactive"}') == 3
-    assert value(text, "state_slots_in_use") == 0
-    assert value(text, "iteration_tokens_total_sum") >= value(text, "prompt_tokens_total")
+        assert metric_value(text, f"{name}_count") == 3, name
+    assert metric_value(text, "e2e_request_latency_seconds_count") == 4
+    assert metric_value(text, "inter_token_latency_seconds_count") == 3 * 3
+    assert metric_value(text, "generation_tokens_total") == 3 * 4
+    assert metric_value(text, "prompt_tokens_total") > 0
+    assert metric_value(text, 'request_success_total{finished_reason="length"}') == 3
+    assert metric_value(text, "tokens_memorized_total") == position
+    assert metric_value(text, "session_commit_seconds_count") == 2
+    assert metric_value(text, "session_state_bytes_count") == 2
+    assert metric_value(text, 'session_resume_seconds_count{tier="device"}') == 2
+    assert metric_value(text, 'sessions{tier="host"}') == 1
+    assert metric_value(text, 'requests_rejected_total{reason="unsupported_parameter"}') == 1
+    assert metric_value(text, 'requests_rejected_total{reason="not_found"}') == 1
+    assert metric_value(text, 'session_conflicts_total{reason="session_diverged"}') == 1
+    assert metric_value(text, "num_requests_running") == 0
+    assert metric_value(text, "num_requests_waiting") == 0
+    assert metric_value(text, "num_background_running") == 0
+    assert metric_value(text, "num_background_waiting") == 0
+    assert 16 <= metric_value(text, "max_interleaved_tokens") <= 512
+    assert metric_value(text, 'slot_queue_time_seconds_count{priority="interactive"}') == 3
+    assert metric_value(text, 'slot_queue_time_seconds_count{priority="background"}') == 0
+    assert metric_value(after_a_document, 'slot_queue_time_seconds_count{priority="background"}') == 1
+    assert metric_value(after_a_document, 'slot_queue_time_seconds_count{priority="interactive"}') == 3
+    assert metric_value(text, "state_slots_in_use") == 0
+    assert metric_value(text, "iteration_tokens_total_sum") >= metric_value(text, "prompt_tokens_total")
     assert "secret-name" not in text
 
 

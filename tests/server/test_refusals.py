@@ -108,6 +108,7 @@ def test_what_looks_like_a_misspelt_extension_is_not_dropped(client: httpx.Clien
         ({"top_p": 0}, "top_p"),
         ({"top_p": 1.5}, "top_p"),
         ({"top_k": -2}, "top_k"),
+        ({"top_k": 10**400}, "top_k"),
         ({"max_tokens": 0}, "max_tokens"),
         ({"max_tokens": 1.5}, "max_tokens"),
         ({"max_tokens": 10**9}, "max_tokens"),

@@ -161,7 +161,7 @@ class Replica:
 
     async def states(self, session_id: str) -> tuple[SequenceState | None, list[SequenceState | None]]:
         """The committed state as a turn would start from it, and every kept one as the store has it, newest first."""
-        head, committed = await self._house.sessions.committed_state(_key(session_id))
+        head, committed = await self._house.committed(_key(session_id))
         stored = []
         for kept in head.generations:
             _, record = await self._house.storage.load(_key(session_id), kept.version)
