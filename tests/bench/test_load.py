@@ -9,13 +9,13 @@ from pathlib import Path
 import pytest
 
 from bench.__main__ import main
-from bench.compare import ratios
-from bench.load_workload import Kind, Task
-from bench.process_times import ProcessTimes
-from bench.resume import Sample, summarise_resume
-from bench.runner import Runner
 from bench.server_process import ServerProcess
-from bench.ticks import RequestTicks
+from bench.serving.compare import ratios
+from bench.serving.load_workload import Kind, Task
+from bench.serving.process_times import ProcessTimes
+from bench.serving.resume import Sample, summarise_resume
+from bench.serving.runner import Runner
+from bench.serving.ticks import RequestTicks
 from clients import AsyncClient
 from tests.bench.running import run
 from tests.redis_server import RedisServer

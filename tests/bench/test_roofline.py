@@ -15,8 +15,8 @@ from atlas_model.sizes import decode_flops_per_token, dense_flops_per_token
 from atlas_model.state import session_num_bytes
 from atlas_model.traffic import decode_traffic
 from bench.__main__ import main
+from bench.engine.roofline_steps import dense_products
 from bench.products import MatrixProducts
-from bench.roofline_steps import dense_products
 from tests.bench.running import run
 from tests.tiny import TINY_MEMORY, tiny_config, tiny_model
 

@@ -28,10 +28,10 @@ from dataclasses import asdict
 import torch
 
 from bench import report
-from bench.machine import Machine
-from bench.models import add_model_arguments, model_header, open_model
-from bench.roofline_steps import StepCost, measure_decode, measure_prefill, measure_sampling
-from bench.stepper import chunk_period
+from bench.engine.machine import Machine
+from bench.engine.models import add_model_arguments, model_header, open_model
+from bench.engine.roofline_steps import StepCost, measure_decode, measure_prefill, measure_sampling
+from bench.engine.stepper import chunk_period
 from bench.workload import parse_counts
 
 DECODE_GOAL, PREFILL_GOAL = 1.5, 2.0

@@ -1,4 +1,4 @@
-"""Decode steps, prefill pieces and draws, each timed beside its limits: see `bench.roofline`."""
+"""Decode steps, prefill pieces and draws, each timed beside its limits: see `bench.engine.roofline`."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from atlas_model.model import AtlasModel
 from atlas_model.sizes import decode_flops_per_token, logits_flops, prefill_flops_per_token
 from atlas_model.traffic import Traffic, decode_traffic, prefill_traffic
 from bench.clock import median_ratio, seconds_in_turns
-from bench.machine import Machine
-from bench.plain_traffic import PlainTraffic
+from bench.engine.machine import Machine
+from bench.engine.plain_traffic import PlainTraffic
+from bench.engine.stepper import Stepper, chunk_period, phases
 from bench.products import MatrixProducts
-from bench.stepper import Stepper, chunk_period, phases
 from engine.sampler import Draw, Sampler
 from engine.sampling_params import SamplingParams
 
@@ -28,7 +28,8 @@ class StepCost:
 
     limit_seconds = products_seconds + state_seconds. factor: median of the turns' seconds over limit.
     products_flops, state_num_bytes_read and _written: what the limit is made of.
-    roof_seconds: see `bench.roofline`; flops and num_bytes, of parameters and state, are counted by the configuration.
+    roof_seconds: see `bench.engine.roofline`; flops and num_bytes, of parameters and state, are counted by the
+        configuration.
     """
 
     batch_size: int

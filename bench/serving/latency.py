@@ -8,10 +8,10 @@ import asyncio
 from dataclasses import asdict
 
 from bench import report
-from bench.load_workload import Kind, Task
-from bench.runner import Runner
 from bench.server_process import bench_server
-from bench.ticks import RequestTicks, summarise_load
+from bench.serving.load_workload import Kind, Task
+from bench.serving.runner import Runner
+from bench.serving.ticks import RequestTicks, summarise_load
 from bench.workload import open_prompts, parse_counts
 from clients import AsyncClient
 

@@ -15,8 +15,8 @@ from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import dataclass, field
 from io import BytesIO
 
-from bench.load_workload import Kind, Task
-from bench.ticks import RequestTicks
+from bench.serving.load_workload import Kind, Task
+from bench.serving.ticks import RequestTicks
 from clients import ApiError, AsyncClient, ClientError
 from clients.protocol import ChatOptions
 

@@ -21,10 +21,10 @@ from statistics import median
 from atlas_model.checkpoint import Checkpoint, load_checkpoint
 from atlas_model.text import find_tokenizer, load_tokenizer
 from bench import report
-from bench.askers import open_asker
 from bench.clock import seconds_of
-from bench.recall import Recall
-from bench.recall_results import Answer
+from bench.recall.askers import open_asker
+from bench.recall.recall import Recall
+from bench.recall.results import Answer
 from bench.server_process import bench_server
 from bench.stored_session import StoredSession, random_state
 from bench.summary import Proportion, proportion

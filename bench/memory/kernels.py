@@ -22,7 +22,7 @@ from atlas_model.presets import DEMO
 from atlas_model.sizes import memory_flops_per_token
 from bench import report
 from bench.clock import median_ratio, seconds_in_turns
-from bench.memory_workload import MemoryWorkload
+from bench.memory.workload import MemoryWorkload
 from bench.products import MatrixProducts
 from bench.workload import parse_length
 

@@ -18,8 +18,8 @@ from atlas_model.presets import PRESETS
 from atlas_model.state import session_num_bytes
 from bench import report
 from bench.redis_process import redis_at
-from bench.store_memory import FINGERPRINT, Pings, measure_memory
-from bench.store_transfer import TransferCost, measure_transfer
+from bench.store.memory import FINGERPRINT, Pings, measure_memory
+from bench.store.transfer import TransferCost, measure_transfer
 from bench.workload import parse_length
 
 

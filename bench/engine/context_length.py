@@ -23,10 +23,10 @@ import torch
 from atlas_model.checkpoint import Checkpoint
 from bench import report
 from bench.clock import median_ratio
-from bench.hand_fed import HandFedCore, endless_token_ids
-from bench.models import add_model_arguments, model_header, open_model
+from bench.engine.hand_fed import HandFedCore, endless_token_ids
+from bench.engine.models import add_model_arguments, model_header, open_model
+from bench.engine.stepper import chunk_period
 from bench.plot import draw_context_length
-from bench.stepper import chunk_period
 from bench.workload import parse_counts, parse_length
 from engine.sequence import SequenceState
 from engine.sessions.storage import PART_NUM_BYTES

@@ -18,7 +18,7 @@ from atlas_model.memory import chunk, recurrent
 from atlas_model.presets import DEMO
 from bench import report
 from bench.clock import median_ratio, seconds_in_turns
-from bench.memory_workload import MemoryWorkload
+from bench.memory.workload import MemoryWorkload
 from bench.workload import parse_counts, parse_length
 
 

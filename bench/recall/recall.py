@@ -21,9 +21,9 @@ from typing import TypeVar
 from atlas_model.text import find_tokenizer, load_tokenizer
 from atlas_model.training.documents import Question
 from bench import report
-from bench.askers import Asker, open_asker
 from bench.plot import draw_recall
-from bench.recall_results import CONDITIONS, Answer, curves, summarise
+from bench.recall.askers import Asker, open_asker
+from bench.recall.results import CONDITIONS, Answer, curves, summarise
 from bench.server_process import bench_server
 from bench.workload import (
     FACTS_PER_QUESTION,

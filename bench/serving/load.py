@@ -15,14 +15,14 @@ from dataclasses import asdict
 from pathlib import Path
 
 from bench import report
-from bench.load_sessions import LoadSessions
-from bench.load_workload import KINDS_WITH_A_PAST, Kind, Workload, parse_shares
 from bench.plot import draw_latencies, draw_throughput_latency
-from bench.runner import Runner
-from bench.server_metrics import scrape, session_costs
 from bench.server_process import BenchServer, bench_server
+from bench.serving.load_sessions import LoadSessions
+from bench.serving.load_workload import KINDS_WITH_A_PAST, Kind, Workload, parse_shares
+from bench.serving.runner import Runner
+from bench.serving.server_metrics import scrape, session_costs
+from bench.serving.ticks import LATENCIES, Limits, RequestTicks, latencies, summarise_load
 from bench.summary import describe
-from bench.ticks import LATENCIES, Limits, RequestTicks, latencies, summarise_load
 from bench.workload import open_prompts, parse_counts, parse_length
 from clients import AsyncClient
 

@@ -14,10 +14,10 @@ from statistics import median
 from typing import Any
 
 from bench import report
-from bench.load_workload import Kind, Task
-from bench.runner import Runner
 from bench.server_process import bench_server
-from bench.ticks import RequestTicks, summarise_load
+from bench.serving.load_workload import Kind, Task
+from bench.serving.runner import Runner
+from bench.serving.ticks import RequestTicks, summarise_load
 from bench.workload import open_prompts, parse_length
 from clients import AsyncClient
 from clients.protocol import ChatOptions

@@ -18,12 +18,12 @@ from io import BytesIO
 from statistics import median
 
 from bench import report
-from bench.load_workload import Kind, Task
 from bench.plot import draw_resume
 from bench.redis_process import redis_at
-from bench.runner import Runner
-from bench.server_metrics import resume_seconds, scrape
 from bench.server_process import bench_server
+from bench.serving.load_workload import Kind, Task
+from bench.serving.runner import Runner
+from bench.serving.server_metrics import resume_seconds, scrape
 from bench.summary import describe
 from bench.workload import open_prompts, parse_counts
 from clients import AsyncClient

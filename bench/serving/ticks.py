@@ -6,8 +6,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 
-from bench.load_workload import Kind
 from bench.report import Json
+from bench.serving.load_workload import Kind
 from bench.summary import describe
 
 Limits = dict[str, float]

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Callable, Sequence
 from io import BytesIO
 
-from bench.load_workload import Kind, Task
+from bench.serving.load_workload import Kind, Task
 from clients import ApiError, AsyncClient
 
 # Sessions that are made or deleted at once.

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 
 from bench.clock import seconds_in_turns
-from bench.plain_traffic import plain_buffer
+from bench.engine.plain_traffic import plain_buffer
 
 _SQUARE = 1024
 

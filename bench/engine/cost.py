@@ -17,8 +17,8 @@ import torch
 from atlas_model.checkpoint import Checkpoint, load_checkpoint
 from atlas_model.telemetry import MemoryRecording
 from bench import report
-from bench.cost_store import measure_store
-from bench.hand_fed import HandFedCore, endless_token_ids
+from bench.engine.cost_store import measure_store
+from bench.engine.hand_fed import HandFedCore, endless_token_ids
 from bench.workload import parse_length
 from engine.config import EngineConfig
 from engine.sequence import SequenceState
