@@ -12,7 +12,10 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
-_PRODUCTS = {torch.ops.aten.mm, torch.ops.aten.addmm, torch.ops.aten.bmm, torch.ops.aten.baddbmm}
+_aten = torch.ops.aten
+_FLOPS = {product: flop_registry[product] for product in (_aten.mm, _aten.addmm, _aten.bmm, _aten.baddbmm)}
+# In place, where the registry does not know it.
+_FLOPS[_aten.baddbmm_] = flop_registry[_aten.baddbmm]
 _PACKED_PRODUCT = "mkldnn::_linear_pointwise"
 """By name: not every build has it."""
 
@@ -83,13 +86,13 @@ class MatrixProducts(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         options = kwargs or {}
         result = func(*args, **options)
-        if func.overloadpacket in _PRODUCTS or func.name() == _PACKED_PRODUCT:
+        if func.overloadpacket in _FLOPS or func.name() == _PACKED_PRODUCT:
             operands = [self._operand(at, each) if isinstance(each, Tensor) else each for at, each in enumerate(args)]
             is_dense = any(isinstance(mine, Tensor) and mine is its for mine, its in zip(operands, args, strict=True))
             if func.name() == _PACKED_PRODUCT:
                 flops = 2 * args[0].numel() * result.shape[-1]
             else:
-                flops = flop_registry[func.overloadpacket](*args, **options, out_val=result)
+                flops = _FLOPS[func.overloadpacket](*args, **options, out_val=result)
             self._products.append(_Product(func, operands, options, flops, is_dense))
         return result
 
