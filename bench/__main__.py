@@ -18,6 +18,7 @@ ROOMS = {
     },
     "serving": {
         "load": "latency and throughput under load: closed or open loop, one kind of request or a mix",
+        "beside": "what a long document that is being read costs those who read answers",
         "latency": "one request at a time: first token and the gaps after it, by the prompt's length",
         "resume": "going on with a session, by tier, against reading the same text again",
         "compare": "the same stateless load on our server and on another one of OpenAI's kind, in turns",

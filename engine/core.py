@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from atlas_model.checkpoint import Checkpoint
+from atlas_model.packed_products import pack_products
 from atlas_model.rounded_products import round_products
 from atlas_model.text.chat_format import OPENING
 from atlas_model.upload import upload
@@ -49,6 +50,7 @@ class EngineCore:
         model = checkpoint.model.to(device)
         if config.matmul_dtype == "bfloat16":
             round_products(model)
+        pack_products(model)
         self._tokenizer = checkpoint.tokenizer
         self._end_token_id = checkpoint.tokenizer.special.end
         self._vocab_size = model.config.vocab_size

@@ -75,6 +75,24 @@ def test_an_open_loop_of_all_kinds_starts_cold_and_comes_at_its_moments(
     assert level["sessions"]["resume_store_seconds"]["n"] >= level["kinds"]["resume"]["num_answered"]
 
 
+def test_beside_compares_the_gaps_of_the_same_chats_without_a_document_and_with_one(
+    model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    size = ["--chats", "2", "--max-tokens", "5", "--rounds", "2", "--document-tokens", "30k"]
+    document, _ = run(capsys, "beside", "--model", str(model), *size)
+    gaps = document["itl_seconds"]
+    # A token that ends no character is in no chunk of its own.
+    assert all(0 < gaps[name]["n"] <= 2 * 2 * 4 for name in ("alone", "beside"))
+    assert document["ratio"] == pytest.approx(gaps["beside"]["p99"] / gaps["alone"]["median"])
+    assert document["document_tokens_per_second"] > 0
+
+
+def test_a_document_that_ends_before_the_chats_beside_it_measures_nothing(model: Path) -> None:
+    size = ["--chats", "2", "--max-tokens", "200", "--rounds", "1", "--document-tokens", "2k"]
+    with pytest.raises(SystemExit, match="--document-tokens"):
+        main(["beside", "--model", str(model), *size])
+
+
 def test_a_server_without_room_refuses_and_the_others_are_answered(server: ServerProcess) -> None:
     async def test() -> list[RequestTicks]:
         async with AsyncClient(server.base_url) as client:
