@@ -34,6 +34,10 @@ class PackedWeight:
         self._weight = weight.detach()
         self._packed: Tensor = torch.ops.mkldnn._reorder_linear_weight(self._weight, _TYPICAL_NUM_ROWS)
 
+    def __deepcopy__(self, memo: object) -> PackedWeight:
+        """Itself: it is never changed, and torch cannot copy what oneDNN has ordered."""
+        return self
+
     def multiply(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
         """[..., in] -> [..., out], as `linear`."""
         num_rows = x.numel() // x.shape[-1]
