@@ -60,7 +60,7 @@ HOMES = {
     "torch": ["atlas_model/", "engine/", *BENCHES_THAT_LOOK_INSIDE],
     "transformers": ["bench/peers/llama.py"],
     "typer": ["clients/"],
-    "uvicorn": ["server/__main__.py"],
+    "uvicorn": ["server/__main__.py", "server/http_protocol.py"],
     "xxhash": ["engine/"],
 }
 

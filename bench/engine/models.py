@@ -9,6 +9,7 @@ import torch
 
 from atlas_model.checkpoint import Checkpoint, load_checkpoint
 from atlas_model.model import AtlasModel
+from atlas_model.packed_products import pack_products
 from atlas_model.presets import PRESETS
 from bench import report
 
@@ -22,9 +23,16 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def open_model(arguments: argparse.Namespace) -> Checkpoint:
-    """The model on its device, in as many threads as were asked for. A preset has the shipped model's tokenizer."""
+    """The model on its device as the engine runs it, in as many threads as were asked for."""
     if arguments.threads is not None:
         torch.set_num_threads(arguments.threads)
+    checkpoint = _load(arguments)
+    pack_products(checkpoint.model)
+    return checkpoint
+
+
+def _load(arguments: argparse.Namespace) -> Checkpoint:
+    """A preset has the shipped model's tokenizer."""
     if arguments.preset is None:
         return load_checkpoint(arguments.model, arguments.device)
     shipped = load_checkpoint(report.SHIPPED_MODEL)
