@@ -7,8 +7,6 @@ import importlib
 import sys
 from collections.abc import Sequence
 
-from clients.errors import ClientError
-
 BENCHES = {
     "recall": "does a session know what it has read, by length, after a kill -9",
     "load": "latency and throughput under load: closed or open loop, one kind of request or a mix",
@@ -32,6 +30,16 @@ BENCHES = {
 }
 
 
+class _DefaultsFormatter(argparse.HelpFormatter):
+    """Says each option's default where its text does not."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        default = action.default
+        if not action.help or "default" in action.help or default in (None, [], argparse.SUPPRESS) or default is False:
+            return action.help
+        return f"{action.help} (default: %(default)s)"
+
+
 def main(arguments: Sequence[str]) -> None:
     """Only the chosen bench is imported: each needs other things. Raises SystemExit with one line of reason."""
     overview = argparse.ArgumentParser(prog="python -m bench", formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -39,11 +47,14 @@ def main(arguments: Sequence[str]) -> None:
     overview.add_argument("bench", choices=BENCHES, metavar="NAME")
     name = overview.parse_args(arguments[:1]).bench
     bench = importlib.import_module(f"bench.{name}")
-    parser = argparse.ArgumentParser(prog=f"python -m bench {name}", description=BENCHES[name])
+    failures = importlib.import_module("bench.failures").FAILURES
+    parser = argparse.ArgumentParser(
+        prog=f"python -m bench {name}", description=BENCHES[name], formatter_class=_DefaultsFormatter
+    )
     bench.add_arguments(parser)
     try:
         bench.run(parser.parse_args(arguments[1:]))
-    except (ClientError, FileNotFoundError) as error:
+    except failures as error:
         raise SystemExit(f"bench {name}: {error}") from error
 
 
