@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Self
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
@@ -23,10 +23,14 @@ from atlas_model.checkpoint import Checkpoint, load_checkpoint
 from atlas_model.config import AtlasConfig
 from atlas_model.model import AtlasModel
 from atlas_model.state import State, state_spec
+from atlas_model.state_migration import spec_before_rings, to_rings
 from atlas_model.text import ChatFormat, Tokenizer
 from atlas_model.text.chat_format import OPENING
 
 IGNORED_LABEL = -100
+
+# In the metadata of a state's file. Files without one are older than attention windows that are rings.
+_VERSION_KEY, _VERSION = "atlas_state_version", "2"
 
 
 class AtlasForCausalLM(nn.Module):
@@ -126,16 +130,25 @@ class AtlasForCausalLM(nn.Module):
 
 def save_state(path: str | Path, state: State) -> None:
     """Write a state to a safetensors file, exactly."""
-    save_file({name: tensor.contiguous() for name, tensor in state.detach().named_tensors().items()}, path)
+    tensors = {name: tensor.contiguous() for name, tensor in state.detach().named_tensors().items()}
+    save_file(tensors, path, metadata={_VERSION_KEY: _VERSION})
 
 
 def load_state(path: str | Path, config: AtlasConfig) -> State:
     """Read a state that a model of this configuration wrote. Raises ValueError when it is not one."""
     try:
-        tensors = load_file(path)
+        with safe_open(path, framework="pt") as file:
+            version = (file.metadata() or {}).get(_VERSION_KEY)
+            tensors = {name: file.get_tensor(name) for name in file.offset_keys()}
     except SafetensorError as error:
         raise ValueError(f"{path}: {error}") from error
-    order = state_spec(config)
-    if set(order) != set(tensors):
+    if version not in (None, _VERSION):
+        raise ValueError(f"{path}: a state of version {version}, which this release does not know")
+    spec = spec_before_rings(config) if version is None else state_spec(config)
+    if set(spec) != set(tensors):
         raise ValueError(f"{path}: not a state of this configuration")
-    return State.from_named_tensors(config, {name: tensors[name] for name in order})
+    for name, each in spec.items():
+        if tensors[name].shape[1:] != each.shape or tensors[name].dtype != each.dtype:
+            raise ValueError(f"{path}: {name} is not the configuration's")
+    tensors = {name: tensors[name] for name in spec}
+    return State.from_named_tensors(config, to_rings(tensors, config) if version is None else tensors)

@@ -10,6 +10,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+# What so many rows move no longer fits into the nearest caches: then fewer passes are faster than fewer operations.
+MANY_ROWS = 64
+
 
 @dataclass(frozen=True, slots=True)
 class Insertion:
@@ -52,7 +55,26 @@ class Whole:
         tensor.copy_(self.values)
 
 
-Change = Insertion | Rows | Whole
+@dataclass(frozen=True, slots=True)
+class Shift:
+    """New vectors [B, d] at the end of the second dimension of [B, T, d], from which the first go."""
+
+    vectors: Tensor
+
+    def of_first_rows(self, count: int, num_rows: int) -> Shift:
+        assert len(self.vectors) == num_rows
+        return Shift(self.vectors[:count])
+
+    def write(self, tensor: Tensor) -> None:
+        if len(tensor) < MANY_ROWS:
+            tensor.copy_(torch.cat([tensor[:, 1:], self.vectors[:, None]], dim=1))
+            return
+        for token in range(tensor.shape[1] - 1):
+            tensor[:, token].copy_(tensor[:, token + 1])
+        tensor[:, -1].copy_(self.vectors)
+
+
+Change = Insertion | Rows | Shift | Whole
 
 
 def flat_places(place: Tensor, num_heads: int, length: int) -> Tensor:

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import conv2d
 
+from atlas_model.changes import MANY_ROWS, Change, Shift
 from atlas_model.ragged import tail
 
 _NUM_SUMMED = 8
@@ -31,12 +32,18 @@ class ShortConvolution(nn.Module):
         """before: [B, width - 1, channels]. Returns the convolved tokens and the tail after them."""
         return convolve(x, before, self.weight, lengths)
 
-    def step(self, x: Tensor, before: Tensor) -> tuple[Tensor, Tensor]:
-        """One token a row, [B, channels]: the same as `forward`, in fewer operations."""
+    def step(self, x: Tensor, before: Tensor) -> tuple[Tensor, dict[str, Change]]:
+        """One token a row, [B, channels]: the same as `forward`, and what changes of the tail."""
         x = x.to(before.dtype)
-        tail = torch.cat([before[:, 1:], x[:, None]], dim=1) if before.shape[1] else before
-        earlier = (before.to(self.weight.dtype) * self.weight[:-1]).sum(1)
-        return torch.addcmul(earlier, x.to(self.weight.dtype), self.weight[-1]), tail
+        changes: dict[str, Change] = {"convolution": Shift(x)} if before.shape[1] else {}
+        new = x.to(self.weight.dtype)
+        if len(x) < MANY_ROWS:
+            earlier = (before.to(new.dtype) * self.weight[:-1]).sum(1)
+            return torch.addcmul(earlier, new, self.weight[-1]), changes
+        mixed = new * self.weight[-1]
+        for offset in range(before.shape[1]):
+            mixed.addcmul_(before[:, offset].to(new.dtype), self.weight[offset])
+        return mixed, changes
 
 
 def convolve(x: Tensor, before: Tensor, weight: Tensor, lengths: Tensor | None) -> tuple[Tensor, Tensor]:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.functional import linear, normalize, silu
 
 from atlas_model.attention import AttentionState, SlidingWindowAttention
-from atlas_model.changes import Change, Rows, Whole
+from atlas_model.changes import Change, Rows
 from atlas_model.config import AtlasConfig, AttentionConfig
 from atlas_model.convolution import ShortConvolution, convolve
 from atlas_model.gates import GateMaps, Gates
@@ -71,11 +71,11 @@ class Mixer(nn.Module):
         """One token a row, [B, width] -> the same, and what it changes of the state."""
         assert state.memory is not None
         assert state.convolution is not None
-        convolved, convolution = self.convolution.step(self.project(x), state.convolution)
+        convolved, shifted = self.convolution.step(self.project(x), state.convolution)
         activated = silu(convolved)
         inputs, gates = self._step_inputs(x, activated, state.memory)
         read, changes = self.memory.step(inputs, gates, state.memory, places, self.gate_maps.max_inner_lr)
-        changes["convolution"] = Whole(convolution)
+        changes |= shifted
         branches = [read[:, 0] * torch.sigmoid(self.output_gate(x))]
         if self.attention is not None and state.attention is not None:
             assert places.attention is not None

@@ -21,6 +21,7 @@ from atlas_model.mixers import Mixer
 from atlas_model.state import State, memory_dtype, state_spec
 from atlas_model.state_delta import StateDelta
 from atlas_model.step_places import StepPlaces
+from atlas_model.tied_embedding import TiedEmbedding
 from atlas_model.upload import upload
 
 
@@ -46,7 +47,7 @@ class AtlasModel(nn.Module):
     def __init__(self, config: AtlasConfig) -> None:
         super().__init__()
         self.config = config
-        self.embedding = nn.Embedding(config.vocab_size, config.width)
+        self.embedding = TiedEmbedding(config.vocab_size, config.width)
         nn.init.normal_(self.embedding.weight, std=config.width**-0.5)
         self.blocks = nn.ModuleList(Block(config, index) for index in range(config.num_layers))
         self.norm = nn.RMSNorm(config.width, eps=config.norm_eps)
@@ -105,7 +106,7 @@ class AtlasModel(nn.Module):
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Scores of the next token, [..., width] -> [..., vocab_size]."""
-        return nn.functional.linear(hidden, self.embedding.weight)
+        return self.embedding.scores(hidden)
 
     def forward(
         self,

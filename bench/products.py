@@ -12,7 +12,12 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
-_PRODUCTS = (torch.ops.aten.mm, torch.ops.aten.addmm, torch.ops.aten.bmm, torch.ops.aten.baddbmm)
+_aten = torch.ops.aten
+_FLOPS = {product: flop_registry[product] for product in (_aten.mm, _aten.addmm, _aten.bmm, _aten.baddbmm)}
+# In place, where the registry does not know it.
+_FLOPS[_aten.baddbmm_] = flop_registry[_aten.baddbmm]
+_PACKED_PRODUCT = "mkldnn::_linear_pointwise"
+"""By name: not every build has it."""
 
 _Specification = tuple[tuple[int, ...], tuple[int, ...]]
 """Shape and strides of an operand."""
@@ -81,16 +86,19 @@ class MatrixProducts(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         options = kwargs or {}
         result = func(*args, **options)
-        if func.overloadpacket in _PRODUCTS:
+        if func.overloadpacket in _FLOPS or func.name() == _PACKED_PRODUCT:
             operands = [self._operand(at, each) if isinstance(each, Tensor) else each for at, each in enumerate(args)]
             is_dense = any(isinstance(mine, Tensor) and mine is its for mine, its in zip(operands, args, strict=True))
-            flops = flop_registry[func.overloadpacket](*args, **options, out_val=result)
+            if func.name() == _PACKED_PRODUCT:
+                flops = 2 * args[0].numel() * result.shape[-1]
+            else:
+                flops = _FLOPS[func.overloadpacket](*args, **options, out_val=result)
             self._products.append(_Product(func, operands, options, flops, is_dense))
         return result
 
     def _operand(self, place: int, operand: Tensor) -> Tensor:
-        """The weight itself, or numbers to stand in for what the computation has made."""
-        if operand.untyped_storage().data_ptr() in self._weights:
+        """The weight itself, as every packed tensor is, or numbers to stand in for what the computation has made."""
+        if operand.is_mkldnn or operand.untyped_storage().data_ptr() in self._weights:
             return operand
         specification = (tuple(operand.shape), operand.stride())
         key = (place, operand.dtype, specification)

@@ -23,6 +23,8 @@ class EngineConfig:
     is_multi_tenant: no tenant alone may fill the queue (`places`).
     max_num_piece_tokens: the most tokens that one sequence is fed in one prefill step. Nothing to do with the
         memory's chunk, which is part of the model.
+    max_num_batchable_tokens: a longer piece is prefilled in a batch of its own, while others wait for their turn. None
+        is 128 on the CPU, where long rows are dearer together than one by one, and any piece elsewhere.
     memory_sample_tokens: a sequence's memory is sampled while it is prefilled, at most once every so many tokens; 0 is
         never. A sample of the shipped model costs as much as the prefill of 25 to 50 tokens (`python -m bench cost`),
         so less than 1 % with the default.
@@ -44,6 +46,7 @@ class EngineConfig:
     max_added_itl_seconds: float = 0.01
     max_num_interleaved_tokens: int = 512
     max_num_piece_tokens: int = 1024
+    max_num_batchable_tokens: int | None = None
     background_share: float = 0.125
     is_multi_tenant: bool = False
     memory_sample_tokens: int = 8192
@@ -78,6 +81,7 @@ class EngineConfig:
             "max_added_itl_seconds": self.max_added_itl_seconds,
             "max_num_interleaved_tokens": self.max_num_interleaved_tokens,
             "max_num_piece_tokens": self.max_num_piece_tokens,
+            "max_num_batchable_tokens": 1 if self.max_num_batchable_tokens is None else self.max_num_batchable_tokens,
             "max_state_norm": self.max_state_norm,
             "num_threads": 1 if self.num_threads is None else self.num_threads,
         }

@@ -16,7 +16,9 @@ import torch
 from torch import Tensor
 
 from atlas_model.checkpoint import Checkpoint
+from atlas_model.packed_products import pack_products
 from atlas_model.rounded_products import round_products
+from atlas_model.shared_weights import with_shared_weights
 from atlas_model.text.chat_format import OPENING
 from atlas_model.upload import upload
 from engine.config import EngineConfig
@@ -46,9 +48,11 @@ class EngineCore:
     def __init__(self, checkpoint: Checkpoint, config: EngineConfig) -> None:
         device = torch.device(config.device)
         set_float32_products(device, allow_tf32=config.allow_tf32)
-        model = checkpoint.model.to(device)
+        # The layers that are replaced are this engine's, and not those of another one of the same checkpoint.
+        model = with_shared_weights(checkpoint.model.to(device))
         if config.matmul_dtype == "bfloat16":
             round_products(model)
+        pack_products(model)
         self._tokenizer = checkpoint.tokenizer
         self._end_token_id = checkpoint.tokenizer.special.end
         self._vocab_size = model.config.vocab_size

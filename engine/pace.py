@@ -30,9 +30,11 @@ class PrefillPace:
         ratio = self._max_seconds / max(seconds, 1e-9)
         if ratio < 1:
             self._num_tokens = self._bounded(min(self._num_tokens, num_tokens) * max(ratio, MAX_SHRINKAGE))
-        elif num_tokens + MIN_NUM_TOKENS > self._num_tokens:
-            # A step that was nearly as long as it might be: one that is much shorter says nothing of a longer one.
-            self._num_tokens = self._bounded(self._num_tokens * min(ratio, MAX_GROWTH))
+        else:
+            # A step may hold much less than it might, as its pieces end where chunks do. So many tokens would take the
+            # time if its own price were the tokens' too: no more than so many are tried.
+            fitting = num_tokens * ratio
+            self._num_tokens = self._bounded(max(self._num_tokens, min(self._num_tokens * MAX_GROWTH, fitting)))
 
     def _bounded(self, num_tokens: float) -> float:
         return min(max(num_tokens, MIN_NUM_TOKENS), self._max_num_tokens)

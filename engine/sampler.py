@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from atlas_model.upload import upload
+from engine.ranking import ranked
 from engine.sampling_params import SamplingParams
 
 _MASK = 2**64 - 1
@@ -24,6 +25,7 @@ _GOLDEN = 0x9E3779B97F4A7C15
 # How many of the most likely tokens are looked at first, and then.
 _NUM_CANDIDATES = (64, 512)
 _UNDECIDED, _NOT_FINITE = -1, -2
+_NUM_CACHED_ROWS = 16
 
 
 def splitmix64(value: int) -> int:
@@ -123,7 +125,7 @@ def _draw(scores: Tensor, draws: Sequence[Draw], num_candidates: int) -> Tensor:
     temperature, top_k, top_p, uniforms = (column[:, None] for column in settings.unbind(dim=1))
     top_k = top_k.long().clamp(max=vocab_size)
 
-    values, order = scores.sort(dim=1, descending=True, stable=True) if is_whole else scores.topk(num_candidates, dim=1)
+    values, order = ranked(scores) if is_whole else scores.topk(num_candidates, dim=1)
     # The maximum is taken off first, so that a tiny temperature gives 0 and -inf and never inf - inf.
     peak = values[:, :1].double()
     weights = ((values.double() - peak) / temperature).exp()
@@ -132,7 +134,7 @@ def _draw(scores: Tensor, draws: Sequence[Draw], num_candidates: int) -> Tensor:
         total = cumulative[:, -1:]
         num_known = (weights > 0).sum(dim=1, keepdim=True)
     else:
-        total = (scores - peak).div_(temperature).exp_().sum(dim=1, keepdim=True)
+        total = _total_weight(scores, peak, temperature)
         # Which of two equal tokens comes first is for the whole sort to say; the last may be equal to one beyond it.
         num_known = (values[:, 1:] < values[:, :-1]).long().cumprod(dim=1).sum(dim=1, keepdim=True)
     last = (num_known - 1).clamp(min=0)
@@ -155,3 +157,11 @@ def _draw(scores: Tensor, draws: Sequence[Draw], num_candidates: int) -> Tensor:
     is_decided = (index[:, 0] == index[:, 1]) & (index[:, 1] < num_known[:, 0])
     token_ids = order.gather(1, index[:, :1].clamp(max=num_candidates - 1))[:, 0]
     return token_ids.where(is_decided, _UNDECIDED)
+
+
+def _total_weight(scores: Tensor, peak: Tensor, temperature: Tensor) -> Tensor:
+    """The sum of each row's weights, float64 [B, 1]. On the CPU some rows at a time, which stay in the nearest caches
+    from pass to pass."""
+    size = _NUM_CACHED_ROWS if scores.device.type == "cpu" else len(scores)
+    blocks = zip(scores.split(size), peak.split(size), temperature.split(size), strict=True)
+    return torch.cat([(each - top).div_(scale).exp_().sum(dim=1, keepdim=True) for each, top, scale in blocks])

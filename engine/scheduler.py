@@ -12,7 +12,7 @@ that has the fewest, among those to the one that was given the fewest, and prefi
 sequence ends, which for a document is its next commit.
 
 Pieces end where the memory's chunks do, as far as they can, and prefill batches hold pieces of similar length, which
-keeps padding under a half.
+keeps padding under a half; pieces that are long enough to fill the device go one by one.
 """
 
 from collections import Counter
@@ -23,6 +23,9 @@ from engine.config import EngineConfig
 from engine.errors import QueueFull
 from engine.fair_share import FairShare
 from engine.sequence import Priority, Sequence
+
+# A row of so many tokens gives the products of a CPU enough to do; rows beside it cost padding and caches.
+CPU_MAX_NUM_BATCHABLE_TOKENS = 128
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +79,9 @@ class Scheduler:
     def __init__(self, config: EngineConfig, memory_chunk_size: int = 1) -> None:
         self._config = config
         self._memory_chunk_size = memory_chunk_size
+        self._max_num_batchable_tokens = config.max_num_batchable_tokens or (
+            CPU_MAX_NUM_BATCHABLE_TOKENS if config.device.startswith("cpu") else config.max_num_piece_tokens
+        )
         self._max_num_background = max(1, config.max_num_sequences // 2)
         # In the order in which they came.
         self._waiting: dict[str, Sequence] = {}
@@ -189,13 +195,14 @@ class Scheduler:
 
     def _choose_pieces(self, in_turn: list[Sequence], limit: int, budget: int) -> tuple[Piece, ...]:
         """The first sequence's piece, and those of the others that are at most twice and at least half as long as any
-        other while rows times longest piece fit the budget."""
-        pieces: list[Piece] = []
+        other, none longer than may share a batch, while rows times longest piece fit the budget."""
         shortest = longest = self._piece_num_tokens(in_turn[0], limit)
-        for sequence in in_turn:
+        pieces = [Piece(in_turn[0], longest)]
+        for sequence in in_turn[1:]:
             num_tokens = self._piece_num_tokens(sequence, limit)
             new_shortest, new_longest = min(shortest, num_tokens), max(longest, num_tokens)
-            if new_longest <= 2 * new_shortest and (len(pieces) + 1) * new_longest <= budget:
+            is_similar = new_longest <= min(2 * new_shortest, self._max_num_batchable_tokens)
+            if is_similar and (len(pieces) + 1) * new_longest <= budget:
                 shortest, longest = new_shortest, new_longest
                 pieces.append(Piece(sequence, num_tokens))
         return tuple(pieces)

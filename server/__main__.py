@@ -1,4 +1,4 @@
-"""`python -m server`: read the settings, open the store, serve, and drain on SIGTERM. The only home of uvicorn.
+"""`python -m server`: read the settings, open the store, serve, and drain on SIGTERM.
 
 Exit status: 0 after a drain, 1 when the process cannot serve (one line says why), 2 for a setting that cannot be used.
 """
@@ -17,6 +17,7 @@ from engine import failpoints
 from engine.errors import AtlasError
 from server.app import create_app
 from server.config import ConfigError, ServerConfig
+from server.http_protocol import BoundedHttpProtocol
 from server.runtime import Runtime
 
 # For what is still being sent when everything has ended.
@@ -38,7 +39,7 @@ class DrainingServer(uvicorn.Server):
                 create_app(self.runtime),
                 host=config.host,
                 port=config.port,
-                http="httptools",
+                http=BoundedHttpProtocol,
                 ws="none",
                 lifespan="on",
                 log_config=None,

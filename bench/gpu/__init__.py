@@ -1,1 +1,1 @@
-"""The parts of `python -m bench gpu_check`: one file each, with a function `measure(settings, notes)`."""
+"""A CUDA device against the CPU: `gpu_check` runs parts, one file each, with a function `measure(settings, notes)`."""

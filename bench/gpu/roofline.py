@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 
 from atlas_model.checkpoint import load_checkpoint
+from bench.engine.machine import Machine
+from bench.engine.roofline_steps import StepCost, measure_decode, measure_prefill
+from bench.engine.stepper import chunk_period
 from bench.gpu.parts import Notes, Settings
-from bench.machine import Machine
-from bench.roofline_steps import StepCost, measure_decode, measure_prefill
-from bench.stepper import chunk_period
 
 # More than a device's cache holds.
 BUFFER_NUM_BYTES = 2**28

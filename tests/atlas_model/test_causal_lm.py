@@ -6,11 +6,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from atlas_model.causal_lm import IGNORED_LABEL, AtlasForCausalLM, load_state, save_state
 from atlas_model.checkpoint import CheckpointError
+from atlas_model.config import AttentionConfig
 from atlas_model.gates import Gates
 from atlas_model.memory import MemoryInputs
+from atlas_model.model import AtlasModel
 from atlas_model.neural_memory import NeuralMemory
 from tests.atlas_model.memory_cases import BASE, largest_error, make_case
 from tests.tiny import save_tiny_checkpoint, tiny_config
@@ -40,6 +43,37 @@ def test_a_state_of_another_model_is_refused(model: AtlasForCausalLM, tmp_path: 
         load_state(tmp_path / "state.safetensors", model.config)
     with pytest.raises(CheckpointError, match="has no"):
         AtlasForCausalLM.from_pretrained(tmp_path)
+
+
+def test_a_state_that_was_saved_before_windows_were_rings_goes_on_as_it_would_have(tmp_path: Path) -> None:
+    """Also where as many heads as tokens in the window make both kinds of one shape; rows stand at any position."""
+    for layout, heads in (("mag", 2), ("mag", 4), ("mal", 4), ("lmm", 0), ("mac", 4)):
+        attention = AttentionConfig(num_heads=heads, window=5) if heads else None
+        config = tiny_config(layout=layout, attention=attention)
+        model = AtlasModel(config).requires_grad_(False)
+        for lengths in ([3, 1], [4, 9]):
+            state = model(torch.arange(18).view(2, 9), lengths=torch.tensor(lengths)).state
+            tensors = {name: tensor.clone() for name, tensor in state.named_tensors().items()}
+            for name in tensors if layout != "mac" else ():
+                if ".attention." in name:
+                    rows = [row.roll(-length, 1) for row, length in zip(tensors[name], lengths, strict=True)]
+                    tensors[name] = torch.stack(rows).transpose(1, 2).contiguous()
+            save_file(tensors, tmp_path / "old.safetensors")
+            restored = load_state(tmp_path / "old.safetensors", config).named_tensors()
+            assert all(restored[name].equal(tensor) for name, tensor in state.named_tensors().items())
+
+
+def test_a_state_of_a_version_to_come_or_of_another_shape_is_refused(model: AtlasForCausalLM, tmp_path: Path) -> None:
+    path = tmp_path / "state.safetensors"
+    _, state = model(model.encode("Nothing."))
+    tensors = state.named_tensors()
+    save_file(tensors, path, metadata={"atlas_state_version": "3"})
+    with pytest.raises(ValueError, match="version 3"):
+        load_state(path, model.config)
+    name = "layers.0.memory.w"
+    save_file(tensors | {name: tensors[name][:, :, 1:].contiguous()}, path)
+    with pytest.raises(ValueError, match=rf"state\.safetensors: {name}"):
+        load_state(path, model.config)
 
 
 def test_what_is_generated_is_what_one_pass_over_it_finds_likeliest(model: AtlasForCausalLM) -> None:

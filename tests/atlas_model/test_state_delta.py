@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from atlas_model.changes import MANY_ROWS
 from atlas_model.config import AtlasConfig
 from atlas_model.state import State
 from tests.atlas_model.test_model import LAYOUTS, assert_same_state, every_layout, tokens
@@ -63,6 +64,21 @@ def test_a_row_whose_chunk_ends_is_the_same_whoever_else_is_in_the_batch(config:
         pick = torch.tensor([row])
         _, alone = model.step(pick, state.gather(pick))
         assert_same_state(together.gather(pick), alone)
+
+
+@every_layout
+def test_many_rows_step_as_few_do(config: AtlasConfig) -> None:
+    """From MANY_ROWS on the tails of the convolutions are read and moved in another way."""
+    model = tiny_model(config)
+    few = states_at(config, POSITIONS)
+    many = State.concatenate([few] * (MANY_ROWS // len(POSITIONS) + 1))
+    ids = torch.arange(many.batch_size) % 7
+    logits, after = model.step(ids, many)
+    for start in range(0, many.batch_size, len(POSITIONS)):
+        rows = torch.arange(start, start + len(POSITIONS))
+        expected_logits, expected = model.step(ids[rows], few)
+        torch.testing.assert_close(logits[rows], expected_logits, rtol=1e-9, atol=1e-9)
+        assert_same_state(after.gather(rows), expected)
 
 
 def test_a_delta_names_what_is_not_what_it_was_and_nothing_else() -> None:

@@ -8,7 +8,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from bench.__main__ import BENCHES, main
-from bench.kernels import RULES
+from bench.memory.kernels import RULES
 from bench.products import MatrixProducts
 from tests.bench.running import run
 from tests.redis_server import RedisServer, redis_is_installed
@@ -157,7 +157,7 @@ def test_the_help_of_each_bench_says_what_is_done_without_an_option(
     with pytest.raises(SystemExit):
         main([bench, "--help"])
     printed = " ".join(capsys.readouterr().out.split())
-    assert BENCHES[bench] in printed
+    assert BENCHES[bench][1] in printed
     assert "default: " in printed
 
 

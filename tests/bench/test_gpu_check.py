@@ -9,7 +9,7 @@ import torch
 
 from bench.__main__ import main
 from bench.gpu.equality import LIMITS
-from bench.gpu_check import PARTS
+from bench.gpu.gpu_check import PARTS
 from tests.bench.running import run
 from tests.tiny import save_tiny_checkpoint, tiny_config
 

@@ -9,13 +9,13 @@ from pathlib import Path
 import pytest
 
 from bench.__main__ import main
-from bench.compare import ratios
-from bench.load_workload import Kind, Task
-from bench.process_times import ProcessTimes
-from bench.resume import Sample, summarise_resume
-from bench.runner import Runner
 from bench.server_process import ServerProcess
-from bench.ticks import RequestTicks
+from bench.serving.compare import ratios
+from bench.serving.load_workload import Kind, Task
+from bench.serving.process_times import ProcessTimes
+from bench.serving.resume import Sample, summarise_resume
+from bench.serving.runner import Runner
+from bench.serving.ticks import RequestTicks
 from clients import AsyncClient
 from tests.bench.running import run
 from tests.redis_server import RedisServer
@@ -73,6 +73,24 @@ def test_an_open_loop_of_all_kinds_starts_cold_and_comes_at_its_moments(
     assert all(num_tokens >= 40 for num_tokens in ingested)
     # Only a fork that nobody has used since the server was killed is sure to be in the store and nowhere else.
     assert level["sessions"]["resume_store_seconds"]["n"] >= level["kinds"]["resume"]["num_answered"]
+
+
+def test_beside_compares_the_gaps_of_the_same_chats_without_a_document_and_with_one(
+    model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    size = ["--chats", "2", "--max-tokens", "5", "--rounds", "2", "--document-tokens", "30k"]
+    document, _ = run(capsys, "beside", "--model", str(model), *size)
+    gaps = document["itl_seconds"]
+    # A token that ends no character is in no chunk of its own.
+    assert all(0 < gaps[name]["n"] <= 2 * 2 * 4 for name in ("alone", "beside"))
+    assert document["ratio"] == pytest.approx(gaps["beside"]["p99"] / gaps["alone"]["median"])
+    assert document["document_tokens_per_second"] > 0
+
+
+def test_a_document_that_ends_before_the_chats_beside_it_measures_nothing(model: Path) -> None:
+    size = ["--chats", "2", "--max-tokens", "200", "--rounds", "1", "--document-tokens", "2k"]
+    with pytest.raises(SystemExit, match="--document-tokens"):
+        main(["beside", "--model", str(model), *size])
 
 
 def test_a_server_without_room_refuses_and_the_others_are_answered(server: ServerProcess) -> None:

@@ -7,8 +7,8 @@ from statistics import fmean
 
 import pytest
 
-from bench.load_sessions import LoadSessions
-from bench.load_workload import Kind, Task, Workload, parse_shares, poisson_arrivals
+from bench.serving.load_sessions import LoadSessions
+from bench.serving.load_workload import Kind, Task, Workload, parse_shares, poisson_arrivals
 
 
 def text_of(num_tokens: int, name: str) -> str:

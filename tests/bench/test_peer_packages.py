@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from atlas_model import PRESETS, num_parameters
-from bench.peers import PEERS
 from bench.peers.contender import Contender
+from bench.peers.peers import PEERS
 from bench.peers.shapes import llama_num_parameters, llama_shape
 
 DEMO = PRESETS["demo"]

@@ -10,9 +10,9 @@ import torch
 
 from atlas_model import PRESETS, num_parameters
 from bench.__main__ import main
-from bench.peers import PEERS
 from bench.peers.atlas import Atlas
 from bench.peers.contender import likeliest
+from bench.peers.peers import PEERS
 from bench.peers.recurrent_shapes import RecurrentShape, mamba_shape, rwkv7_shape
 from bench.peers.rows import Measurement, Row, fastest_of_each_package
 from bench.peers.shapes import llama_num_parameters, llama_shape, titans_shape

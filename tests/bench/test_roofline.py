@@ -11,12 +11,13 @@ import pytest
 import torch
 
 from atlas_model.config import AttentionConfig
+from atlas_model.packed_products import pack_products
 from atlas_model.sizes import decode_flops_per_token, dense_flops_per_token
 from atlas_model.state import session_num_bytes
 from atlas_model.traffic import decode_traffic
 from bench.__main__ import main
+from bench.engine.roofline_steps import dense_products
 from bench.products import MatrixProducts
-from bench.roofline_steps import dense_products
 from tests.bench.running import run
 from tests.tiny import TINY_MEMORY, tiny_config, tiny_model
 
@@ -29,6 +30,16 @@ def test_the_dense_products_of_a_step_are_those_that_the_configuration_counts(
     attention = None if layout == "lmm" else AttentionConfig(num_heads=2, window=10)
     config = tiny_config(layout=layout, attention=attention, memory=replace(TINY_MEMORY, omega_window=1))
     assert dense_products(tiny_model(config), batch_size).flops == batch_size * dense_flops_per_token(config)
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 9])
+def test_packed_products_are_counted_as_the_plain_ones_are(batch_size: int) -> None:
+    config = tiny_config(torch.float32)
+    plain, packed = tiny_model(config), tiny_model(config)
+    pack_products(packed)
+    expected, counted = dense_products(plain, batch_size), dense_products(packed, batch_size)
+    assert (counted.num_calls, counted.flops) == (expected.num_calls, expected.flops)
+    counted.repeat()
 
 
 def test_a_repeated_product_uses_the_weight_itself_and_other_numbers_for_the_rest() -> None:

@@ -1,6 +1,6 @@
 """What a server's own counts say between two looks."""
 
-from bench.server_metrics import parse_samples, resume_seconds, session_costs
+from bench.serving.server_metrics import parse_samples, resume_seconds, session_costs
 
 BEFORE = """\
 # HELP atlas_session_resume_seconds Making a committed session ready to go on.

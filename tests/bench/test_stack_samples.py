@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from bench import report
-from bench.profile import OTHER, PARTS, function_of, part_of
-from bench.stack_samples import Frame, StackSamples, is_within, place
+from bench.engine.profile import OTHER, PARTS, function_of, part_of
+from bench.engine.stack_samples import Frame, StackSamples, is_within, place
 
 ROOT = report.ROOT
 

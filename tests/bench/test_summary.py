@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bench.load_workload import Kind
+from bench.serving.load_workload import Kind
+from bench.serving.ticks import RequestTicks, latencies, summarise_load
 from bench.summary import describe, percentile, proportion
-from bench.ticks import RequestTicks, latencies, summarise_load
 
 
 @given(st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=30), st.floats(0, 100))

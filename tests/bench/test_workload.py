@@ -11,7 +11,7 @@ from atlas_model.text import Tokenizer, train_tokenizer
 from atlas_model.training.documents import Question
 from atlas_model.training.synthetic_prose import SyntheticProse
 from atlas_model.training.tasks import Kind
-from bench.recall_results import Answer, curves, summarise
+from bench.recall.results import Answer, curves, summarise
 from bench.workload import is_right, make_items, open_prose, parse_length, prompt_of
 
 

@@ -14,7 +14,14 @@ from engine.core import EngineCore
 from engine.sequence import FinishReason, Sequence, SequenceOutput, SequenceState
 from tests.tiny import tiny_checkpoint
 
-SMALL = EngineConfig(max_num_sequences=4, max_num_waiting=8, max_num_batched_tokens=64, max_num_piece_tokens=32)
+# However slow the machine is, prompts are cut into the same pieces.
+SMALL = EngineConfig(
+    max_num_sequences=4,
+    max_num_waiting=8,
+    max_num_batched_tokens=64,
+    max_num_piece_tokens=32,
+    max_added_itl_seconds=1e9,
+)
 
 
 def tiny() -> Checkpoint:

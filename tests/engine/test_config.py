@@ -13,6 +13,7 @@ from engine.config import EngineConfig
         {"max_num_batched_tokens": 0},
         {"max_num_interleaved_tokens": 0},
         {"max_num_piece_tokens": -5},
+        {"max_num_batchable_tokens": 0},
         {"max_state_norm": float("nan")},
         {"num_threads": 0},
         {"matmul_dtype": "float16"},

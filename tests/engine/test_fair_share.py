@@ -69,6 +69,19 @@ def test_a_pace_finds_the_tokens_that_take_the_time_it_has() -> None:
         assert sum(late) / len(late) >= 0.85 * 0.01
 
 
+@pytest.mark.parametrize("memory_chunk_size", [1, 16, 32, 64, 128])
+def test_a_pace_whose_steps_end_at_borders_gets_within_a_chunk_of_the_last_and_never_beyond(
+    memory_chunk_size: int,
+) -> None:
+    """400 tokens take the time, a fifth of which is the price of any step."""
+    pace, last_border = PrefillPace(0.01, 512), 400 // memory_chunk_size * memory_chunk_size
+    for _ in range(100):
+        num_tokens = pace.num_tokens - pace.num_tokens % memory_chunk_size or pace.num_tokens
+        assert num_tokens <= last_border
+        pace.observe(num_tokens, 0.002 + 2e-5 * num_tokens)
+    assert num_tokens >= last_border - memory_chunk_size
+
+
 def test_a_pace_goes_no_lower_than_where_it_stops_helping_and_no_higher_than_it_may() -> None:
     pace = PrefillPace(0.01, 100)
     for _ in range(20):

@@ -98,6 +98,26 @@ def test_prefill_batches_hold_pieces_of_similar_length_within_the_padded_budget(
     assert run(scheduler.schedule()) == {"a": 10, "c": 6, "d": 12}
 
 
+def test_on_a_cpu_long_pieces_go_one_by_one_and_short_ones_together() -> None:
+    scheduler, _ = scheduler_with(EngineConfig(), one=2100, two=2100, a=128, b=129, c=65, d=128)
+    steps = [run(scheduler.schedule()) for _ in range(3)]
+    assert steps == [{"one": 1024}, {"two": 1024}, {"a": 128, "c": 65, "d": 128}]
+
+
+def test_on_another_device_long_pieces_share_a_batch() -> None:
+    scheduler, _ = scheduler_with(EngineConfig(device="cuda"), one=1100, two=1100, three=1100)
+    assert run(scheduler.schedule()) == {"one": 1024, "two": 1024}
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_how_long_a_piece_of_a_batch_may_be_is_a_setting(device: str) -> None:
+    config = EngineConfig(device=device, max_num_batchable_tokens=300)
+    scheduler, _ = scheduler_with(config, a=301, b=301, c=300)
+    assert run(scheduler.schedule()) == {"a": 301}
+    scheduler, _ = scheduler_with(config, c=300, d=200, a=301)
+    assert run(scheduler.schedule()) == {"c": 300, "d": 200}
+
+
 def test_everything_that_decodes_decodes_in_one_batch() -> None:
     scheduler, _ = scheduler_with(EngineConfig(), a=4, b=4, c=4)
     assert run(scheduler.schedule()) == {"a": 4, "b": 4, "c": 4}

@@ -1,0 +1,1 @@
+"""What clients of a server see: these benches start one, or are given its URL, and speak HTTP."""

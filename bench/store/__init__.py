@@ -1,0 +1,1 @@
+"""Committing and resuming sessions through Redis."""
