@@ -7,8 +7,6 @@ import importlib
 import sys
 from collections.abc import Sequence
 
-from clients.errors import ClientError
-
 # The folder, and in it the benches: each is the module of its name.
 ROOMS = {
     "recall": {
@@ -49,6 +47,16 @@ ROOMS = {
 BENCHES = {name: (room, what) for room, benches in ROOMS.items() for name, what in benches.items()}
 
 
+class _DefaultsFormatter(argparse.HelpFormatter):
+    """Says each option's default where its text does not."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        default = action.default
+        if not action.help or "default" in action.help or default in (None, [], argparse.SUPPRESS) or default is False:
+            return action.help
+        return f"{action.help} (default: %(default)s)"
+
+
 def main(arguments: Sequence[str]) -> None:
     """Only the chosen bench is imported: each needs other things. Raises SystemExit with one line of reason."""
     overview = argparse.ArgumentParser(prog="python -m bench", formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -57,11 +65,14 @@ def main(arguments: Sequence[str]) -> None:
     name = overview.parse_args(arguments[:1]).bench
     room, what = BENCHES[name]
     bench = importlib.import_module(f"bench.{room}.{name}")
-    parser = argparse.ArgumentParser(prog=f"python -m bench {name}", description=what)
+    failures = importlib.import_module("bench.failures").FAILURES
+    parser = argparse.ArgumentParser(
+        prog=f"python -m bench {name}", description=what, formatter_class=_DefaultsFormatter
+    )
     bench.add_arguments(parser)
     try:
         bench.run(parser.parse_args(arguments[1:]))
-    except (ClientError, FileNotFoundError) as error:
+    except failures as error:
         raise SystemExit(f"bench {name}: {error}") from error
 
 

@@ -22,6 +22,7 @@ Json = dict[str, object]
 ROOT = Path(__file__).resolve().parent.parent
 SHIPPED_MODEL = ROOT / "atlas_model" / "pretrained" / "atlas-demo"
 RESULTS = ROOT / "bench" / "results"
+PICTURE_SUFFIXES = (".png", ".svg", ".pdf")
 CPU_INFO = Path("/proc/cpuinfo")
 
 
@@ -31,7 +32,7 @@ def add_json_argument(parser: argparse.ArgumentParser) -> None:
 
 def add_output_arguments(parser: argparse.ArgumentParser) -> None:
     add_json_argument(parser)
-    parser.add_argument("--plot", type=Path, metavar="FILE", help="draw the result to FILE (png, svg or pdf)")
+    parser.add_argument("--plot", type=_picture, metavar="FILE", help="draw the result to FILE (png, svg or pdf)")
 
 
 def add_server_arguments(parser: argparse.ArgumentParser) -> None:
@@ -41,7 +42,17 @@ def add_server_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def add_model_argument(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--model", type=Path, default=SHIPPED_MODEL, metavar="DIR", help="checkpoint folder")
+    parser.add_argument(
+        "--model", type=Path, default=SHIPPED_MODEL, metavar="DIR", help="checkpoint folder; default: the shipped one"
+    )
+
+
+def _picture(text: str) -> Path:
+    """Refused before anything is measured."""
+    path = Path(text)
+    if path.suffix not in PICTURE_SUFFIXES:
+        raise argparse.ArgumentTypeError(f"none of {', '.join(PICTURE_SUFFIXES)}: {text!r}")
+    return path
 
 
 def header(bench: str) -> Json:

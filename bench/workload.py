@@ -7,6 +7,7 @@ the document, the latest wins.
 
 from __future__ import annotations
 
+import argparse
 import math
 import random
 import re
@@ -35,17 +36,21 @@ class Item:
     document: Document
 
 
+class NotALengthError(argparse.ArgumentTypeError, ValueError):
+    """A parser of arguments shows its text, as it is, with the option's name."""
+
+
 def parse_length(text: str) -> int:
-    """`2k` is 2,000 tokens, `1m` a million, a bare number itself. Raises ValueError."""
+    """`2k` is 2,000 tokens, `1m` a million, a bare number itself. Raises NotALengthError."""
     match = re.fullmatch(r"(\d+(?:\.\d+)?)([km]?)", text.strip().lower())
     length = 0 if match is None else round(float(match[1]) * {"": 1, "k": 1_000, "m": 1_000_000}[match[2]])
     if length < 1:
-        raise ValueError(f"not a length: {text!r}")
+        raise NotALengthError(f"not a length: {text!r}")
     return length
 
 
 def parse_counts(text: str) -> list[int]:
-    """`1,8,2k`, each as `parse_length` reads it. Raises ValueError."""
+    """`1,8,2k`, each as `parse_length` reads it. Raises NotALengthError."""
     return [parse_length(item) for item in text.split(",")]
 
 

@@ -4,6 +4,8 @@ from dataclasses import dataclass
 
 from atlas_model.rounded_products import supports_bfloat16_products
 
+# Twice as long as an idle engine is silent.
+MIN_STEP_TIMEOUT_SECONDS = 2.0
 MATMUL_DTYPES = ("float32", "bfloat16")
 
 
@@ -27,8 +29,8 @@ class EngineConfig:
         never. A sample of the shipped model costs as much as the prefill of 25 to 50 tokens (`python -m bench cost`),
         so less than 1 % with the default.
     max_state_norm: a tensor of a state whose norm is beyond it (or not finite) is never handed out.
-    step_timeout_seconds: a step that takes longer is a hang: the engine is given up. None is `step_timeout_seconds` of
-        engine/engine.py, far beyond any step that makes progress.
+    step_timeout_seconds: a step that takes longer is a hang: the engine is given up. At least two seconds; None is
+        `step_timeout_seconds` of the model's parameters.
     num_threads: torch's threads on the CPU; None is as many as the cores that the process may use (`threads`).
     device: where the model and the slots live.
     matmul_dtype: `bfloat16` makes the products of the model's dense layers in it, `float32` in the model's own dtype.
@@ -69,6 +71,10 @@ class EngineConfig:
             raise ValueError(
                 f"matmul_dtype bfloat16: {self.device} has no instructions for it here (avx512_bf16, amx_bf16)"
             )
+        if self.step_timeout_seconds is not None and not self.step_timeout_seconds >= MIN_STEP_TIMEOUT_SECONDS:
+            raise ValueError(
+                f"step_timeout_seconds must be at least {MIN_STEP_TIMEOUT_SECONDS:g}, not {self.step_timeout_seconds}"
+            )
         positive = {
             "max_num_sequences": self.max_num_sequences,
             "max_num_batched_tokens": self.max_num_batched_tokens,
@@ -77,7 +83,6 @@ class EngineConfig:
             "max_num_piece_tokens": self.max_num_piece_tokens,
             "max_num_batchable_tokens": 1 if self.max_num_batchable_tokens is None else self.max_num_batchable_tokens,
             "max_state_norm": self.max_state_norm,
-            "step_timeout_seconds": 1 if self.step_timeout_seconds is None else self.step_timeout_seconds,
             "num_threads": 1 if self.num_threads is None else self.num_threads,
         }
         for key, value in positive.items():

@@ -21,7 +21,7 @@ import torch
 
 from atlas_model.checkpoint import Checkpoint
 from engine.choices import as_if_alone, choices_from, shared_part
-from engine.config import EngineConfig
+from engine.config import MIN_STEP_TIMEOUT_SECONDS, EngineConfig
 from engine.core import EngineCore
 from engine.errors import Draining, EngineDead, InvalidRequest
 from engine.failpoints import failpoint
@@ -34,7 +34,7 @@ from engine.threads import default_num_threads
 _logger = logging.getLogger(__name__)
 
 # A thread without work looks so often for slots to zero.
-IDLE_SECONDS = 1.0
+IDLE_SECONDS = MIN_STEP_TIMEOUT_SECONDS / 2
 WATCH_SECONDS = 0.5
 
 
@@ -93,7 +93,7 @@ class Engine:
             await asyncio.sleep(WATCH_SECONDS)
             num_silent = 0 if self._num_rounds != num_rounds else num_silent + 1
             num_rounds = self._num_rounds
-            if num_silent * WATCH_SECONDS > max(self._step_timeout_seconds, 2 * IDLE_SECONDS):
+            if num_silent * WATCH_SECONDS > self._step_timeout_seconds:
                 self._is_hanging = True
                 _logger.error("the engine hangs in\n%s", self._stack())
                 self._end()

@@ -6,6 +6,8 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import ipaddress
+import os
+import re
 import types
 import typing
 from collections.abc import Mapping, Sequence
@@ -16,7 +18,7 @@ from typing import Annotated, Any, NoReturn, Self
 import platformdirs
 
 import atlas_model
-from engine.config import EngineConfig
+from engine.config import MATMUL_DTYPES, MIN_STEP_TIMEOUT_SECONDS, EngineConfig
 from engine.snapshot_codecs import Codec
 from engine.stores.succession import DEFAULT_NUM_KEPT
 from server.auth import ApiKeys
@@ -27,6 +29,8 @@ FOREIGN_VARIABLES = frozenset({"ATLAS_FAILPOINTS", "ATLAS_BASE_URL", "ATLAS_API_
 SHIPPED_MODEL = Path(atlas_model.__file__).parent / "pretrained" / "atlas-demo"
 # Each kept version of a session stands in its head, which is read at every turn.
 MAX_KEPT_VERSIONS = 64
+# A machine of several GPUs counts them: cuda:1.
+DEVICE = re.compile(r"cpu|cuda(:\d+)?")
 LOG_LEVELS = ("debug", "info", "warning", "error")
 _TRUE, _FALSE = ("1", "true", "yes", "on"), ("0", "false", "no", "off")
 
@@ -109,11 +113,29 @@ class ServerConfig:
         for name in ("lease_seconds", "drain_seconds", "body_timeout_seconds", "max_added_itl_seconds"):
             if not 0 < getattr(self, name) < 86400:
                 raise ConfigError(f"{_flag(name)} must be above 0 and less than a day")
-        if self.step_timeout_seconds is not None and not self.step_timeout_seconds > 0:
-            raise ConfigError("--step-timeout-seconds must be above 0; leave it out for one by the model's size")
-        for name in ("max_tokens_limit", "ingest_commit_tokens", "max_body_bytes"):
+        if self.step_timeout_seconds is not None and not self.step_timeout_seconds >= MIN_STEP_TIMEOUT_SECONDS:
+            raise ConfigError(
+                f"--step-timeout-seconds must be at least {MIN_STEP_TIMEOUT_SECONDS:g};"
+                " leave it out for one by the model's size"
+            )
+        for name in (
+            "max_num_sequences",
+            "max_num_batched_tokens",
+            "max_tokens_limit",
+            "ingest_commit_tokens",
+            "max_body_bytes",
+        ):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{_flag(name)} must be at least 1")
+        for name in ("max_num_waiting", "memory_sample_tokens", "host_cache_bytes"):
+            if getattr(self, name) < 0:
+                raise ConfigError(f"{_flag(name)} must be 0 or more")
+        if self.threads is not None and not 0 < self.threads <= (os.cpu_count() or 1):
+            raise ConfigError(f"--threads must be between 1 and the machine's cores, {os.cpu_count() or 1}")
+        if not DEVICE.fullmatch(self.device):
+            raise ConfigError("--device must be cpu or cuda")
+        if self.matmul_dtype not in MATMUL_DTYPES:
+            raise ConfigError(f"--matmul-dtype must be one of {', '.join(MATMUL_DTYPES)}")
         if not 0 <= self.kept_versions <= MAX_KEPT_VERSIONS:
             raise ConfigError(f"--kept-versions must be between 0 and {MAX_KEPT_VERSIONS}")
         for name in ("tenant_max_sessions", "tenant_max_bytes", "inflight_state_bytes"):

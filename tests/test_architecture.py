@@ -23,6 +23,7 @@ MAY_IMPORT = {
 # The benches that look inside, by folder or file; the others speak HTTP and know only the generators of text.
 BENCHES_THAT_LOOK_INSIDE = (
     "bench/clock.py",
+    "bench/failures.py",
     "bench/engine/",
     "bench/gpu/",
     "bench/memory/",

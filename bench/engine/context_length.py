@@ -57,7 +57,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--decode-reference", type=parse_length, default="1k", help="whose decode is 1")
     parser.add_argument("--read-to", type=parse_length, default="1m", help="how far text is really read")
     parser.add_argument("--prefill-tokens", type=parse_length, default="4k", help="tokens prefilled a turn")
-    parser.add_argument("--decode-tokens", type=int, default=64, help="tokens decoded a turn")
+    parser.add_argument("--decode-tokens", type=parse_length, default=64, help="tokens decoded a turn")
     parser.add_argument("--turns", type=int, default=9, help="how often each is repeated")
     parser.add_argument("--corpus", type=Path, metavar="DIR", help="books to read; default: generated prose")
     add_model_arguments(parser)

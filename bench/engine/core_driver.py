@@ -36,7 +36,7 @@ class CoreDriver:
     ) -> None:
         # Room to spare: documents need not be given every slot.
         num_slots = num_writers + 2 * num_readers
-        self._core = EngineCore(checkpoint, EngineConfig(max_num_sequences=num_slots, device=device))
+        self._core = EngineCore(checkpoint, EngineConfig(max_num_sequences=num_slots, device=str(device)))
         self._vocab_size = checkpoint.tokenizer.vocab_size
         self._document_num_tokens = document_num_tokens
         self._random = random.Random(0)

@@ -40,7 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--store-rounds", type=int, default=30, help="samples, saves and loads to time")
     parser.add_argument("--folder", type=Path, metavar="DIR", help="where to save; default: the temporary folder")
     parser.add_argument("--corpus", type=Path, metavar="DIR", help="books to read; default: generated prose")
-    parser.add_argument("--threads", type=int, help="torch's threads; default: torch's own choice")
+    parser.add_argument("--threads", type=parse_length, help="torch's threads; default: torch's own choice")
     parser.add_argument("--device", default="cpu")
     report.add_model_argument(parser)
     report.add_json_argument(parser)

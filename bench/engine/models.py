@@ -12,13 +12,20 @@ from atlas_model.model import AtlasModel
 from atlas_model.packed_products import pack_products
 from atlas_model.presets import PRESETS
 from bench import report
+from bench.workload import parse_length
 
 
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     chosen = parser.add_mutually_exclusive_group()
-    chosen.add_argument("--model", type=Path, default=report.SHIPPED_MODEL, metavar="DIR", help="checkpoint folder")
+    chosen.add_argument(
+        "--model",
+        type=Path,
+        default=report.SHIPPED_MODEL,
+        metavar="DIR",
+        help="checkpoint folder; default: the shipped one",
+    )
     chosen.add_argument("--preset", choices=PRESETS, help="in its place a preset, with random weights")
-    parser.add_argument("--threads", type=int, help="torch's threads; default: torch's own choice")
+    parser.add_argument("--threads", type=parse_length, help="torch's threads; default: torch's own choice")
     parser.add_argument("--device", type=torch.device, default="cpu")
 
 

@@ -18,7 +18,7 @@ from bench import report
 from bench.engine.core_driver import CoreDriver
 from bench.engine.models import add_model_arguments, model_header, open_model
 from bench.engine.stack_samples import Frame, StackSamples, place
-from bench.workload import parse_counts
+from bench.workload import parse_counts, parse_length
 
 PARTS: Sequence[tuple[str, str]] = (
     ("torch/nn/modules/sparse.py", "embedding"),
@@ -76,7 +76,9 @@ class Profile:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_model_arguments(parser)
     parser.add_argument("--batch-sizes", type=parse_counts, default="1,32", help="rows of a decode step")
-    parser.add_argument("--document-tokens", type=int, default=65536, help="of the documents that are prefilled")
+    parser.add_argument(
+        "--document-tokens", type=parse_length, default=65536, help="of the documents that are prefilled"
+    )
     parser.add_argument("--seconds", type=float, default=15.0, help="of looking, for each profile; half of it without")
     report.add_json_argument(parser)
 

@@ -22,6 +22,7 @@ square products, or its bytes, parameters and state read and written in plain bu
 from __future__ import annotations
 
 import argparse
+import re
 from collections.abc import Sequence
 from dataclasses import asdict
 
@@ -48,11 +49,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def parse_pieces(text: str) -> list[tuple[int, int]]:
-    """`4x256,1x1024`: rows and tokens of each. Raises ValueError."""
+    """`4x256,1x1024`: rows and tokens of each. Raises ArgumentTypeError."""
     pieces = []
     for item in text.split(","):
-        rows, _, num_tokens = item.partition("x")
-        pieces.append((int(rows), int(num_tokens)))
+        match = re.fullmatch(r"([1-9]\d*)x([1-9]\d*)", item)
+        if match is None:
+            raise argparse.ArgumentTypeError(f"not rows x tokens, like 4x256: {item!r}")
+        pieces.append((int(match[1]), int(match[2])))
     return pieces
 
 

@@ -33,7 +33,7 @@ PARTS = {
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", default="cuda", help="what is compared with the CPU; cpu compares it with itself")
-    parser.add_argument("--model", type=Path, default=report.SHIPPED_MODEL, metavar="DIR", help="checkpoint folder")
+    report.add_model_argument(parser)
     parser.add_argument("--parts", default=",".join(PARTS), help="default: all, %(default)s")
     parser.add_argument("--budget-seconds", type=float, default=540.0, help="for all parts together")
     parser.add_argument("--batch-sizes", default="1,32,256", help="rows at once, for throughput and latency")

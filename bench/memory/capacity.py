@@ -32,7 +32,7 @@ from atlas_model.memory import MemoryInputs
 from atlas_model.memory_networks import NETWORKS, Weights
 from bench import report
 from bench.plot import draw_capacity
-from bench.workload import parse_counts
+from bench.workload import parse_counts, parse_length
 
 RECALLED_SHARE = 0.9
 FITTING_STEPS = 200
@@ -66,7 +66,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--max-pairs", type=int, default=4096, help="where the search ends; wider features are left out"
     )
-    parser.add_argument("--threads", type=int, default=1, help="torch's threads")
+    parser.add_argument("--threads", type=parse_length, default=1, help="torch's threads")
     report.add_output_arguments(parser)
 
 

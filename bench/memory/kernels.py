@@ -73,7 +73,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--naive-tokens", type=int, default=32, help="tokens of the naive form")
     parser.add_argument("--turns", type=int, default=7, help="how often each call is timed")
-    parser.add_argument("--threads", type=int, default=2, help="torch's threads; as many idle cores are needed")
+    parser.add_argument(
+        "--threads", type=parse_length, default=2, help="torch's threads; as many idle cores are needed"
+    )
     report.add_json_argument(parser)
 
 

@@ -44,7 +44,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--length", type=parse_length, default=4096, help="tokens of a prefill")
     parser.add_argument("--decode-tokens", type=parse_length, default=128, help="tokens decoded a turn")
     parser.add_argument("--turns", type=parse_length, default=9, help="how often each is timed")
-    parser.add_argument("--threads", type=int, default=1, help="torch's threads; more of them need as many idle cores")
+    parser.add_argument(
+        "--threads", type=parse_length, default=1, help="torch's threads; more of them need as many idle cores"
+    )
     report.add_json_argument(parser)
 
 

@@ -36,8 +36,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--facts", type=int, default=20, help="told and asked")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--call-tokens", type=int, default=512, help="tokens of one forward")
-    parser.add_argument("--threads", type=int, default=1, help="torch's threads")
-    parser.add_argument("--model", type=Path, default=report.SHIPPED_MODEL, metavar="DIR", help="checkpoint folder")
+    parser.add_argument("--threads", type=parse_length, default=1, help="torch's threads")
+    report.add_model_argument(parser)
     report.add_output_arguments(parser)
 
 

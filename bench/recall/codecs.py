@@ -72,15 +72,19 @@ class CodecRecall:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--lengths", default="2k,16k", help="tokens per document, comma-separated (2k = 2,000)")
-    parser.add_argument("--commit-tokens", default="8192,1024", help="tokens between two commits, comma-separated")
+    parser.add_argument(
+        "--lengths", type=parse_counts, default="2k,16k", help="tokens per document, comma-separated (2k = 2,000)"
+    )
+    parser.add_argument(
+        "--commit-tokens", type=parse_counts, default="8192,1024", help="tokens between two commits, comma-separated"
+    )
     parser.add_argument("--documents", type=int, default=4, help="documents per length")
     parser.add_argument("--questions", type=int, default=20, help="questions per document")
     parser.add_argument("--corpus", type=Path, metavar="DIR", help="books to hide facts in; default: generated prose")
     parser.add_argument("--store-rounds", type=int, default=100, help="saves and loads of each codec")
     parser.add_argument("--concurrency", type=int, default=4, help="requests in flight")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--model", type=Path, default=report.SHIPPED_MODEL, metavar="DIR", help="checkpoint folder")
+    report.add_model_argument(parser)
     report.add_json_argument(parser)
 
 
@@ -89,11 +93,10 @@ def run(arguments: argparse.Namespace) -> None:
     for cost in costs:
         print(cost)
     tokenizer = load_tokenizer(find_tokenizer(arguments.model))
-    lengths = parse_counts(arguments.lengths)
     items = make_items(
         tokenizer,
         open_prose(arguments.corpus),
-        lengths,
+        arguments.lengths,
         arguments.documents,
         arguments.questions,
         arguments.seed,
@@ -101,11 +104,11 @@ def run(arguments: argparse.Namespace) -> None:
     rows: list[CodecRecall] = []
     first: list[Answer] = []
     changed: list[report.Json] = []
-    for commit_num_tokens, codec in product(parse_counts(arguments.commit_tokens), Codec):
+    for commit_num_tokens, codec in product(arguments.commit_tokens, Codec):
         num_bytes, answers = _ask(arguments, items, codec, commit_num_tokens)
         first = first or answers
         others = [answer for answer, before in zip(answers, first, strict=True) if answer.answer != before.answer]
-        for length in lengths:
+        for length in arguments.lengths:
             right = [answer.is_right for answer in answers if answer.length == length]
             num_changed = sum(answer.length == length for answer in others)
             accuracy = proportion(sum(right), len(right))

@@ -32,7 +32,7 @@ from bench.workload import (
     is_right,
     make_items,
     open_prose,
-    parse_length,
+    parse_counts,
 )
 from clients import Client, IngestResult
 
@@ -41,7 +41,9 @@ R = TypeVar("R")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--lengths", default="2k,16k,128k", help="tokens per document, comma-separated (2k = 2,000)")
+    parser.add_argument(
+        "--lengths", type=parse_counts, default="2k,16k,128k", help="tokens per document, comma-separated (2k = 2,000)"
+    )
     parser.add_argument("--documents", type=int, default=5, help="documents per length, at least 2")
     parser.add_argument("--questions", type=int, default=20, help="questions per document")
     parser.add_argument("--facts", type=int, help=f"facts per document; default: {FACTS_PER_QUESTION} per question")
@@ -66,7 +68,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    lengths = [parse_length(text) for text in arguments.lengths.split(",")]
     if arguments.documents < 2:
         raise SystemExit("bench recall: --documents must be at least 2, or there is no session to swap with")
     if arguments.second_server and arguments.store is None:
@@ -75,7 +76,7 @@ def run(arguments: argparse.Namespace) -> None:
         items = make_items(
             load_tokenizer(find_tokenizer(arguments.model)),
             open_prose(arguments.corpus),
-            lengths,
+            arguments.lengths,
             arguments.documents,
             arguments.questions,
             arguments.seed,

@@ -34,7 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--other-api-key", metavar="KEY")
     parser.add_argument("--concurrency", type=int, default=4, help="streams at once")
     parser.add_argument("--rounds", type=int, default=5, help="turns of ours and the other's, after a first one")
-    parser.add_argument("--prompt-tokens", default="128", help="tokens per prompt (1k = 1,000)")
+    parser.add_argument("--prompt-tokens", type=parse_length, default="128", help="tokens per prompt (1k = 1,000)")
     parser.add_argument("--max-tokens", type=int, default=64, help="tokens per answer, where the server has ignore_eos")
     parser.add_argument("--seed", type=int, default=0)
     report.add_server_arguments(parser)
@@ -43,10 +43,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     text_of = open_prompts(arguments.model, None, arguments.seed)
-    prompt_num_tokens = parse_length(arguments.prompt_tokens)
     rounds = [
         [
-            [Task(number, Kind.CHAT, None, text_of(prompt_num_tokens, f"{number}/{stream}"))]
+            [Task(number, Kind.CHAT, None, text_of(arguments.prompt_tokens, f"{number}/{stream}"))]
             for stream in range(arguments.concurrency)
         ]
         for number in range(-1, arguments.rounds)
@@ -65,7 +64,7 @@ def run(arguments: argparse.Namespace) -> None:
         "model": arguments.model.name,
         "concurrency": arguments.concurrency,
         "num_rounds": arguments.rounds,
-        "prompt_num_tokens": prompt_num_tokens,
+        "prompt_num_tokens": arguments.prompt_tokens,
         "max_tokens": arguments.max_tokens,
         "compared": table,
     }

@@ -20,7 +20,7 @@ from urllib.parse import urlsplit
 from bench import report
 from bench.server_process import HOST, bench_server
 from bench.serving.process_times import ProcessTimes
-from bench.workload import open_prompts
+from bench.workload import open_prompts, parse_length
 
 PIECE_NUM_BYTES = 2**16
 
@@ -42,7 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--rounds", type=int, default=5, help="turns of streams and of whole answers, after a first one"
     )
-    parser.add_argument("--threads", type=int, default=1, help="torch's threads in the server")
+    parser.add_argument("--threads", type=parse_length, default=1, help="torch's threads in the server")
     report.add_model_argument(parser)
     report.add_json_argument(parser)
 

@@ -17,7 +17,7 @@ from clients import AsyncClient
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--lengths", default="16,128,1k,8k", help="tokens per prompt")
+    parser.add_argument("--lengths", type=parse_counts, default="16,128,1k,8k", help="tokens per prompt")
     parser.add_argument("--requests", type=int, default=10, help="requests of each length, after one that warms up")
     parser.add_argument("--max-tokens", type=int, default=64, help="tokens per answer; answers always have so many")
     parser.add_argument("--seed", type=int, default=0)
@@ -27,18 +27,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     text_of = open_prompts(arguments.model, None, arguments.seed)
-    lengths = parse_counts(arguments.lengths)
     tasks = {
         length: [
             Task(number, Kind.CHAT, None, text_of(length, f"{length}/{number}"))
             for number in range(-1, arguments.requests)
         ]
-        for length in lengths
+        for length in arguments.lengths
     }
     rows: list[report.Json] = []
     ticks: list[report.Json] = []
     with bench_server(arguments.base_url, arguments.model, None) as server:
-        for length in lengths:
+        for length in arguments.lengths:
             records = asyncio.run(_ask(server.base_url, arguments.api_key, tasks[length], arguments.max_tokens))
             row = {"prompt_num_tokens": length, **summarise_load(records, {})}
             if row["num_failed"] or row["num_refused"]:

@@ -35,10 +35,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     levels.add_argument("--concurrency", default="8", help="streams at once; several levels: 1,2,4")
     levels.add_argument("--rate", help="an open loop: requests a second, Poisson arrivals; several levels: 0.5,1,2")
     parser.add_argument("--duration", type=float, default=60.0, help="seconds of an open loop's arrivals")
-    parser.add_argument("--requests", type=int, default=4, help="requests of each stream of a closed loop")
+    parser.add_argument("--requests", type=parse_length, default=4, help="requests of each stream of a closed loop")
     parser.add_argument("--warm-up", type=int, default=1, help="of a closed loop, before those, not recorded")
     parser.add_argument("--mix", default="chat=1", help="shares: chat=8,ingest=1,resume=2,read=1 (default: chat=1)")
-    parser.add_argument("--prompt-tokens", default="128", help="new tokens per request (1k = 1,000)")
+    parser.add_argument("--prompt-tokens", type=parse_length, default="128", help="new tokens per request (1k = 1,000)")
     parser.add_argument("--max-tokens", type=int, default=64, help="tokens per answer; answers always have so many")
     parser.add_argument("--document-tokens", default="0", help="what each session has read before the run")
     parser.add_argument("--ingest-tokens", default="1k", help="what a request of the kind ingest reads")
@@ -96,7 +96,7 @@ class Load:
 
     def __init__(self, arguments: argparse.Namespace) -> None:
         self._arguments = arguments
-        self.prompt_num_tokens = parse_length(arguments.prompt_tokens)
+        self.prompt_num_tokens = arguments.prompt_tokens
         self.document_num_tokens = 0 if arguments.document_tokens == "0" else parse_length(arguments.document_tokens)
         try:
             self.shares = parse_shares(arguments.mix)

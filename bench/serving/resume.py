@@ -67,7 +67,12 @@ class Sample:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--lengths", default="1k,10k,100k", help="tokens that were read before; 1m takes minutes more")
+    parser.add_argument(
+        "--lengths",
+        type=parse_counts,
+        default="1k,10k,100k",
+        help="tokens that were read before; 1m takes minutes more",
+    )
     parser.add_argument("--rounds", type=int, default=10, help="turns of each tier, after a first one")
     parser.add_argument("--prefill-rounds", type=int, default=3, help="in how many of them the text is read again")
     parser.add_argument("--redis", metavar="URL", help="a Redis; default: one of our own, without persistence")
@@ -124,7 +129,7 @@ def summarise_resume(samples: Sequence[Sample]) -> list[report.Json]:
 async def _measure(urls: Sequence[str], arguments: argparse.Namespace) -> list[Sample]:
     text_of = open_prompts(arguments.model, None, arguments.seed)
     samples = []
-    for length in parse_counts(arguments.lengths):
+    for length in arguments.lengths:
         text, session = text_of(length, f"document/{length}"), f"resume-{uuid.uuid4().hex[:8]}"
         await _prepare(urls, session, text)
         for number in range(-1, arguments.rounds):

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 from dataclasses import asdict, replace
-from pathlib import Path
 
 import torch
 
@@ -28,7 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--rounds", type=int, default=100, help="commits and resumes of the model's snapshot")
     parser.add_argument("--large", default="300m", help="bytes of the large snapshot (1m = 1,000,000)")
     parser.add_argument("--large-rounds", type=int, default=5, help="commits and resumes of the large snapshot")
-    parser.add_argument("--model", type=Path, default=report.SHIPPED_MODEL, metavar="DIR", help="checkpoint folder")
+    report.add_model_argument(parser)
     report.add_json_argument(parser)
 
 

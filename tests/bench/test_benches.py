@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from bench.__main__ import main
+from bench.__main__ import BENCHES, main
 from bench.memory.kernels import RULES
 from bench.products import MatrixProducts
 from tests.bench.running import run
@@ -121,12 +121,44 @@ def test_a_snapshot_of_300_mb_takes_half_its_size_more_and_holds_up_no_other_cli
         (["gpu_check", "--device", "cpu", "--parts", "speed"], "'speed'"),
         (["chain", "--marks", "2k"], "twice --document-tokens"),
         (["chain", "--marks", "9k,many"], "not a length"),
+        (["load", "--corpus", "nowhere"], "no text in nowhere"),
+        (["load", "--store", "tape://reel"], "the server ended with"),
     ],
 )
 def test_what_cannot_be_measured_is_refused_with_a_reason(model: Path, arguments: list[str], reason: str) -> None:
     known = [] if "--model" in arguments else ["--model", str(model)]
     with pytest.raises(SystemExit, match=reason):
         main([*arguments, *known])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        (["latency", "--lengths", "16,many"], "--lengths: not a length: 'many'"),
+        (["roofline", "--batch-sizes", "0"], "--batch-sizes: not a length: '0'"),
+        (["roofline", "--pieces", "4"], "--pieces: not rows x tokens, like 4x256: '4'"),
+        (["throughput", "--threads", "0"], "--threads: not a length: '0'"),
+        (["load", "--requests", "0"], "--requests: not a length: '0'"),
+        (["load", "--plot", "curve.foo"], "--plot: none of .png, .svg, .pdf: 'curve.foo'"),
+    ],
+)
+def test_a_value_that_cannot_be_read_is_refused_with_its_option(
+    capsys: pytest.CaptureFixture[str], arguments: list[str], reason: str
+) -> None:
+    with pytest.raises(SystemExit):
+        main(arguments)
+    assert reason in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("bench", BENCHES)
+def test_the_help_of_each_bench_says_what_is_done_without_an_option(
+    bench: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        main([bench, "--help"])
+    printed = " ".join(capsys.readouterr().out.split())
+    assert BENCHES[bench][1] in printed
+    assert "default: " in printed
 
 
 def test_a_chain_tells_norms_and_recall_at_every_mark(

@@ -20,14 +20,14 @@ def test_a_flag_goes_before_the_environment_and_that_before_the_default() -> Non
 
 def test_every_setting_is_a_flag_and_a_variable() -> None:
     given = {
-        "model": "/m", "store": "memory://", "data_dir": "/d", "device": "cuda", "threads": "2",
+        "model": "/m", "store": "memory://", "data_dir": "/d", "device": "cuda", "threads": "1",
         "drain_seconds": "1.5", "api_keys": "k", "log_level": "error", "ingest_commit_tokens": "9",
     }  # fmt: skip
     by_flag = ServerConfig.build([word for n, v in given.items() for word in (f"--{n.replace('_', '-')}", v)], {})
     by_variable = ServerConfig.build([], {f"ATLAS_{name.upper()}": value for name, value in given.items()})
     assert by_flag == by_variable
     assert by_flag.model == Path("/m")
-    assert by_flag.threads == 2
+    assert by_flag.threads == 1
 
 
 @pytest.mark.parametrize(
@@ -47,8 +47,16 @@ def test_every_setting_is_a_flag_and_a_variable() -> None:
         (["--kept-versions", "65"], {}, "--kept-versions"),
         (["--snapshot-codec", "zip"], {}, "--snapshot-codec"),
         (["--log-level", "loud"], {}, "--log-level"),
-        (["--matmul-dtype", "float16"], {}, "matmul_dtype"),
-        (["--threads", "0"], {}, "num_threads"),
+        (["--matmul-dtype", "float16"], {}, "--matmul-dtype"),
+        (["--threads", "0"], {}, "--threads"),
+        (["--threads", "100000"], {}, "--threads"),
+        (["--step-timeout-seconds", "0.001"], {}, "--step-timeout-seconds"),
+        (["--device", "tpu"], {}, "--device"),
+        (["--max-num-sequences", "0"], {}, "--max-num-sequences"),
+        (["--max-num-batched-tokens", "0"], {}, "--max-num-batched-tokens"),
+        (["--max-num-waiting", "-1"], {}, "--max-num-waiting"),
+        (["--memory-sample-tokens", "-1"], {}, "--memory-sample-tokens"),
+        (["--host-cache-bytes", "-1"], {}, "--host-cache-bytes"),
         (["--host", "0.0.0.0"], {}, "ATLAS_API_KEYS"),
         (["--host", "192.0.2.1"], {}, "--allow-insecure"),
         (["--host", "example.org"], {}, "--allow-insecure"),
