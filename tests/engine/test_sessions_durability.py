@@ -18,6 +18,7 @@ from engine.sessions.stored_turns import RequestIdentity
 from engine.stores import open_store
 from engine.stores.base import SessionKey, Store
 from engine.stores.redis_connections import CONTROL_SECONDS
+from tests.engine.harness import SMALL
 from tests.engine.replay_harness import LOGGING, replay
 from tests.engine.sessions_harness import ENDLESS, KEY, asked, house, in_loop, in_pieces, ingest, replayed, run
 from tests.redis_server import RedisServer, redis_is_installed
@@ -203,7 +204,9 @@ def test_a_redis_that_hangs_fails_its_own_turns_and_moves_no_other_ones_tokens(o
             await run(it.sessions, asked("one"))
             before = await gaps(it.sessions, 1.0)
             server.pause()
-            turns = [run(it.sessions, asked("two", session=SessionKey("default", f"s{n}"))) for n in range(12)]
+            # All that there are places for beside the one whose tokens are timed.
+            num_turns = SMALL.max_num_sequences + SMALL.max_num_waiting - 1
+            turns = [run(it.sessions, asked("two", session=SessionKey("default", f"s{n}"))) for n in range(num_turns)]
             hanging = asyncio.gather(*turns, return_exceptions=True)
             during = await gaps(it.sessions, 2.0)
             outcomes = await hanging

@@ -9,10 +9,12 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any, cast
 
 import httpx
 import pytest
 from torch import Tensor, nn
+from torch.nn.modules.module import register_module_forward_hook
 
 from bench.summary import percentile
 from tests.faults.figures import tell
@@ -35,21 +37,31 @@ POISON = "~"
 MEBI = 2**20
 
 
-def poison(server: ThreadedServer) -> None:
-    """From now on the served model's numbers are not finite once it has read `POISON`."""
-    checkpoint = server.runtime.serving().checkpoint
-    token_id = checkpoint.tokenizer.encode(POISON)[-1]
+@contextmanager
+def poisoned(server: ThreadedServer) -> Iterator[None]:
+    """While the block runs, the served model's numbers are not finite once it has read `POISON`."""
+    token_id = server.runtime.serving().checkpoint.tokenizer.encode(POISON)[-1]
 
-    def spoil(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+    def spoil(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor | None:
+        if not isinstance(module, nn.Embedding):
+            return None
         return output.masked_fill((inputs[0] == token_id)[..., None], math.nan)
 
-    checkpoint.model.embedding.register_forward_hook(spoil)
+    # torch's own annotation leaves out that a hook may return another output.
+    hook = register_module_forward_hook(cast(Any, spoil))
+    try:
+        yield
+    finally:
+        hook.remove()
 
 
 def test_a_memory_that_is_not_finite_is_a_500_and_the_last_commit_stays(model: Path) -> None:
     settings = {"ingest_commit_tokens": "50"}
-    with serving(model, **settings) as server, httpx.Client(base_url=server.base_url, timeout=60) as client:
-        poison(server)
+    with (
+        serving(model, **settings) as server,
+        poisoned(server),
+        httpx.Client(base_url=server.base_url, timeout=60) as client,
+    ):
         ask(client, "one", session_id="s").raise_for_status()
         before = session_of(client, "s")
         refused = ask(client, POISON, session_id="s")
