@@ -16,9 +16,9 @@ class EngineConfig:
     max_num_sequences: slots on the device, the most sequences that run at once; half of them for documents.
     max_num_waiting: sequences that may wait beyond the free slots; the next one is refused with QueueFull.
     max_num_batched_tokens: the prefill budget of one step (rows x longest piece, padding included).
-    max_added_itl_seconds: while other sequences decode, a prefill step takes about so long at most, which is what it
-        adds to the time between two of their tokens. The core finds by itself how many tokens that is, from 16 on.
-    max_num_interleaved_tokens: the most that it may find.
+    max_added_itl_seconds: while other sequences decode, a step that reads documents takes about so long at most, which
+        is what it adds to the time between two of their tokens. The core finds how many tokens that is, from 16 on.
+    max_num_interleaved_tokens: the most that it may find, and the prefill budget of questions beside those who decode.
     background_share: of the tokens that are prefilled while both interactive sequences and documents want to be.
     is_multi_tenant: no tenant alone may fill the queue (`places`).
     max_num_piece_tokens: the most tokens that one sequence is fed in one prefill step. Nothing to do with the

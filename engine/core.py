@@ -141,7 +141,7 @@ class EngineCore:
                     except Exception as error:
                         # Boundary: a copy for which there is no memory ends its own sequence only.
                         self._fail(progress, error)
-                if batch.is_interleaved:
+                if batch.is_paced:
                     self._runner.wait()
                     self._pace.observe(batch.num_padded_tokens, time.monotonic() - began)
             self._outputs += self._departures.arrived(wait=batch is None)

@@ -1,8 +1,9 @@
 """Who is served when. Policy only: no tensor, no clock.
 
 A step is one prefill batch or one decode batch of everything that decodes; when there is work of both kinds they
-alternate, and beside those who read an answer a prefill batch holds no more than it is told to, so that a document of
-any length adds no more than that to the time between two tokens.
+alternate, and beside those who read an answer a prefill batch is bounded: one of documents holds no more than it is
+told to, so that a text of any length adds no more than that to the time between two tokens; a question may take a
+longer step, for somebody waits for its first token.
 
 Slots and prefill go to `interactive` sequences before `background` ones, which are never left out: one of them gets a
 slot after at most one other while none has any, and `background_share` of the tokens while both kinds are prefilled. On
@@ -40,12 +41,12 @@ class Piece:
 class Batch:
     """What one step runs: prefill in chunk form, or decode, one token a sequence, in recurrent form.
 
-    is_interleaved: a prefill for which others wait with their next token.
+    is_paced: a prefill of background sequences for which others wait with their next token.
     """
 
     is_prefill: bool
     pieces: tuple[Piece, ...]
-    is_interleaved: bool = False
+    is_paced: bool = False
 
     @property
     def num_tokens(self) -> int:
@@ -146,10 +147,11 @@ class Scheduler:
         if self._running.pop(sequence.sequence_id, None) is None:
             del self._waiting[sequence.sequence_id]
 
-    def schedule(self, max_num_interleaved_tokens: int | None = None) -> Batch | None:
+    def schedule(self, max_num_paced_tokens: int | None = None) -> Batch | None:
         """The next step's batch; None when nothing runs.
 
-        max_num_interleaved_tokens: the prefill budget while others decode, where that is less than the configured one.
+        max_num_paced_tokens: the prefill budget of background sequences while others decode, where that is less than
+        the configured one.
         """
         prefilling = [sequence for sequence in self._running.values() if sequence.is_prefilling]
         decoding = [sequence for sequence in self._running.values() if not sequence.is_prefilling]
@@ -159,15 +161,19 @@ class Scheduler:
         if not prefilling:
             return None
         self._last_was_prefill = True
-        budget = self._config.max_num_batched_tokens
+        budgets = dict.fromkeys(Priority, self._config.max_num_batched_tokens)
         if decoding:
-            budget = min(budget, self._config.max_num_interleaved_tokens)
-            if max_num_interleaved_tokens is not None:
-                budget = min(budget, max_num_interleaved_tokens)
-        limit = min(self._config.max_num_piece_tokens, budget)
-        pieces = self._choose_pieces(self._in_turn(prefilling, limit), limit, budget)
+            budgets = dict.fromkeys(
+                Priority, min(budgets[Priority.BACKGROUND], self._config.max_num_interleaved_tokens)
+            )
+            if max_num_paced_tokens is not None:
+                budgets[Priority.BACKGROUND] = min(budgets[Priority.BACKGROUND], max_num_paced_tokens)
+        longest = self._config.max_num_piece_tokens
+        in_turn = self._in_turn(prefilling, min(longest, budgets[Priority.BACKGROUND]))
+        kind = in_turn[0].priority
+        pieces = self._choose_pieces(in_turn, min(longest, budgets[kind]), budgets[kind])
         self._count(pieces, prefilling)
-        return Batch(is_prefill=True, pieces=pieces, is_interleaved=bool(decoding))
+        return Batch(is_prefill=True, pieces=pieces, is_paced=bool(decoding) and kind is Priority.BACKGROUND)
 
     def _next_to_admit(self) -> Sequence | None:
         """The oldest of the tenant whose turn it is, of the kind whose turn it is; None when nobody may have a slot."""
@@ -187,7 +193,8 @@ class Scheduler:
         return min(candidates, key=lambda sequence: (num_slots[sequence.tenant], start(sequence.tenant)))
 
     def _in_turn(self, prefilling: list[Sequence], limit: int) -> list[Sequence]:
-        """Those of the kind whose turn it is, the first to be served first. `limit`: the longest piece."""
+        """Those of the kind whose turn it is, the first to be served first. `limit`: a background sequence's longest
+        piece."""
         kind = Priority.BACKGROUND if self._background_debt >= limit else Priority.INTERACTIVE
         of_kind = [sequence for sequence in prefilling if sequence.priority is kind] or prefilling
         # Sorting is stable: within a tenant they stay in the order in which they were last prefilled.

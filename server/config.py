@@ -79,7 +79,7 @@ class ServerConfig:
         " default: two minutes and more for large models, which no step needs that makes progress",
     ] = None
     max_added_itl_seconds: Annotated[
-        float, "while answers are written, a step that reads takes about so long at most, and delays them by no more"
+        float, "while answers are written, a step that reads documents takes about so long, and delays them by no more"
     ] = 0.01
     max_tokens_limit: Annotated[int, "the largest max_tokens that a request may ask for"] = 32768
     ingest_commit_tokens: Annotated[int, "a document is committed about every so many tokens"] = 8192

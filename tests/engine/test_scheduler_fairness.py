@@ -127,7 +127,22 @@ def test_the_budget_beside_decoding_is_the_one_that_the_core_has_measured_but_ne
         house.step()
         batch = scheduler.schedule(measured)
         assert batch is not None
-        assert (batch.is_prefill, batch.is_interleaved, batch.num_tokens) == (True, True, expected)
+        assert (batch.is_prefill, batch.is_paced, batch.num_tokens) == (True, True, expected)
+
+
+def test_a_question_beside_decoding_is_bounded_by_the_configuration_and_not_by_the_pace_of_documents() -> None:
+    scheduler = Scheduler(CONFIG)
+    house = House(scheduler)
+    house.add(chat("chat", 1, num_answered=9), document("book", 1000))
+    house.step()
+    house.step()
+    house.add(chat("question", 100))
+    house.step()
+    house.step()
+    batch = scheduler.schedule(5)
+    assert batch is not None
+    assert [piece.sequence.sequence_id for piece in batch.pieces] == ["question"]
+    assert (batch.is_prefill, batch.is_paced, batch.num_tokens) == (True, False, CONFIG.max_num_interleaved_tokens)
 
 
 def test_a_question_is_read_before_a_document_that_was_there_first() -> None:
