@@ -56,7 +56,7 @@ def test_a_folder_that_is_no_checkpoint_stops_the_process(capsys: pytest.Capture
 
 
 def test_a_device_that_is_not_there_stops_the_process(capsys: pytest.CaptureFixture[str], model: Path) -> None:
-    fails_to_start(capsys, "--store", "memory://", "--model", str(model), "--device", "nonsense")
+    fails_to_start(capsys, "--store", "memory://", "--model", str(model), "--device", "cuda:99")
 
 
 @pytest.mark.redis
