@@ -160,7 +160,7 @@ class EngineCore:
             prompt_tokens_total=self._counters.prompt_tokens_total,
             generation_tokens_total=self._counters.generation_tokens_total,
             iteration_tokens=self._counters.iteration_tokens,
-            max_num_interleaved_tokens=self._pace.num_tokens,
+            max_num_paced_tokens=self._pace.num_tokens,
             queue_seconds=self._counters.queue_seconds,
             memory=self._counters.memory,
         )
@@ -208,8 +208,8 @@ class EngineCore:
         except Exception as error:
             # Boundary: no slot has changed; alone, each either goes on or is the one to blame.
             lacks_memory = is_out_of_memory(error)
-            parts = batch.halves() if lacks_memory else batch.rows()
-            if not parts:
+            smaller = batch.halves() if lacks_memory else batch.rows()
+            if not smaller:
                 self._fail(self._progress[batch.pieces[0].sequence.sequence_id], error)
         else:
             return self._fed(batch, logits)
@@ -217,7 +217,7 @@ class EngineCore:
         if lacks_memory:
             _logger.warning("no memory for %d rows with %d tokens", len(batch.pieces), batch.num_tokens)
             free_cached_memory(self._device)
-        run = [self._run(part) for part in parts]
+        run = [self._run(each) for each in smaller]
         return [one for writing, _ in run for one in writing], [one for _, rows in run for one in rows]
 
     def _fed(self, batch: Batch, logits: Tensor) -> tuple[list[Progress], list[Tensor]]:

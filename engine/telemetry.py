@@ -48,7 +48,7 @@ class EngineStats:
     num_background_running, num_background_waiting: of those, documents and replays.
     num_resident_states: of ended sequences, in slots that are free for others.
     iteration_tokens: steps by the tokens that they fed.
-    max_num_interleaved_tokens: what a prefill step may hold while others decode.
+    max_num_paced_tokens: what a prefill step of background sequences may hold while others decode.
     queue_seconds: sequences that got a slot, by the time that it took.
     memory: samples of all sequences' memories, kept or not, by the LayerSample's field and the layer.
     """
@@ -63,7 +63,7 @@ class EngineStats:
     prompt_tokens_total: int
     generation_tokens_total: int
     iteration_tokens: HistogramCounts
-    max_num_interleaved_tokens: int
+    max_num_paced_tokens: int
     queue_seconds: Mapping[Priority, HistogramCounts]
     memory: Mapping[tuple[str, int], HistogramCounts]
 

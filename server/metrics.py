@@ -148,9 +148,9 @@ class _EngineCollector(Collector):
             PREFIX + "num_background_waiting", "Documents and replays without one.", stats.num_background_waiting
         )
         yield GaugeMetricFamily(
-            PREFIX + "max_interleaved_tokens",
-            "Tokens that a prefill step may hold while others are written.",
-            stats.max_num_interleaved_tokens,
+            PREFIX + "max_paced_tokens",
+            "Tokens of documents that a step may read while answers are written.",
+            stats.max_num_paced_tokens,
         )
         queue = HistogramMetricFamily(
             PREFIX + "slot_queue_time_seconds",

@@ -57,11 +57,11 @@ def test_a_million_tokens_beside_sixteen_writers_add_one_bounded_step_to_each_of
 def test_steps_that_take_longer_than_they_may_become_shorter_down_to_the_least() -> None:
     config = dataclasses.replace(CONFIG, max_added_itl_seconds=1e-9, max_num_interleaved_tokens=512)
     core = core_with_writers(config)
-    assert core.stats().max_num_interleaved_tokens == INITIAL_NUM_TOKENS
+    assert core.stats().max_num_paced_tokens == INITIAL_NUM_TOKENS
     core.add(book(1000))
     for _ in range(10):
         core.step()
-    assert core.stats().max_num_interleaved_tokens == MIN_NUM_TOKENS
+    assert core.stats().max_num_paced_tokens == MIN_NUM_TOKENS
     before = core.stats().prompt_tokens_total
     core.step()
     core.step()

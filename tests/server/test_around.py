@@ -117,7 +117,7 @@ def test_every_metric_counts_what_it_says(model: Path, tmp_path: Path) -> None:
     assert metric_value(text, "num_requests_waiting") == 0
     assert metric_value(text, "num_background_running") == 0
     assert metric_value(text, "num_background_waiting") == 0
-    assert 16 <= metric_value(text, "max_interleaved_tokens") <= 512
+    assert 16 <= metric_value(text, "max_paced_tokens") <= 512
     assert metric_value(text, 'slot_queue_time_seconds_count{priority="interactive"}') == 3
     assert metric_value(text, 'slot_queue_time_seconds_count{priority="background"}') == 0
     assert metric_value(after_a_document, 'slot_queue_time_seconds_count{priority="background"}') == 1
