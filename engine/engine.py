@@ -26,7 +26,7 @@ from engine.core import EngineCore
 from engine.errors import Draining, EngineDead, InvalidRequest
 from engine.failpoints import failpoint
 from engine.mailbox import Mailbox
-from engine.places import Places
+from engine.scheduling.places import Places
 from engine.sequence import FinishReason, Sequence, SequenceOutput, SequenceState
 from engine.telemetry import EngineStats
 from engine.threads import default_num_threads

@@ -22,7 +22,7 @@ from engine.sessions.shielding import finish_even_if_cancelled
 from engine.sessions.stored_turns import StoredDocument, StoredTurns
 from engine.sessions.token_logs import Fed
 from engine.sessions.turn import CommittedSession, new_sequence_id
-from engine.snapshot import OpenIngest, SessionRecord
+from engine.snapshots.snapshot import OpenIngest, SessionRecord
 from engine.stores.base import SessionKey
 
 

@@ -8,9 +8,9 @@ from contextlib import ExitStack
 import pytest
 
 from engine.errors import QueueFull
-from engine.fair_share import FairShare
-from engine.pace import INITIAL_NUM_TOKENS, MIN_NUM_TOKENS, PrefillPace
-from engine.places import Places
+from engine.scheduling.fair_share import FairShare
+from engine.scheduling.pace import INITIAL_NUM_TOKENS, MIN_NUM_TOKENS, PrefillPace
+from engine.scheduling.places import Places
 
 
 def serve(share: FairShare, wanting: dict[str, int]) -> str:
