@@ -19,7 +19,7 @@ import platformdirs
 
 import atlas_model
 from engine.config import MATMUL_DTYPES, MIN_STEP_TIMEOUT_SECONDS, EngineConfig
-from engine.snapshot_codecs import Codec
+from engine.snapshots.codecs import Codec
 from engine.stores.succession import DEFAULT_NUM_KEPT
 from server.auth import ApiKeys
 

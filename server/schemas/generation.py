@@ -8,7 +8,7 @@ from typing import Annotated
 from pydantic import Field, StringConstraints
 
 from engine.errors import InvalidRequest
-from engine.sampling_params import SamplingParams
+from engine.sampling.sampling_params import SamplingParams
 from server.schemas.base import Body, Metadata
 from server.strict_json import canonical
 
