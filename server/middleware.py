@@ -86,6 +86,7 @@ class Edge:
                 raise
             await response(scope, receive, send_with_id)
         finally:
+            self._metrics.answered(scope["method"], route_of(scope), status)
             _log(scope, context, status)
 
     def _admit(self, scope: Scope, headers: Headers) -> str:
@@ -99,6 +100,12 @@ class Edge:
         if tenant is None:
             raise InvalidApiKey("the API key is missing or unknown")
         return tenant
+
+
+def route_of(scope: Scope) -> str:
+    """The template of the path that was found, which names no session; `none` when there is no such path."""
+    path = getattr(scope.get("route"), "path", None)
+    return path if isinstance(path, str) else "none"
 
 
 def _log(scope: Scope, context: RequestContext, status: int) -> None:
