@@ -32,6 +32,7 @@ class Route:
 
 # `{session_id}` in a request stands for the session too.
 CHAT = {"json": {"messages": [user("?")], "max_tokens": 1, "session_id": "{session_id}", "read_only": True}}
+COMPLETION = {"json": {"prompt": "?", "max_tokens": 1, "session_id": "{session_id}", "read_only": True}}
 ROUTES = {
     ("GET", "/health"): Route(OPEN),
     ("GET", "/ready"): Route(OPEN),
@@ -46,6 +47,7 @@ ROUTES = {
     ("POST", "/tokenize"): Route(request={"json": {"text": "a"}}),
     ("POST", "/detokenize"): Route(request={"json": {"tokens": [1]}}),
     ("POST", "/v1/chat/completions"): Route(request=CHAT),
+    ("POST", "/v1/completions"): Route(request=COMPLETION),
     ("GET", "/v1/sessions"): Route(),
     ("POST", "/v1/sessions"): Route(request={"json": {"from": {"session_id": "{session_id}"}}}),
     ("POST", "/v1/sessions/import"): Route(request={"content": b"no snapshot"}),
