@@ -126,6 +126,7 @@ class Engine:
                 async for output in outputs:
                     yield 0, output
             return
+        self._core.check(prompt)
         async with aclosing(self._run_all([shared_part(prompt)])) as outputs:
             shared = [output async for output in outputs][-1]
         assert shared.state is not None

@@ -13,6 +13,7 @@ from typing import Any
 
 from atlas_model.text import ChatFormat, Tokenizer
 from engine.engine import Engine
+from engine.sampling.logprobs import TokenLogprob
 from engine.sampling.sampling_params import SamplingParams
 from engine.sequence import DEFAULT_TENANT, FinishReason, Sequence, SequenceOutput, SequenceState
 from engine.sessions.committed import CommittedSessions
@@ -73,10 +74,12 @@ class CommittedSession:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """One choice, as it ended."""
+    """One choice, as it ended. logprobs: of its tokens, when the request asks for them; those that a stop string hid
+    are not among them."""
 
     text: str
     finish_reason: FinishReason
+    logprobs: tuple[TokenLogprob, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,6 +116,7 @@ class Turn:
         self._committed = committed
         self._rewound_to = rewound_to
         self._texts = [""] * request.num_choices
+        self._logprobs: list[list[TokenLogprob]] = [[] for _ in self._texts]
         # Of each choice, the latest.
         self._outputs: dict[int, SequenceOutput] = {}
         self._is_committed = False
@@ -133,8 +137,13 @@ class Turn:
         for choice, text in enumerate(self._texts):
             reason = self._outputs[choice].finish_reason
             assert reason is not None
-            answers.append(Answer(text, reason))
+            answers.append(Answer(text, reason, tuple(self._logprobs[choice])))
         return tuple(answers)
+
+    @property
+    def prompt_logprobs(self) -> tuple[TokenLogprob | None, ...] | None:
+        """As `SequenceOutput` has them, once anything was said."""
+        return self._outputs[0].prompt_logprobs
 
     @property
     def usage(self) -> Usage:
@@ -152,6 +161,7 @@ class Turn:
                 if not self._outputs:
                     self._committed.resumed(self._base, output.resume)
                 self._texts[choice] += output.text
+                self._logprobs[choice] += output.logprobs
                 self._outputs[choice] = output
                 yield choice, output
 
