@@ -37,8 +37,8 @@ class TurnRequest:
     tenant: who asks; the session's, where there is one.
     """
 
-    messages: tuple[Message, ...]
     sampling: SamplingParams
+    messages: tuple[Message, ...] = ()
     digest: str = ""
     session: SessionKey | None = None
     history: History = History.AUTO
