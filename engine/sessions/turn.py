@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from engine.engine import Engine
+from engine.sampling.logprobs import TokenLogprob
 from engine.sampling.sampling_params import SamplingParams
 from engine.sequence import DEFAULT_TENANT, FinishReason, Sequence, SequenceOutput, SequenceState
 from engine.sessions.committed import CommittedSessions
@@ -84,10 +85,12 @@ class CommittedSession:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """One choice, as it ended."""
+    """One choice, as it ended. logprobs: of its tokens, when the request asks for them; those that a stop string hid
+    are not among them."""
 
     text: str
     finish_reason: FinishReason
+    logprobs: tuple[TokenLogprob, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,6 +127,7 @@ class Turn:
         self._committed = committed
         self._rewound_to = rewound_to
         self._texts = [""] * request.num_answers
+        self._logprobs: list[list[TokenLogprob]] = [[] for _ in self._texts]
         # Of each answer, the latest.
         self._outputs: dict[int, SequenceOutput] = {}
         self._is_committed = False
@@ -144,8 +148,13 @@ class Turn:
         for index, text in enumerate(self._texts):
             reason = self._outputs[index].finish_reason
             assert reason is not None
-            answers.append(Answer(text, reason))
+            answers.append(Answer(text, reason, tuple(self._logprobs[index])))
         return tuple(answers)
+
+    @property
+    def prompt_logprobs(self) -> tuple[TokenLogprob | None, ...] | None:
+        """As `SequenceOutput` has them, once anything was said."""
+        return self._outputs[0].prompt_logprobs
 
     @property
     def usage(self) -> Usage:
@@ -165,6 +174,7 @@ class Turn:
                 if not self._outputs:
                     self._committed.resumed(self._base, output.resume)
                 self._texts[index] += output.text
+                self._logprobs[index] += output.logprobs
                 self._outputs[index] = output
                 yield index, output
 
