@@ -139,10 +139,14 @@ class SessionManager:
     async def list_sessions(self, tenant: str, limit: int, after: str | None) -> list[tuple[str, Head]]:
         return await self._storage.list_sessions(tenant, limit, after)
 
-    async def delete(self, key: SessionKey) -> None:
-        """Raises SessionNotFound, SessionBusy."""
+    async def delete(self, key: SessionKey, if_match: int | None = None) -> None:
+        """Raises SessionNotFound, VersionConflict, SessionBusy."""
         with self._open():
             async with self._leases.hold(key, makes_room=True):
+                if if_match is not None:
+                    head = await self._storage.read_head(key)
+                    if head is not None and head.version != if_match:
+                        raise VersionConflict(f"the session is at version {head.version}", current=head.version)
                 if not await finish_even_if_cancelled(self._committed.delete(key)):
                     raise SessionNotFound("there is no session with this id")
 

@@ -136,6 +136,12 @@ class Turn:
         self._is_committed = False
 
     @property
+    def session_id(self) -> str | None:
+        """Of the session that this turn will be a part of."""
+        session = self._request.session
+        return session.session_id if session is not None and self._request.writes else None
+
+    @property
     def base_version(self) -> int:
         return 0 if self._head is None else self._head.version
 

@@ -1,6 +1,7 @@
 """Which names each kind of request serves: the fields of its schema."""
 
 from server.parameters.review import Parameters
-from server.schemas import ChatRequest
+from server.schemas import ChatRequest, ResponseRequest
 
 CHAT = Parameters(frozenset(ChatRequest.model_fields))
+RESPONSE = Parameters(frozenset(ResponseRequest.model_fields))

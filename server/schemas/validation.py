@@ -9,7 +9,14 @@ from engine.errors import InvalidRequest
 from server.names import shown_name
 from server.schemas.base import Body
 from server.schemas.chat import ChatMessage, ChatRequest, TextPart
+from server.schemas.conversations import (
+    CreateConversationRequest,
+    CreateItemsRequest,
+    UpdateConversationRequest,
+)
 from server.schemas.generation import StreamOptions
+from server.schemas.items import Item, ItemPart
+from server.schemas.responses import ConversationReference, ResponseRequest, ResponseStreamOptions
 from server.schemas.sessions import (
     CreateSessionRequest,
     ForkRequest,
@@ -25,16 +32,24 @@ M = TypeVar("M", bound=Body)
 _MODELS: tuple[type[Body], ...] = (
     ChatMessage,
     ChatRequest,
+    ConversationReference,
+    CreateConversationRequest,
+    CreateItemsRequest,
     CreateSessionRequest,
     DetokenizeRequest,
     ForkRequest,
     ForkSource,
     IngestTextRequest,
+    Item,
+    ItemPart,
     NameVersionRequest,
+    ResponseRequest,
+    ResponseStreamOptions,
     RewindRequest,
     StreamOptions,
     TextPart,
     TokenizeRequest,
+    UpdateConversationRequest,
 )
 _FIELDS = frozenset(field.alias or name for model in _MODELS for name, field in model.model_fields.items())
 
