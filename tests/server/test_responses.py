@@ -1,7 +1,7 @@
 """/v1/responses through the stock OpenAI library: memories kept, continued and branched without an extension."""
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import httpx
@@ -105,13 +105,14 @@ def test_conversations_are_told_changed_and_deleted(library: Any, client: httpx.
     assert session_id_of(after) == conversation.id
     assert session_of(client, conversation.id)["metadata"] == {"topic": "other"}
     assert library.conversations.delete(conversation.id).deleted is True
-    for gone in (
+    absent: list[Callable[[], Any]] = [
         lambda: library.conversations.retrieve(conversation.id),
         lambda: library.responses.create(input="Hi", conversation=conversation.id, **GREEDY),
         lambda: library.conversations.items.create(conversation.id, items=[{"role": "user", "content": "a"}]),
         lambda: library.responses.retrieve(after.id),
         lambda: library.responses.create(input="Hi", previous_response_id=after.id, **GREEDY),
-    ):
+    ]
+    for gone in absent:
         with pytest.raises(openai.NotFoundError):
             gone()
 
@@ -233,7 +234,9 @@ def test_a_key_finds_the_session_or_the_branch_that_its_first_request_has_begun(
     assert_refused(post(client, {"input": "other"}, key), 409, "idempotency_mismatch")
 
 
-def test_the_end_of_a_session_that_a_response_has_begun_is_its_deletion(library: Any, client: httpx.Client) -> None:
+def test_deleting_the_only_response_of_its_session_deletes_that_and_others_are_not_unlearned(
+    library: Any, client: httpx.Client
+) -> None:
     alone = library.responses.create(input="Hi", **GREEDY)
     library.responses.delete(alone.id)
     assert client.get(f"/v1/sessions/{session_id_of(alone)}").status_code == 404
@@ -254,13 +257,14 @@ def test_the_end_of_a_session_that_a_response_has_begun_is_its_deletion(library:
 def test_what_a_memory_cannot_do_is_refused_by_name(library: Any) -> None:
     conversation = library.conversations.create(items=[{"role": "user", "content": "a"}])
     response = library.responses.create(input="Hi", conversation=conversation.id, **GREEDY)
-    for impossible in (
+    refusals: list[Callable[[], Any]] = [
         lambda: library.responses.cancel(response.id),
         lambda: library.responses.input_items.list(response.id),
         lambda: library.conversations.items.list(conversation.id),
         lambda: library.conversations.items.retrieve("msg_1", conversation_id=conversation.id),
         lambda: library.conversations.items.delete("msg_1", conversation_id=conversation.id),
-    ):
+    ]
+    for impossible in refusals:
         with pytest.raises(openai.BadRequestError) as refused:
             impossible()
         assert refused.value.code == "unsupported_operation"
