@@ -244,6 +244,8 @@ class EngineCore:
                 continue
             if progress.pending_after_feed is not None:
                 self._finish(progress, FinishReason.STOP, progress.pending_after_feed)
+            elif progress.sequence.params is not None and progress.sequence.params.max_tokens == 0:
+                self._finish(progress, FinishReason.LENGTH, (self._end_token_id,))
             else:
                 writing.append(progress)
                 rows.append(row)

@@ -41,11 +41,13 @@ class Reading:
     """What a turn feeds, in the order of the request, and what its commit adds to the session.
 
     messages: to be fed.   entries: their ledger digests.   system_digest: of the last system text that was fed, if any.
+    prompts: the ids of raw texts that are fed in the place of messages.
     """
 
     messages: tuple[Message, ...]
     entries: tuple[bytes, ...]
     system_digest: bytes | None
+    prompts: tuple[tuple[int, ...], ...] = ()
 
 
 def message_digest(message: Message) -> bytes:
@@ -85,6 +87,17 @@ def read_messages(
     known = {index for index, _ in spoken[:num_known]}
     new = (m for i, m in enumerate(messages) if i not in known and (m.role != SYSTEM or feeds_system))
     return Reading(tuple(new), tuple(digests[num_known:]), wanted_system if feeds_system else system_digest)
+
+
+def read_new_messages(messages: Sequence[Message], system_digest: bytes | None) -> Reading:
+    """All of them as new, whoever speaks last; system texts as above. Raises EmptyPrompt."""
+    if not messages:
+        raise EmptyPrompt("there are no messages")
+    wanted_system = _system_digest(messages)
+    feeds_system = wanted_system is not None and wanted_system != system_digest
+    new = tuple(message for message in messages if message.role != SYSTEM or feeds_system)
+    entries = tuple(message_digest(message) for message in messages if message.role != SYSTEM)
+    return Reading(new, entries, wanted_system if feeds_system else system_digest)
 
 
 def num_known_messages(messages: Sequence[Message], ledger: Sequence[bytes]) -> int:

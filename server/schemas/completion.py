@@ -6,7 +6,7 @@ from pydantic import PlainValidator
 
 from engine.errors import EmptyPrompt, InvalidRequest
 from engine.sessions import Prompt
-from server.schemas.generation import GenerationRequest
+from server.schemas.generation import ChoicesRequest
 
 
 def _prompts(value: Any) -> tuple[Prompt, ...]:
@@ -44,7 +44,7 @@ Prompts = Annotated[
 ]
 
 
-class CompletionRequest(GenerationRequest):
+class CompletionRequest(ChoicesRequest):
     """POST /v1/completions."""
 
     prompt: Prompts
@@ -53,3 +53,7 @@ class CompletionRequest(GenerationRequest):
     @property
     def num_answers(self) -> int:
         return len(self.prompt) * self.num_choices
+
+    @property
+    def may_answer_nothing(self) -> bool:
+        return bool(self.echo)
