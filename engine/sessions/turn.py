@@ -92,16 +92,16 @@ class CommittedSession:
 
 @dataclass(frozen=True, slots=True)
 class ReadPrompt:
-    """A raw text as it was read. logprobs: of its tokens, when the request asks for them, but for the first."""
+    """A raw text as it was read. logprobs: of its tokens but the first."""
 
     token_ids: tuple[int, ...]
-    logprobs: tuple[TokenLogprob, ...] = ()
+    logprobs: tuple[TokenLogprob, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
     """One choice, as it ended. logprobs: of its tokens, when the request asks for them; those that a stop string hid
-    are not among them.   prompt: what it answers, when that was a raw text."""
+    are not among them.   prompt: what it answers, when that was a raw text and its tokens are asked about."""
 
     text: str
     finish_reason: FinishReason
@@ -186,13 +186,13 @@ class Turn:
         return tuple(answers)
 
     def prompt(self, index: int) -> ReadPrompt | None:
-        """What that answer is to, once `outputs` has told anything of it; None for messages."""
-        if not self._reading.prompts:
+        """What that answer is to, once `outputs` has told anything of it; None when its tokens are not asked about."""
+        told = self._outputs[index].prompt_logprobs
+        if told is None or not self._reading.prompts:
             return None
         token_ids = self._reading.prompts[index // self._request.num_choices]
-        told = self._outputs[index].prompt_logprobs or ()
-        # What is put before the text is no part of it, and what its first token was expected with is nobody's question.
-        own = told[len(told) - len(token_ids) + 1 :] if told else ()
+        # What is put before a text is no part of it.
+        own = told[len(told) - len(token_ids) + 1 :]
         return ReadPrompt(token_ids, tuple(each for each in own if each is not None))
 
     @property
