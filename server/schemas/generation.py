@@ -52,6 +52,16 @@ class GenerationRequest(Body):
         """Whether no tokens at all can be asked for."""
         return False
 
+    @property
+    def num_top_logprobs(self) -> int | None:
+        """How many alternatives are told with the log-probability of each token; None tells nothing."""
+        return None
+
+    @property
+    def num_top_prompt_logprobs(self) -> int | None:
+        """The same for the prompt's tokens."""
+        return None
+
     def to_sampling(self, max_tokens_limit: int) -> SamplingParams:
         """Raises InvalidRequest naming the field."""
         return SamplingParams(
@@ -64,6 +74,8 @@ class GenerationRequest(Body):
             stop=(self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ()),
             ignore_eos=bool(self.ignore_eos),
             min_tokens=self.min_tokens or 0,
+            logprobs=self.num_top_logprobs,
+            prompt_logprobs=self.num_top_prompt_logprobs,
         )
 
     def digest_source(self) -> bytes:

@@ -13,8 +13,6 @@ JSON = {"Content-Type": "application/json"}
 SECRET = "xyzzy-secret"
 
 UNSUPPORTED: list[tuple[str, Any]] = [
-    ("logprobs", True),
-    ("top_logprobs", 3),
     ("logit_bias", {"1": 5}),
     ("presence_penalty", 0.5),
     ("frequency_penalty", -1),
