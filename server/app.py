@@ -17,6 +17,7 @@ from server.middleware import Edge
 from server.routes import (
     beginnings,
     chat,
+    completions,
     conversations,
     health,
     models,
@@ -43,7 +44,18 @@ def create_app(runtime: Runtime) -> FastAPI:
     app = FastAPI(title="Atlas Serve", version=version("atlas-serve"), lifespan=lifespan, redirect_slashes=False)
     app.state.runtime = runtime
     app.add_middleware(Edge, key_ring=runtime.key_ring, metrics=runtime.metrics)
-    for routes in (chat, responses, conversations, beginnings, sessions, versions, replay, models, health):
+    for routes in (
+        chat,
+        completions,
+        responses,
+        conversations,
+        beginnings,
+        sessions,
+        versions,
+        replay,
+        models,
+        health,
+    ):
         app.include_router(routes.router)
     _add_error_handlers(app, runtime)
     _complete_openapi(app)

@@ -6,6 +6,7 @@ from engine.sessions.learning import LearnRequest
 from engine.sessions.ledger import History, Message
 from engine.sessions.manager import SessionConfig, SessionManager
 from engine.sessions.observer import SessionObserver
+from engine.sessions.prompts import Prompt
 from engine.sessions.quotas import TenantQuota
 from engine.sessions.replay import ReplayProgress, ReplayRequest, ReplayResult
 from engine.sessions.storage import Storage
@@ -24,6 +25,7 @@ __all__ = [
     "LearnRequest",
     "Message",
     "NewSession",
+    "Prompt",
     "ReplayProgress",
     "ReplayRequest",
     "ReplayResult",

@@ -11,10 +11,11 @@ from engine.sessions.beginnings import NewSession
 from engine.sessions.committed import CommittedSessions
 from engine.sessions.host_copies import LoadedSession
 from engine.sessions.ledger import Message, Reading, extend_ledger, read_new_messages
+from engine.sessions.prompts import message_token_ids
 from engine.sessions.shielding import finish_even_if_cancelled
 from engine.sessions.stored_turns import RequestIdentity, StoredTurns, stored_change
 from engine.sessions.token_logs import Fed
-from engine.sessions.turn import CommittedSession, message_token_ids, new_sequence_id
+from engine.sessions.turn import CommittedSession, new_sequence_id
 from engine.snapshots.snapshot import SessionRecord
 from engine.stores.base import SessionKey
 
@@ -109,5 +110,5 @@ class Learning:
     def _read(self, record: SessionRecord | None) -> tuple[Reading, list[int]]:
         """Encodes all of them: not for the event loop."""
         reading = read_new_messages(self._request.messages, None if record is None else record.system_digest)
-        start = self._chat_format.session_start(self._tokenizer) if record is None else []
-        return reading, start + message_token_ids(self._tokenizer, self._chat_format, reading)
+        is_first = record is None
+        return reading, message_token_ids(self._tokenizer, self._chat_format, reading.messages, is_first=is_first)

@@ -1,4 +1,4 @@
-"""One turn of a conversation: what is fed, what comes out, and the commit (SESSIONS.md, 1).
+"""One turn: what is fed, what comes out, and the commit (SESSIONS.md, 1).
 
 A turn works on values: until `commit` has returned, the session is as it was, whatever happens. Leaving a turn without
 a commit is the roll-back. Without a session the same turn starts from nothing and leaves nothing behind. Of several
@@ -11,7 +11,6 @@ from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from atlas_model.text import ChatFormat, Tokenizer
 from engine.engine import Engine
 from engine.sampling.sampling_params import SamplingParams
 from engine.sequence import DEFAULT_TENANT, FinishReason, Sequence, SequenceOutput, SequenceState
@@ -19,6 +18,7 @@ from engine.sessions.beginnings import Branch, NewSession
 from engine.sessions.committed import CommittedSessions
 from engine.sessions.host_copies import LoadedSession
 from engine.sessions.ledger import ASSISTANT, History, Message, Reading, extend_ledger, message_digest
+from engine.sessions.prompts import Prompt
 from engine.sessions.shielding import finish_even_if_cancelled
 from engine.sessions.stored_turns import RequestIdentity, StoredTurn, StoredTurns
 from engine.sessions.token_logs import Fed
@@ -30,6 +30,8 @@ from engine.stores.base import Buffer, Generation, Head, SessionKey
 class TurnRequest:
     """What the wire asks for.
 
+    messages: of a conversation.   prompts: raw texts in their place, each with answers of its own; several only without
+    a session.
     session: None is a stateless turn.   if_match: the version that the client believes to be committed.
     may_rewind: messages that depart from the ledger go back to the last kept version that they continue.
     digest: of everything that makes this request what it is.   is_retry: the client's library says that it retries.
@@ -42,6 +44,7 @@ class TurnRequest:
 
     sampling: SamplingParams
     messages: tuple[Message, ...] = ()
+    prompts: tuple[Prompt, ...] = ()
     digest: str = ""
     session: SessionKey | None = None
     history: History = History.AUTO
@@ -60,6 +63,14 @@ class TurnRequest:
     @property
     def writes(self) -> bool:
         return self.session is not None and not self.read_only
+
+    @property
+    def num_prompts(self) -> int:
+        return max(1, len(self.prompts))
+
+    @property
+    def num_answers(self) -> int:
+        return self.num_prompts * self.num_choices
 
     @property
     def identity(self) -> RequestIdentity:
@@ -116,22 +127,23 @@ class Turn:
         self,
         request: TurnRequest,
         reading: Reading,
-        sequence: Sequence,
+        sequences: list[Sequence],
         base: LoadedSession | None,
         engine: Engine,
         committed: CommittedSessions,
         since: Since | None = None,
     ) -> None:
-        """base: what the turn starts from, under the head that it will replace unless `since` says otherwise."""
+        """sequences: one a prompt.   base: what the turn starts from, under the head that it will replace, unless
+        `since` says otherwise."""
         self._request = request
         self._reading = reading
-        self._sequence = sequence
+        self._sequences = sequences
         self._base = base
         self._engine = engine
         self._committed = committed
         self._since = since
-        self._texts = [""] * request.num_choices
-        # Of each choice, the latest.
+        self._texts = [""] * request.num_answers
+        # Of each answer, the latest.
         self._outputs: dict[int, SequenceOutput] = {}
         self._is_committed = False
 
@@ -147,15 +159,15 @@ class Turn:
 
     @property
     def text(self) -> str:
-        """What the first choice has said so far."""
+        """What the first answer says so far."""
         return self._texts[0]
 
     @property
     def answers(self) -> tuple[Answer, ...]:
-        """Every choice, once `outputs` has ended."""
+        """All of them, once `outputs` has ended."""
         answers = []
-        for choice, text in enumerate(self._texts):
-            reason = self._outputs[choice].finish_reason
+        for index, text in enumerate(self._texts):
+            reason = self._outputs[index].finish_reason
             assert reason is not None
             answers.append(Answer(text, reason))
         return tuple(answers)
@@ -166,18 +178,20 @@ class Turn:
         cached = self._base_position
         written = self._state.position - cached if self._request.writes else 0
         num_generated = sum(output.num_generated_tokens for output in self._outputs.values())
-        return Usage(cached + len(self._sequence.prompt_token_ids), num_generated, cached, written)
+        num_fed = sum(len(sequence.prompt_token_ids) for sequence in self._sequences)
+        return Usage(cached + num_fed, num_generated, cached, written)
 
     async def outputs(self) -> AsyncGenerator[tuple[int, SequenceOutput], None]:
-        """Runs the turn: what each step has produced, with the number of its choice. Raises what ended any of them, if
+        """Runs the turn: what each step has produced, with the number of its answer. Raises what ended any of them, if
         that was not `stop` or `length`; closing it early aborts all."""
-        async with aclosing(self._engine.generate_choices(self._sequence, len(self._texts))) as outputs:
-            async for choice, output in outputs:
+        answers = self._engine.generate_choices(self._sequences, self._request.num_choices)
+        async with aclosing(answers) as outputs:
+            async for index, output in outputs:
                 if not self._outputs:
                     self._committed.resumed(self._base, output.resume)
-                self._texts[choice] += output.text
-                self._outputs[choice] = output
-                yield choice, output
+                self._texts[index] += output.text
+                self._outputs[index] = output
+                yield index, output
 
     def session(self) -> CommittedSession | None:
         """What the client is told; for a turn that writes this holds only once `commit` has returned."""
@@ -206,7 +220,9 @@ class Turn:
         fed_token_ids = self._outputs[0].fed_token_ids
         assert fed_token_ids is not None
         base, record = self._base, None if self._base is None else self._base.record
-        entries = (*self._reading.entries, message_digest(Message(ASSISTANT, self.text)))
+        entries = self._reading.entries
+        if request.messages:
+            entries = (*entries, message_digest(Message(ASSISTANT, self.text)))
         new = SessionRecord(
             state=self._state,
             ledger=extend_ledger(record.ledger if record else (), entries),
@@ -227,8 +243,8 @@ class Turn:
 
     def close(self) -> None:
         """To be called when the turn is over: no session goes on from what it has not committed."""
-        for choice, output in self._outputs.items():
-            if output.state is not None and not (choice == 0 and self._is_committed):
+        for index, output in self._outputs.items():
+            if output.state is not None and not (index == 0 and self._is_committed):
                 self._engine.forget(output.state)
 
     @property
@@ -243,24 +259,10 @@ class Turn:
 
     @property
     def _state(self) -> SequenceState:
-        """What the first choice leaves."""
+        """What the first answer leaves."""
         state = self._outputs[0].state
         assert state is not None
         return state
-
-
-def prompt_token_ids(tokenizer: Tokenizer, chat_format: ChatFormat, reading: Reading, is_first: bool) -> list[int]:
-    """What a turn feeds, up to where the model begins to answer."""
-    token_ids = chat_format.session_start(tokenizer) if is_first else []
-    token_ids.extend(message_token_ids(tokenizer, chat_format, reading))
-    token_ids.extend(chat_format.generation_prompt(tokenizer))
-    return token_ids
-
-
-def message_token_ids(tokenizer: Tokenizer, chat_format: ChatFormat, reading: Reading) -> list[int]:
-    """The new messages, whole."""
-    framed = (chat_format.message(tokenizer, message.role, message.content) for message in reading.messages)
-    return [token_id for token_ids in framed for token_id in token_ids]
 
 
 def new_sequence_id() -> str:

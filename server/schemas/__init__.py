@@ -5,6 +5,7 @@ Which fields are served at all is decided in `parameters`.
 
 from server.schemas.base import VersionName
 from server.schemas.chat import ChatRequest
+from server.schemas.completion import CompletionRequest
 from server.schemas.conversations import (
     CreateConversationRequest,
     CreateItemsRequest,
@@ -24,6 +25,7 @@ from server.schemas.validation import component_schemas, octets_body, request_bo
 
 __all__ = [
     "ChatRequest",
+    "CompletionRequest",
     "CreateConversationRequest",
     "CreateItemsRequest",
     "CreateSessionRequest",

@@ -9,6 +9,7 @@ from engine.errors import InvalidRequest
 from server.names import shown_name
 from server.schemas.base import Body
 from server.schemas.chat import ChatMessage, ChatRequest, TextPart
+from server.schemas.completion import CompletionRequest
 from server.schemas.conversations import (
     CreateConversationRequest,
     CreateItemsRequest,
@@ -32,6 +33,7 @@ M = TypeVar("M", bound=Body)
 _MODELS: tuple[type[Body], ...] = (
     ChatMessage,
     ChatRequest,
+    CompletionRequest,
     ConversationReference,
     CreateConversationRequest,
     CreateItemsRequest,
