@@ -14,9 +14,10 @@ from server.metrics import Metrics
 
 @dataclass(frozen=True, slots=True)
 class Opened:
-    """The turn has its session; nothing has been said yet."""
+    """The turn has its session, the one that it writes to if it does; nothing has been said yet."""
 
     base_version: int
+    session_id: str | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,10 +52,11 @@ async def answer(
         async with sessions.turn(request) as turn:
             if isinstance(turn, StoredTurn):
                 outcome = FinishReason.STOP
-                yield Opened(turn.version - 1)
+                yield Opened(turn.version - 1, turn.response["session"]["id"])
                 yield Completed(turn.response, is_replay=True)
                 return
-            yield Opened(turn.base_version)
+            frame.opened(turn.session_id, turn.base_version + 1)
+            yield Opened(turn.base_version, turn.session_id)
             async with aclosing(turn.outputs()) as outputs:
                 async for choice, output in outputs:
                     watch.saw(choice, output)
