@@ -46,6 +46,10 @@ class MethodNotAllowed(HttpError):
     code: ClassVar[str] = "method_not_allowed"
 
 
+class TooManyConnections(errors.Unavailable):
+    code: ClassVar[str] = "too_many_connections"
+
+
 @dataclass(frozen=True, slots=True)
 class _Rule:
     """may_retry: False tells the client's library to leave it; None lets the status speak."""

@@ -1,5 +1,6 @@
 """The outermost ring: every request gets an id, a tenant and one line in the log; what nobody handled becomes a 500."""
 
+import ipaddress
 import json
 import logging
 import re
@@ -106,6 +107,7 @@ class Edge:
 def _log(scope: Scope, context: RequestContext, status: int) -> None:
     line = {
         "request_id": context.request_id,
+        "client": _client_address(scope),
         "method": scope["method"],
         "path": scope["path"],
         "status": status,
@@ -115,3 +117,12 @@ def _log(scope: Scope, context: RequestContext, status: int) -> None:
     # JSON, so that nothing of a client's can begin a line of its own.
     level = logging.DEBUG if scope["path"] in PROBED_PATHS else logging.INFO
     _logger.log(level, "%s", json.dumps(line))
+
+
+def _client_address(scope: Scope) -> str | None:
+    """Of the connection, or what a proxy that is believed says; a proxy may pass on what is no address."""
+    host = scope["client"][0] if scope.get("client") else ""
+    try:
+        return str(ipaddress.ip_address(host))
+    except ValueError:
+        return None

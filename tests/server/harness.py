@@ -5,6 +5,7 @@ What has to be killed, or has to fail at its start, is tried with real processes
 """
 
 import asyncio
+import asyncio.trsock
 import itertools
 import json
 import re
@@ -70,9 +71,13 @@ class ThreadedServer:
         return self._server.runtime
 
     @property
-    def port(self) -> int:
+    def listener(self) -> asyncio.trsock.TransportSocket:
         assert self._server is not None
-        port: int = self._server.servers[0].sockets[0].getsockname()[1]
+        return self._server.servers[0].sockets[0]
+
+    @property
+    def port(self) -> int:
+        port: int = self.listener.getsockname()[1]
         return port
 
     @property
