@@ -19,7 +19,7 @@ import platformdirs
 
 import atlas_model
 from engine.config import MATMUL_DTYPES, MIN_STEP_TIMEOUT_SECONDS, EngineConfig
-from engine.snapshot_codecs import Codec
+from engine.snapshots.codecs import Codec
 from engine.stores.succession import DEFAULT_NUM_KEPT
 from server.auth import ApiKeys
 
@@ -72,7 +72,7 @@ class ServerConfig:
     allow_tf32: Annotated[
         bool, "on CUDA, multiply float32 matrices faster, their numbers rounded to 10 bits; states stay float32"
     ] = False
-    max_num_sequences: Annotated[int, "sequences that run at once"] = 16
+    max_num_sequences: Annotated[int, "sequences that run at once"] = 32
     max_num_waiting: Annotated[int, "requests that may wait beyond those; the next one gets 429"] = 256
     max_num_batched_tokens: Annotated[int, "tokens that one step may prefill"] = 2048
     step_timeout_seconds: Annotated[

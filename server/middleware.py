@@ -87,6 +87,7 @@ class Edge:
                 raise
             await response(scope, receive, send_with_id)
         finally:
+            self._metrics.answered(scope["method"], route_of(scope), status)
             _log(scope, context, status)
 
     def _admit(self, scope: Scope, headers: Headers) -> Key:
@@ -102,6 +103,12 @@ class Edge:
         if not key.opens(scope["path"]):
             raise Forbidden("the API key is not for this")
         return key
+
+
+def route_of(scope: Scope) -> str:
+    """The template of the path that was found, which names no session; `none` when there is no such path."""
+    path = getattr(scope.get("route"), "path", None)
+    return path if isinstance(path, str) else "none"
 
 
 def _log(scope: Scope, context: RequestContext, status: int) -> None:

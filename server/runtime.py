@@ -14,7 +14,7 @@ from atlas_model.checkpoint import Checkpoint, load_checkpoint
 from engine.engine import Engine
 from engine.errors import AtlasError, Draining, EngineDead, Loading, StoreUnavailable
 from engine.sessions import SessionConfig, SessionManager, Storage, TenantQuota
-from engine.snapshot_codecs import Codec
+from engine.snapshots.codecs import Codec
 from engine.stores import open_store
 from engine.stores.base import Store
 from server.config import ServerConfig

@@ -23,16 +23,16 @@ from torch import Tensor
 from atlas_model.config import AtlasConfig
 from atlas_model.memory import TensorSpec
 from atlas_model.state import State
-from engine.buffers import ALIGNMENT, aligned_buffer
-from engine.checksums import DIGEST_NUM_BYTES, PART_CHECKSUM_NUM_BYTES, digest, part_checksum
 from engine.errors import InvalidState, StateCorrupt, StateModelMismatch
-from engine.lazy_parts import Extent, LazyParts, ScatteredBytes
-from engine.memory_samples import NO_SAMPLES, MemorySamples, pack_samples, unpack_samples
 from engine.sequence import SequenceState
-from engine.snapshot_codecs import Codec, code, coded, decode
-from engine.snapshot_header import MAX_HEADER_NUM_BYTES, Header, OpenIngest, unpack
-from engine.snapshot_layout import Layout, align, lay_out, layouts_of
-from engine.snapshot_migration import migrate, spec_of_schema
+from engine.snapshots.buffers import ALIGNMENT, aligned_buffer
+from engine.snapshots.checksums import DIGEST_NUM_BYTES, PART_CHECKSUM_NUM_BYTES, digest, part_checksum
+from engine.snapshots.codecs import Codec, code, coded, decode
+from engine.snapshots.header import MAX_HEADER_NUM_BYTES, Header, OpenIngest, unpack
+from engine.snapshots.layout import Layout, align, lay_out, layouts_of
+from engine.snapshots.lazy_parts import Extent, LazyParts, ScatteredBytes
+from engine.snapshots.memory_samples import NO_SAMPLES, MemorySamples, pack_samples, unpack_samples
+from engine.snapshots.migration import migrate, spec_of_schema
 
 __all__ = [
     "OpenIngest",

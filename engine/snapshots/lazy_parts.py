@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import overload
 
-from engine.buffers import aligned_buffer
+from engine.snapshots.buffers import aligned_buffer
 
 _ZEROS = memoryview(bytes(4096))
 

@@ -9,8 +9,8 @@ from torch.multiprocessing.reductions import StorageWeakRef
 
 from atlas_model.config import AtlasConfig
 from atlas_model.state import State
-from engine.snapshot_codecs import Codec
-from engine.snapshot_layout import layouts_of
+from engine.snapshots.codecs import Codec
+from engine.snapshots.layout import layouts_of
 
 
 class PinnedStates:

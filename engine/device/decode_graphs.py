@@ -15,7 +15,7 @@ from torch import Tensor
 from atlas_model.model import AtlasModel
 from atlas_model.state import State
 from atlas_model.state_delta import StateDelta
-from engine.state_pool import StatePool
+from engine.device.state_pool import StatePool
 
 _logger = logging.getLogger(__name__)
 

@@ -8,10 +8,10 @@ import torch
 
 from atlas_model.config import AtlasConfig
 from atlas_model.memory import TensorSpec
-from engine.buffers import ALIGNMENT
-from engine.snapshot_codecs import Codec, stored_spec
-from engine.snapshot_header import SCHEMA_VERSION, pack_table
-from engine.snapshot_migration import spec_of_schema
+from engine.snapshots.buffers import ALIGNMENT
+from engine.snapshots.codecs import Codec, stored_spec
+from engine.snapshots.header import SCHEMA_VERSION, pack_table
+from engine.snapshots.migration import spec_of_schema
 
 
 @dataclass(frozen=True, slots=True)

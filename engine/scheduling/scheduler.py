@@ -22,7 +22,7 @@ from dataclasses import dataclass, replace
 
 from engine.config import EngineConfig
 from engine.errors import QueueFull
-from engine.fair_share import FairShare
+from engine.scheduling.fair_share import FairShare
 from engine.sequence import Priority, Sequence
 
 # A row of so many tokens gives the products of a CPU enough to do; rows beside it cost padding and caches.

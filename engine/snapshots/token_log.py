@@ -12,10 +12,10 @@ from array import array
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from engine.checksums import PART_CHECKSUM_NUM_BYTES, part_checksum
 from engine.errors import StateCorrupt
-from engine.snapshot_header import OpenIngest
-from engine.tokens_digest import DIGEST_NUM_BYTES, INITIAL_DIGEST, extend_digest
+from engine.snapshots.checksums import PART_CHECKSUM_NUM_BYTES, part_checksum
+from engine.snapshots.header import OpenIngest
+from engine.snapshots.tokens_digest import DIGEST_NUM_BYTES, INITIAL_DIGEST, extend_digest
 
 SCHEMA_VERSION = 1
 TOKEN_NUM_BYTES = 4

@@ -2,7 +2,7 @@
 
 Limits on every length, no extension types, no unknown or repeated field, exact types. What passes is a `Header`;
 anything else is `InvalidState`, or `StateTooNew` when a newer schema wrote it. The last field is the digest of all
-bytes before it, so that flipped bytes are found before anything is parsed (engine/snapshot.py does that).
+bytes before it, so that flipped bytes are found before anything is parsed (engine/snapshots/snapshot.py does that).
 """
 
 import re
@@ -12,8 +12,8 @@ from typing import Any, NoReturn
 
 import msgpack
 
-from engine.checksums import DIGEST_NUM_BYTES, PART_CHECKSUM_NUM_BYTES
 from engine.errors import InvalidState, StateTooNew
+from engine.snapshots.checksums import DIGEST_NUM_BYTES, PART_CHECKSUM_NUM_BYTES
 
 SCHEMA_VERSION = 3
 MAX_HEADER_NUM_BYTES = 2**20

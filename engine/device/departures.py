@@ -5,8 +5,8 @@ Whoever has a state may read it, so an output is handed out when its state has a
 
 from collections import deque
 
+from engine.device.transfers import HostCopy
 from engine.sequence import SequenceOutput
-from engine.transfers import HostCopy
 
 
 class Departures:

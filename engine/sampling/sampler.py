@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from atlas_model.upload import upload
-from engine.ranking import ranked
-from engine.sampling_params import SamplingParams
+from engine.sampling.ranking import ranked
+from engine.sampling.sampling_params import SamplingParams
 
 _MASK = 2**64 - 1
 _GOLDEN = 0x9E3779B97F4A7C15

@@ -10,7 +10,7 @@ import torch
 
 from atlas_model.config import AtlasConfig
 from atlas_model.state import State
-from engine.pinned_states import PinnedStates
+from engine.device.pinned_states import PinnedStates
 
 
 @dataclass(frozen=True, slots=True)

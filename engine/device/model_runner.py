@@ -15,8 +15,8 @@ from atlas_model.state import State
 from atlas_model.state_delta import StateDelta
 from atlas_model.telemetry import LayerSample, MemoryRecording
 from atlas_model.upload import upload
-from engine.decode_graphs import DecodeGraphs
-from engine.state_pool import StatePool
+from engine.device.decode_graphs import DecodeGraphs
+from engine.device.state_pool import StatePool
 
 _logger = logging.getLogger(__name__)
 
