@@ -21,7 +21,7 @@ import atlas_model
 from engine.config import MATMUL_DTYPES, MIN_STEP_TIMEOUT_SECONDS, EngineConfig
 from engine.snapshots.codecs import Codec
 from engine.stores.succession import DEFAULT_NUM_KEPT
-from server.auth import ApiKeys
+from server.auth import ApiKeys, RateLimits
 
 PREFIX = "ATLAS_"
 # Of the same family, and read by others: the failpoints of tests, and the client that runs in the same shell.
@@ -101,6 +101,10 @@ class ServerConfig:
     tenant_max_bytes: Annotated[
         int | None, "bytes that a tenant's sessions may take in the store, all kept versions; default: any number"
     ] = None
+    tenant_requests_per_minute: Annotated[int | None, "requests that a tenant may make; default: any number"] = None
+    tenant_tokens_per_minute: Annotated[
+        int | None, "tokens that may be read and written for a tenant; default: any number"
+    ] = None
     max_body_bytes: Annotated[int, "largest JSON body; documents sent as text/plain have no limit"] = 32 * 2**20
     body_timeout_seconds: Annotated[
         float, "a request whose body stands still for so long is dropped, and a client that reads nothing for so long"
@@ -162,7 +166,14 @@ class ServerConfig:
             raise ConfigError(f"--matmul-dtype must be one of {', '.join(MATMUL_DTYPES)}")
         if not 0 <= self.kept_versions <= MAX_KEPT_VERSIONS:
             raise ConfigError(f"--kept-versions must be between 0 and {MAX_KEPT_VERSIONS}")
-        for name in ("tenant_max_sessions", "tenant_max_bytes", "inflight_state_bytes", "max_connections"):
+        for name in (
+            "tenant_max_sessions",
+            "tenant_max_bytes",
+            "tenant_requests_per_minute",
+            "tenant_tokens_per_minute",
+            "inflight_state_bytes",
+            "max_connections",
+        ):
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise ConfigError(f"{_flag(name)} must be at least 1; leave it out for the default")
         for address in _listed(self.forwarded_allow_ips):
@@ -230,6 +241,11 @@ class ServerConfig:
             return ApiKeys.parse(self.api_keys or "")
         except ValueError as error:
             raise ConfigError(f"ATLAS_API_KEYS: {error}") from error
+
+    @property
+    def rate_limits(self) -> RateLimits:
+        """Of each tenant."""
+        return RateLimits(self.tenant_requests_per_minute, self.tenant_tokens_per_minute)
 
     @property
     def allowed_origins(self) -> tuple[str, ...]:

@@ -5,7 +5,6 @@ What has to be killed, or has to fail at its start, is tried with real processes
 """
 
 import asyncio
-import asyncio.trsock
 import itertools
 import json
 import re
@@ -71,7 +70,7 @@ class ThreadedServer:
         return self._server.runtime
 
     @property
-    def listener(self) -> asyncio.trsock.TransportSocket:
+    def listener(self) -> socket.socket:
         assert self._server is not None
         return self._server.servers[0].sockets[0]
 
