@@ -42,6 +42,7 @@ ROUTES = {
     ("GET", "/docs/oauth2-redirect"): Route(),
     ("GET", "/redoc"): Route(),
     ("GET", "/v1/models"): Route(),
+    ("GET", "/v1/models/{model}"): Route(),
     ("POST", "/tokenize"): Route(request={"json": {"text": "a"}}),
     ("POST", "/detokenize"): Route(request={"json": {"tokens": [1]}}),
     ("POST", "/v1/chat/completions"): Route(request=CHAT),
