@@ -104,7 +104,7 @@ async def serve(config: ServerConfig) -> int:
         _complain(str(error))
         return 2
     if config.api_keys_file is not None:
-        asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, server.runtime.key_ring.reload)
+        asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, server.runtime.reload_keys)
     try:
         await server.runtime.open_store()
     except AtlasError as error:

@@ -33,7 +33,7 @@ def create_app(runtime: Runtime) -> FastAPI:
 
     app = FastAPI(title="Atlas Serve", version=version("atlas-serve"), lifespan=lifespan, redirect_slashes=False)
     app.state.runtime = runtime
-    app.add_middleware(Edge, key_ring=runtime.key_ring, metrics=runtime.metrics)
+    app.add_middleware(Edge, key_ring=runtime.key_ring, rate_limiter=runtime.rate_limiter, metrics=runtime.metrics)
     if runtime.config.allowed_origins:
         app.add_middleware(Cors, origins=runtime.config.allowed_origins)
     for routes in (chat, beginnings, sessions, versions, replay, models, health):

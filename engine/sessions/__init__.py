@@ -1,6 +1,6 @@
 """Sessions: a conversation's durable memory, and the transactions on it (SESSIONS.md)."""
 
-from engine.sessions.ingest import IngestProgress, IngestRequest, IngestResult
+from engine.sessions.ingest import IngestProgress, IngestRequest, IngestResult, RepeatedIngest
 from engine.sessions.ledger import History, Message
 from engine.sessions.manager import SessionConfig, SessionManager
 from engine.sessions.observer import SessionObserver
@@ -19,6 +19,7 @@ __all__ = [
     "IngestRequest",
     "IngestResult",
     "Message",
+    "RepeatedIngest",
     "ReplayProgress",
     "ReplayRequest",
     "ReplayResult",

@@ -137,6 +137,11 @@ class Turn:
         return tuple(answers)
 
     @property
+    def num_new_tokens(self) -> int:
+        """Of the prompt: what it feeds, beside what it may generate."""
+        return len(self._sequence.prompt_token_ids)
+
+    @property
     def usage(self) -> Usage:
         """Whole once `outputs` has ended."""
         cached = self._base_position
