@@ -10,8 +10,8 @@ from atlas_model.config import AtlasConfig
 from atlas_model.state import State, state_spec
 from engine.sequence import SequenceState
 from engine.sessions.storage import PART_NUM_BYTES
-from engine.snapshot import SessionRecord, coded_record, decode_snapshot, encode_snapshot
-from engine.snapshot_codecs import Codec
+from engine.snapshots.codecs import Codec
+from engine.snapshots.snapshot import SessionRecord, coded_record, decode_snapshot, encode_snapshot
 from engine.stores.base import Head, NewGeneration, SessionKey, Store, new_generation_id
 
 

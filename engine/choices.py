@@ -6,8 +6,8 @@ first choice is what the prompt alone would be answered with; the others have se
 
 from dataclasses import replace
 
-from engine.sampler import choice_seed
-from engine.sampling_params import SamplingParams
+from engine.sampling.sampler import choice_seed
+from engine.sampling.sampling_params import SamplingParams
 from engine.sequence import Sequence, SequenceOutput, SequenceState
 
 

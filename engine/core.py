@@ -22,22 +22,22 @@ from atlas_model.shared_weights import with_shared_weights
 from atlas_model.text.chat_format import OPENING
 from atlas_model.upload import upload
 from engine.config import EngineConfig
-from engine.decode_graphs import DecodeGraphs, capture_cuda_graph
-from engine.departures import Departures
-from engine.device_memory import free_cached_memory, is_out_of_memory
+from engine.device.decode_graphs import DecodeGraphs, capture_cuda_graph
+from engine.device.departures import Departures
+from engine.device.device_memory import free_cached_memory, is_out_of_memory
+from engine.device.model_runner import ModelRunner
+from engine.device.numerics import set_float32_products
+from engine.device.state_pool import StatePool, diverged_tensor
+from engine.device.transfers import Transfers
 from engine.errors import AtlasError, Draining, EngineOverloaded, InvalidRequest, MemoryDiverged
-from engine.memory_samples import MemorySample
-from engine.model_runner import ModelRunner
-from engine.numerics import set_float32_products
-from engine.pace import PrefillPace
 from engine.progress import Progress
-from engine.sampler import Draw, Sampler
-from engine.scheduler import Batch, Piece, Scheduler
+from engine.sampling.sampler import Draw, Sampler
+from engine.sampling.stopping import Stopping
+from engine.scheduling.pace import PrefillPace
+from engine.scheduling.scheduler import Batch, Piece, Scheduler
 from engine.sequence import FinishReason, Resume, Sequence, SequenceOutput, SequenceState, Tier
-from engine.state_pool import StatePool, diverged_tensor
-from engine.stopping import Stopping
+from engine.snapshots.memory_samples import MemorySample
 from engine.telemetry import Counters, EngineStats
-from engine.transfers import Transfers
 
 _logger = logging.getLogger(__name__)
 

@@ -12,8 +12,8 @@ import logging
 import sys
 import threading
 import traceback
-from collections.abc import AsyncGenerator, Callable, Iterator
-from contextlib import aclosing, contextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
+from contextlib import aclosing, asynccontextmanager, contextmanager
 from functools import partial
 from queue import Empty, SimpleQueue
 
@@ -26,7 +26,7 @@ from engine.core import EngineCore
 from engine.errors import Draining, EngineDead, InvalidRequest
 from engine.failpoints import failpoint
 from engine.mailbox import Mailbox
-from engine.places import Places
+from engine.scheduling.places import Places
 from engine.sequence import FinishReason, Sequence, SequenceOutput, SequenceState
 from engine.telemetry import EngineStats
 from engine.threads import default_num_threads
@@ -55,8 +55,6 @@ class Engine:
         self._streams: dict[str, Mailbox[SequenceOutput]] = {}
         # For the sequences that open iterators have, or may still add: no more than the core takes.
         self._places = Places(config.max_num_sequences + config.max_num_waiting, is_multi_tenant=config.is_multi_tenant)
-        self._idle = asyncio.Event()
-        self._idle.set()
         self._is_draining = False
         self._is_cut_short = False
         self._has_ended = False
@@ -138,14 +136,14 @@ class Engine:
         finally:
             self.forget(shared.state)
 
-    async def feed(self, sequence: Sequence) -> SequenceOutput:
-        """Feeds a sequence that has no sampling parameters; returns its last output, which holds the state."""
+    async def feed(self, sequence: Sequence, *, has_begun: bool = False) -> SequenceOutput:
+        """Feeds a sequence that has no sampling parameters; returns its last output, which holds the state.
+
+        As `generate`, but one that goes on with what `has_begun` is never refused for want of a place: it waits.
+        """
         assert sequence.params is None
-        last: SequenceOutput | None = None
-        async for output in self.generate(sequence):
-            last = output
-        assert last is not None
-        return last
+        async with self._next_place(sequence.tenant, has_begun), aclosing(self._run_all([sequence])) as outputs:
+            return [output async for output in outputs][-1]
 
     @contextmanager
     def places(self, tenant: str, num_places: int) -> Iterator[None]:
@@ -153,16 +151,9 @@ class Engine:
 
         Raises QueueFull, Draining, EngineDead.
         """
-        self._check_running()
-        if self._is_draining:
-            raise Draining("the server is shutting down")
-        try:
-            with self._places.hold(tenant, num_places):
-                self._idle.clear()
-                yield
-        finally:
-            if self._places.num_held == 0:
-                self._idle.set()
+        self._check_taking()
+        with self._places.hold(tenant, num_places):
+            yield
 
     def forget(self, state: SequenceState) -> None:
         """Nobody will start from this state: a slot that still has it is zeroed now, and not when it is needed."""
@@ -172,13 +163,14 @@ class Engine:
         """Takes no more sequences and waits for the open ones. When the time is up, those that are writing end with
         `length` (and a state to commit) and the others with Draining."""
         self._is_draining = True
+        self._places.dismiss(Draining("the server is shutting down"))
         try:
             async with asyncio.timeout(timeout_seconds):
-                await self._idle.wait()
+                await self._places.wait_until_all_free()
         except TimeoutError:
             self._is_cut_short = True
             self._inbox.put(self._core.cut_short)
-            await self._idle.wait()
+            await self._places.wait_until_all_free()
 
     async def stop(self) -> None:
         """Ends the thread after the step that runs; whatever is still open gets EngineDead. Does not wait for
@@ -188,6 +180,16 @@ class Engine:
             self._inbox.put(None)
             if not self._is_hanging:
                 await asyncio.to_thread(self._thread.join)
+
+    @asynccontextmanager
+    async def _next_place(self, tenant: str, has_begun: bool) -> AsyncIterator[None]:
+        self._check_taking()
+        if not has_begun:
+            with self._places.hold(tenant, 1):
+                yield
+            return
+        async with self._places.wait(tenant):
+            yield
 
     async def _run_all(self, sequences: list[Sequence]) -> AsyncGenerator[SequenceOutput, None]:
         """What the sequences have to say, as it comes, until all have ended. For callers who have places for them."""
@@ -220,6 +222,11 @@ class Engine:
             self._inbox.put(partial(self._core.add, sequence))
         return stream
 
+    def _check_taking(self) -> None:
+        self._check_running()
+        if self._is_draining:
+            raise Draining("the server is shutting down")
+
     def _check_running(self) -> None:
         if self._has_ended or not self._thread.is_alive():
             raise EngineDead("the engine is not running")
@@ -235,6 +242,7 @@ class Engine:
 
     def _end(self) -> None:
         self._has_ended = True
+        self._places.dismiss(EngineDead("the engine has stopped"))
         reason = FinishReason.ERROR
         self._deliver(
             [

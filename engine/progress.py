@@ -8,10 +8,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from atlas_model.state import State
-from engine.detokenizer import Detokenizer
+from engine.device.state_pool import StatePool
+from engine.sampling.detokenizer import Detokenizer
+from engine.sampling.stopping import Cut, Stopping
 from engine.sequence import FinishReason, Resume, Sequence, SequenceOutput, SequenceState, Timings
-from engine.state_pool import StatePool
-from engine.stopping import Cut, Stopping
 
 
 @dataclass(frozen=True, slots=True)

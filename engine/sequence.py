@@ -12,9 +12,9 @@ from enum import StrEnum
 
 from atlas_model.state import State
 from engine.errors import EmptyPrompt
-from engine.memory_samples import NO_SAMPLES, MemorySamples
-from engine.sampling_params import SamplingParams
-from engine.tokens_digest import INITIAL_DIGEST, extend_digest
+from engine.sampling.sampling_params import SamplingParams
+from engine.snapshots.memory_samples import NO_SAMPLES, MemorySamples
+from engine.snapshots.tokens_digest import INITIAL_DIGEST, extend_digest
 
 # Of a server that has no keys, and so knows nobody from anybody.
 DEFAULT_TENANT = "default"

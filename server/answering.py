@@ -1,4 +1,4 @@
-"""Runs one turn for the chat route: text as it comes, then the answer, which is only told once it is committed."""
+"""Runs one turn: text as it comes, then the answer, which is only told once it is committed."""
 
 import time
 from collections.abc import AsyncGenerator, Mapping
@@ -8,7 +8,7 @@ from typing import Any
 
 from engine.sequence import FinishReason, SequenceOutput
 from engine.sessions import SessionManager, StoredTurn, TurnRequest
-from server.chat_answer import ChatAnswer
+from server.frames.frame import Frame
 from server.metrics import Metrics
 
 
@@ -31,7 +31,7 @@ class Said:
 class Completed:
     """The whole answer, committed if the turn writes. `is_replay` when it was committed by an earlier request."""
 
-    completion: Mapping[str, Any]
+    body: Mapping[str, Any]
     is_replay: bool
 
 
@@ -39,7 +39,7 @@ AnswerEvent = Opened | Said | Completed
 
 
 async def answer(
-    sessions: SessionManager, request: TurnRequest, frame: ChatAnswer, metrics: Metrics, arrived: float
+    sessions: SessionManager, request: TurnRequest, frame: Frame, metrics: Metrics, arrived: float
 ) -> AsyncGenerator[AnswerEvent, None]:
     """Opened, then Said, then Completed. Closing it early takes the turn back, unless its commit has begun.
 
@@ -60,10 +60,10 @@ async def answer(
                     watch.saw(choice, output)
                     if output.text:
                         yield Said(choice, output.text)
-            completion = frame.completion(turn.answers, turn.usage, turn.session())
-            await turn.commit(completion)
+            body = frame.body(turn.answers, turn.usage, turn.session())
+            await turn.commit(body)
             outcome = turn.answers[0].finish_reason
-        yield Completed(completion, is_replay=False)
+        yield Completed(body, is_replay=False)
     except Exception:
         outcome = FinishReason.ERROR
         raise

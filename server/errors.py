@@ -20,6 +20,12 @@ class InvalidApiKey(HttpError):
     code: ClassVar[str] = "invalid_api_key"
 
 
+class Forbidden(HttpError):
+    """The key is known and not for this."""
+
+    code: ClassVar[str] = "forbidden"
+
+
 class RequestTimeout(HttpError):
     code: ClassVar[str] = "timeout"
 
@@ -52,6 +58,7 @@ class _Rule:
 _RULES: dict[type[Exception], _Rule] = {
     errors.InvalidRequest: _Rule(400),
     InvalidApiKey: _Rule(401),
+    Forbidden: _Rule(403),
     errors.SessionNotFound: _Rule(404),
     errors.ModelNotFound: _Rule(404),
     errors.VersionNotFound: _Rule(404),
@@ -82,6 +89,7 @@ _INTERNAL = _Rule(500)
 
 _TYPES = {
     401: "authentication_error",
+    403: "permission_error",
     404: "not_found_error",
     408: "timeout_error",
     409: "conflict_error",
@@ -91,7 +99,13 @@ _TYPES = {
 
 
 def status_of(error: Exception) -> int:
-    return _rule(error).status
+    return _rule(type(error)).status
+
+
+def statuses_by_code(kind: type[errors.AtlasError] = errors.AtlasError) -> dict[str, int]:
+    """The codes of this class and of all below it, each with its status."""
+    below = [statuses_by_code(each) for each in kind.__subclasses__()]
+    return {code: status for each in below for code, status in each.items()} | {kind.code: _rule(kind).status}
 
 
 def error_body(error: Exception) -> dict[str, Any]:
@@ -116,7 +130,7 @@ def code_of(error: Exception) -> str:
 
 
 def error_response(error: Exception) -> JSONResponse:
-    rule = _rule(error)
+    rule = _rule(type(error))
     headers: dict[str, str] = {}
     if rule.may_retry is False:
         headers["x-should-retry"] = "false"
@@ -133,5 +147,5 @@ def of_framework(error: HTTPException) -> HttpError:
     return ours.get(error.status_code, HttpError)(http.HTTPStatus(error.status_code).phrase.lower())
 
 
-def _rule(error: Exception) -> _Rule:
-    return next((_RULES[kind] for kind in type(error).__mro__ if kind in _RULES), _INTERNAL)
+def _rule(kind: type[Exception]) -> _Rule:
+    return next((_RULES[each] for each in kind.__mro__ if each in _RULES), _INTERNAL)

@@ -45,7 +45,7 @@ HOMES = {
     "httpx": ["clients/"],
     "llama_cpp": ["bench/peers/llama_cpp.py"],
     "matplotlib": ["atlas_model/training/figure.py"],
-    "msgpack": ["engine/snapshot"],
+    "msgpack": ["engine/snapshots/"],
     "numpy": ["atlas_model/", "engine/"],
     "openai": ["bench/recall/askers.py"],
     "platformdirs": ["server/config.py"],
@@ -62,7 +62,7 @@ HOMES = {
     "transformers": ["bench/peers/llama.py"],
     "typer": ["clients/"],
     "uvicorn": ["server/__main__.py", "server/http_protocol.py"],
-    "xxhash": ["engine/"],
+    "xxhash": ["engine/snapshots/"],
 }
 
 FILES = sorted(path for room in ROOMS for path in (ROOT / room).rglob("*.py"))

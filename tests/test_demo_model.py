@@ -19,7 +19,7 @@ from atlas_model.training.synthetic_prose import SyntheticProse
 from bench.report import SHIPPED_MODEL
 from engine.config import EngineConfig
 from engine.core import EngineCore
-from engine.sampling_params import SamplingParams
+from engine.sampling.sampling_params import SamplingParams
 from engine.sequence import Sequence, SequenceState
 
 NUM_DOCUMENTS = 12

@@ -30,7 +30,7 @@ from bench.plot import draw_context_length
 from bench.workload import parse_counts, parse_length
 from engine.sequence import SequenceState
 from engine.sessions.storage import PART_NUM_BYTES
-from engine.snapshot import SessionRecord, encode_snapshot
+from engine.snapshots.snapshot import SessionRecord, encode_snapshot
 
 _READ_NUM_TOKENS = 65536
 

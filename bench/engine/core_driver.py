@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from atlas_model.checkpoint import Checkpoint
 from engine.config import EngineConfig
 from engine.core import EngineCore
-from engine.sampling_params import SamplingParams
+from engine.sampling.sampling_params import SamplingParams
 from engine.sequence import Sequence
 
 _ENDLESS = 10**9

@@ -11,7 +11,7 @@ from atlas_model.checkpoint import Checkpoint
 from bench.workload import open_prose
 from engine.config import EngineConfig
 from engine.core import EngineCore
-from engine.sampling_params import SamplingParams
+from engine.sampling.sampling_params import SamplingParams
 from engine.sequence import FinishReason, Sequence, SequenceState
 
 _PIECE_NUM_TOKENS = 1024

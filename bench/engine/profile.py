@@ -46,8 +46,8 @@ PARTS: Sequence[tuple[str, str]] = (
     ("atlas_model/model.py AtlasModel.logits", "logits"),
     ("atlas_model/model.py", "model, the rest"),
     ("atlas_model/telemetry.py", "memory samples"),
-    ("engine/state_pool.py", "state read and write"),
-    ("engine/sampler.py", "sampling"),
+    ("engine/device/state_pool.py", "state read and write"),
+    ("engine/sampling/sampler.py", "sampling"),
     ("engine/", "core"),
 )
 """How a frame's place begins, and the part that it belongs to; the first that fits. A frame that none fits, such as

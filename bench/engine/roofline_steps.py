@@ -18,8 +18,8 @@ from bench.engine.machine import Machine
 from bench.engine.plain_traffic import PlainTraffic
 from bench.engine.stepper import Stepper, chunk_period, phases
 from bench.products import MatrixProducts
-from engine.sampler import Draw, Sampler
-from engine.sampling_params import SamplingParams
+from engine.sampling.sampler import Draw, Sampler
+from engine.sampling.sampling_params import SamplingParams
 
 
 @dataclass(frozen=True, slots=True)

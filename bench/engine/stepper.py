@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from atlas_model.model import AtlasModel
-from engine.model_runner import ModelRunner
-from engine.state_pool import StatePool
+from engine.device.model_runner import ModelRunner
+from engine.device.state_pool import StatePool
 
 _GROUP_NUM_TOKENS = 4096
 

@@ -14,7 +14,7 @@ from bench.gpu.equality import LIMITS, worst_difference
 from bench.gpu.parts import Notes, Settings
 from engine.config import EngineConfig
 from engine.core import EngineCore
-from engine.sampling_params import SamplingParams
+from engine.sampling.sampling_params import SamplingParams
 from engine.sequence import Sequence
 
 PROMPT_NUM_TOKENS = (5, 130, 64, 300, 17)

@@ -15,8 +15,8 @@ import torch
 from atlas_model.checkpoint import load_checkpoint
 from bench.clock import wait_for
 from bench.gpu.parts import Notes, Settings
-from engine.state_pool import StatePool
-from engine.transfers import Transfers
+from engine.device.state_pool import StatePool
+from engine.device.transfers import Transfers
 
 NUM_COPIES_PER_ROUND = 20
 

@@ -18,10 +18,10 @@ from atlas_model.checkpoint import Checkpoint, load_checkpoint
 from atlas_model.model import AtlasModel
 from atlas_model.state import State
 from bench.gpu.parts import Notes, Settings
-from engine.numerics import set_float32_products
+from engine.device.numerics import set_float32_products
 from engine.sequence import SequenceState
-from engine.snapshot import SessionRecord, decode_snapshot, encode_snapshot
-from engine.tokens_digest import INITIAL_DIGEST
+from engine.snapshots.snapshot import SessionRecord, decode_snapshot, encode_snapshot
+from engine.snapshots.tokens_digest import INITIAL_DIGEST
 
 NUM_STEPS = 32
 SNAPSHOT_PART_NUM_BYTES = 2**20

@@ -12,7 +12,7 @@ from bench.gpu.parts import Notes, Settings
 from bench.summary import percentile
 from engine.config import EngineConfig
 from engine.core import EngineCore
-from engine.sampling_params import SamplingParams
+from engine.sampling.sampling_params import SamplingParams
 from engine.sequence import Sequence
 
 PROMPT_NUM_TOKENS = 512

@@ -18,7 +18,7 @@ from atlas_model.checkpoint import Checkpoint, load_checkpoint
 from bench.gpu.parts import Notes, Settings
 from engine.config import EngineConfig
 from engine.engine import Engine
-from engine.sampling_params import SamplingParams
+from engine.sampling.sampling_params import SamplingParams
 from engine.sessions import Message, SessionConfig, SessionManager, Storage, Turn, TurnRequest
 from engine.stores.base import SessionKey
 from engine.stores.local import LocalStore

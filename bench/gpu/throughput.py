@@ -10,9 +10,9 @@ from atlas_model.checkpoint import load_checkpoint
 from atlas_model.model import AtlasModel
 from bench.clock import seconds_in_turns
 from bench.gpu.parts import Notes, Settings
-from engine.decode_graphs import DecodeGraphs, capture_cuda_graph
-from engine.model_runner import ModelRunner
-from engine.state_pool import StatePool
+from engine.device.decode_graphs import DecodeGraphs, capture_cuda_graph
+from engine.device.model_runner import ModelRunner
+from engine.device.state_pool import StatePool
 
 PREFILL_NUM_TOKENS = 1024
 NUM_STEPS = 32

@@ -20,7 +20,7 @@ from bench import report
 from bench.peers.contender import Contender, Description, Size, Write
 from engine.config import EngineConfig
 from engine.core import EngineCore
-from engine.sampling_params import SamplingParams
+from engine.sampling.sampling_params import SamplingParams
 from engine.sequence import Sequence
 
 

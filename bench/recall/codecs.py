@@ -30,7 +30,7 @@ from bench.stored_session import StoredSession, random_state
 from bench.summary import Proportion, proportion
 from bench.workload import Item, make_items, open_prose, parse_counts
 from clients import Client
-from engine.snapshot_codecs import Codec
+from engine.snapshots.codecs import Codec
 from engine.stores.local import LocalStore
 
 

@@ -14,7 +14,7 @@ from engine.sessions.observer import SessionObserver
 from engine.sessions.storage import Storage
 from engine.sessions.stored_turns import StoredTurns
 from engine.sessions.token_logs import Fed, TokenLogs
-from engine.snapshot import SessionRecord
+from engine.snapshots.snapshot import SessionRecord
 from engine.stores.base import Head, SessionKey
 
 _logger = logging.getLogger(__name__)

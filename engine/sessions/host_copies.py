@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 
 from engine.sequence import Tier
 from engine.sessions.stored_turns import StoredTurns
-from engine.snapshot import SessionRecord
+from engine.snapshots.snapshot import SessionRecord
 from engine.stores.base import Head, SessionKey
 
 

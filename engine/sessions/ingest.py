@@ -22,7 +22,7 @@ from engine.sessions.shielding import finish_even_if_cancelled
 from engine.sessions.stored_turns import StoredDocument, StoredTurns
 from engine.sessions.token_logs import Fed
 from engine.sessions.turn import CommittedSession, new_sequence_id
-from engine.snapshot import OpenIngest, SessionRecord
+from engine.snapshots.snapshot import OpenIngest, SessionRecord
 from engine.stores.base import SessionKey
 
 
@@ -198,7 +198,7 @@ class Ingest:
             tenant=self._request.session.tenant,
             priority=Priority.BACKGROUND,
         )
-        output = await self._engine.feed(sequence)
+        output = await self._engine.feed(sequence, has_begun=self._num_tokens > 0)
         assert output.state is not None
         assert output.fed_token_ids is not None
         self._committed.resumed(base, output.resume)

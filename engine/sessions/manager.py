@@ -21,13 +21,13 @@ from engine.sessions.ledger import Reading, read_messages
 from engine.sessions.observer import SessionObserver
 from engine.sessions.replay import Replay, ReplayProgress, ReplayRequest, ReplayResult
 from engine.sessions.shielding import finish_even_if_cancelled
+from engine.sessions.state_budget import StateBudget
 from engine.sessions.storage import Storage
 from engine.sessions.stored_turns import RequestIdentity, StoredTurn
 from engine.sessions.token_logs import TokenLogs
 from engine.sessions.turn import CommittedSession, Turn, TurnRequest, new_sequence_id, prompt_token_ids
 from engine.sessions.versions import Versions
-from engine.snapshot import SessionRecord
-from engine.state_budget import StateBudget
+from engine.snapshots.snapshot import SessionRecord
 from engine.stores.base import Head, SessionKey
 
 

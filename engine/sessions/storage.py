@@ -17,9 +17,9 @@ from atlas_model.state import session_num_bytes
 from engine.errors import StateCorrupt, StateLost, StoreFull, StoreUnavailable
 from engine.sessions.quotas import UNLIMITED, Quotas, TenantQuota
 from engine.sessions.stored_turns import StoredTurns
-from engine.snapshot import SessionRecord, coded_record, decode_snapshot, encode_snapshot
-from engine.snapshot_codecs import Codec
-from engine.snapshot_layout import layouts_of
+from engine.snapshots.codecs import Codec
+from engine.snapshots.layout import layouts_of
+from engine.snapshots.snapshot import SessionRecord, coded_record, decode_snapshot, encode_snapshot
 from engine.stores.base import Buffer, Head, IngestMark, NewGeneration, SessionKey, Store, new_generation_id
 
 NUM_THREADS = 8

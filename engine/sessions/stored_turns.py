@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Self
 
 from engine.errors import IdempotencyMismatch, StateCorrupt
-from engine.tokens_digest import INITIAL_DIGEST
+from engine.snapshots.tokens_digest import INITIAL_DIGEST
 
 MAX_TURNS = 8
 MAX_DOCUMENTS = 64

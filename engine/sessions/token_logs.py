@@ -13,10 +13,10 @@ from engine.errors import TokenizerMismatch
 from engine.sequence import SequenceState
 from engine.sessions.ledger import LEDGER_LIMIT, extend_ledger
 from engine.sessions.stored_turns import StoredDocument, StoredTurns
-from engine.snapshot import SessionRecord
+from engine.snapshots.snapshot import SessionRecord
+from engine.snapshots.token_log import TokenLogRecord, encode_record, read_history
+from engine.snapshots.tokens_digest import DIGEST_NUM_BYTES, INITIAL_DIGEST
 from engine.stores.base import Buffer, Generation, Head
-from engine.token_log import TokenLogRecord, encode_record, read_history
-from engine.tokens_digest import DIGEST_NUM_BYTES, INITIAL_DIGEST
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,7 @@ from typing import Any
 
 from atlas_model.text import ChatFormat, Tokenizer
 from engine.engine import Engine
-from engine.sampling_params import SamplingParams
+from engine.sampling.sampling_params import SamplingParams
 from engine.sequence import DEFAULT_TENANT, FinishReason, Sequence, SequenceOutput, SequenceState
 from engine.sessions.committed import CommittedSessions
 from engine.sessions.host_copies import LoadedSession
@@ -21,7 +21,7 @@ from engine.sessions.ledger import ASSISTANT, History, Message, Reading, extend_
 from engine.sessions.shielding import finish_even_if_cancelled
 from engine.sessions.stored_turns import RequestIdentity, StoredTurn, StoredTurns
 from engine.sessions.token_logs import Fed
-from engine.snapshot import SessionRecord
+from engine.snapshots.snapshot import SessionRecord
 from engine.stores.base import SessionKey
 
 
@@ -36,8 +36,8 @@ class TurnRequest:
     tenant: who asks; the session's, where there is one.
     """
 
-    messages: tuple[Message, ...]
     sampling: SamplingParams
+    messages: tuple[Message, ...] = ()
     digest: str = ""
     session: SessionKey | None = None
     history: History = History.AUTO

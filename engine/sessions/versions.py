@@ -12,6 +12,7 @@ from contextlib import AbstractAsyncContextManager, suppress
 from dataclasses import asdict, replace
 from typing import TypeVar
 
+from engine.device.state_pool import diverged_tensor
 from engine.errors import (
     CommitConflict,
     IngestOpen,
@@ -29,12 +30,11 @@ from engine.sessions.committed import CommittedSessions
 from engine.sessions.host_copies import LoadedSession
 from engine.sessions.ledger import Message, num_known_messages
 from engine.sessions.shielding import finish_even_if_cancelled
+from engine.sessions.state_budget import StateBudget
 from engine.sessions.storage import Beginning, Storage
 from engine.sessions.stored_turns import RequestIdentity, StoredTurns, stored_change
 from engine.sessions.token_logs import Fed, TokenLogs
 from engine.sessions.turn import CommittedSession
-from engine.state_budget import StateBudget
-from engine.state_pool import diverged_tensor
 from engine.stores.base import Buffer, Generation, Head, SessionKey
 
 # Metadata stands in the head, which is read at every turn and listed by the thousand.

@@ -10,9 +10,9 @@ from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 
-from engine.buffers import aligned_buffer
 from engine.errors import StateCorrupt
 from engine.failpoints import failpoint
+from engine.snapshots.buffers import aligned_buffer
 from engine.stores.base import Buffer
 
 _TEMPORARY_SUFFIX = ".tmp"

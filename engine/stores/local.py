@@ -16,7 +16,6 @@ from contextlib import ExitStack, suppress
 from itertools import chain
 from pathlib import Path
 
-from engine.checksums import part_checksum
 from engine.errors import (
     CommitConflict,
     LogLost,
@@ -30,6 +29,7 @@ from engine.errors import (
     VersionNotFound,
 )
 from engine.failpoints import failpoint
+from engine.snapshots.checksums import part_checksum
 from engine.stores.base import Buffer, Generation, Head, NewGeneration, SessionKey, TenantUsage
 from engine.stores.blobs import BlobDirectory, make_directory
 from engine.stores.expiry import IdleTimes

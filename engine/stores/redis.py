@@ -14,7 +14,6 @@ from collections.abc import Sequence
 from contextlib import suppress
 from itertools import chain
 
-from engine.checksums import part_checksum
 from engine.errors import (
     CommitConflict,
     LogLost,
@@ -28,6 +27,7 @@ from engine.errors import (
     VersionNotFound,
 )
 from engine.failpoints import failpoint
+from engine.snapshots.checksums import part_checksum
 from engine.stores.base import Buffer, Generation, Head, NewGeneration, SessionKey, TenantUsage
 from engine.stores.head import buffer_num_bytes, stored_num_bytes
 from engine.stores.head_json import decode_head, encode_head

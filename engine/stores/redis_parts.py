@@ -6,9 +6,9 @@ Small values share a round trip. A large one has one to itself, so that other cl
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 
-from engine.buffers import aligned_buffer
 from engine.errors import StateCorrupt, StoreFull, StoreUnavailable
 from engine.failpoints import failpoint
+from engine.snapshots.buffers import aligned_buffer
 from engine.stores.head import Buffer, buffer_num_bytes
 from engine.stores.redis_client import Command, RedisClient
 from engine.stores.redis_errors import translated

@@ -7,9 +7,9 @@ import re
 from collections.abc import Sequence
 from dataclasses import replace
 
-from engine.checksums import part_checksum
 from engine.errors import InvalidRequest, VersionNotFound
-from engine.lazy_parts import LazyParts
+from engine.snapshots.checksums import part_checksum
+from engine.snapshots.lazy_parts import LazyParts
 from engine.stores.head import Buffer, Generation, Head, NewGeneration, buffer_num_bytes
 
 MAX_RECENT = 16

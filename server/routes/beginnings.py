@@ -11,9 +11,9 @@ from fastapi import APIRouter, Query
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from engine.buffers import aligned_buffer
-from engine.checksums import digest
-from engine.snapshot import max_snapshot_num_bytes
+from engine.snapshots.buffers import aligned_buffer
+from engine.snapshots.checksums import digest
+from engine.snapshots.snapshot import max_snapshot_num_bytes
 from engine.stores.base import Head, SessionKey
 from server.bodies import read_json, read_octets
 from server.dependencies import new_session_key, path_session, request_identity, runtime_of, session_key

@@ -9,7 +9,7 @@ from engine.sessions import (
     RequestIdentity,
     SessionConfig,
 )
-from engine.snapshot import SessionRecord
+from engine.snapshots.snapshot import SessionRecord
 from engine.stores.base import Head, SessionKey
 from tests.engine.sessions_harness import (
     KEY,

@@ -9,7 +9,7 @@ from typing import Any
 from atlas_model.checkpoint import Checkpoint
 from engine.config import EngineConfig
 from engine.engine import Engine
-from engine.sampling_params import SamplingParams
+from engine.sampling.sampling_params import SamplingParams
 from engine.sequence import FinishReason, SequenceState
 from engine.sessions import (
     IngestProgress,
@@ -26,7 +26,7 @@ from engine.sessions import (
     TurnRequest,
 )
 from engine.sessions.quotas import UNLIMITED
-from engine.snapshot_codecs import Codec
+from engine.snapshots.codecs import Codec
 from engine.stores.base import Head, SessionKey, Store
 from engine.stores.memory import MemoryStore
 from tests.engine.harness import SMALL, tiny

@@ -15,11 +15,11 @@ from atlas_model.config import AtlasConfig, AttentionConfig, MemoryConfig
 from atlas_model.memory import TensorSpec
 from atlas_model.state import State, state_spec
 from atlas_model.telemetry import LayerSample
-from engine.checksums import digest, part_checksum
-from engine.memory_samples import MAX_SAMPLES, NO_SAMPLES, MemorySample, MemorySamples
 from engine.sequence import SequenceState
-from engine.snapshot import SessionRecord, encode_snapshot
-from engine.snapshot_header import OpenIngest
+from engine.snapshots.checksums import digest, part_checksum
+from engine.snapshots.header import OpenIngest
+from engine.snapshots.memory_samples import MAX_SAMPLES, NO_SAMPLES, MemorySample, MemorySamples
+from engine.snapshots.snapshot import SessionRecord, encode_snapshot
 
 FINGERPRINT = "0123456789abcdef"
 PART_NUM_BYTES = 4096

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 import pytest
 
-from engine.sampling_params import SamplingParams
+from engine.sampling.sampling_params import SamplingParams
 from engine.sequence import FinishReason, Sequence
 from engine.sessions import SessionConfig, Turn, TurnRequest
 from engine.stores.base import SessionKey

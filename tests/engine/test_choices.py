@@ -9,8 +9,8 @@ import pytest
 from engine.config import EngineConfig
 from engine.engine import Engine
 from engine.errors import AtlasError, Draining, QueueFull
-from engine.sampler import choice_seed, uniform
-from engine.sampling_params import SamplingParams
+from engine.sampling.sampler import choice_seed, uniform
+from engine.sampling.sampling_params import SamplingParams
 from engine.sequence import FinishReason, Sequence, SequenceOutput
 from tests.engine.engines import running, until
 from tests.engine.harness import answer, assert_same_session, checkpoint_that_raises_at, new_core, prompt

@@ -14,9 +14,9 @@ from atlas_model.state import State
 from engine.config import EngineConfig
 from engine.core import EngineCore
 from engine.errors import AtlasError, Draining, EmptyPrompt, InvalidRequest, MemoryDiverged, QueueFull
-from engine.sampling_params import SamplingParams
+from engine.sampling.sampling_params import SamplingParams
 from engine.sequence import FinishReason, Sequence, SequenceOutput, SequenceState
-from engine.tokens_digest import INITIAL_DIGEST, extend_digest
+from engine.snapshots.tokens_digest import INITIAL_DIGEST, extend_digest
 from tests.engine.harness import (
     SMALL,
     Answer,

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from atlas_model.checkpoint import Checkpoint
 from engine.errors import AtlasError, EngineOverloaded
-from engine.sampling_params import SamplingParams
+from engine.sampling.sampling_params import SamplingParams
 from engine.sequence import FinishReason, Sequence
 from tests.engine.harness import (
     SMALL,

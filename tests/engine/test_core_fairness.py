@@ -5,8 +5,8 @@ import dataclasses
 from engine.choices import choices_from, shared_part
 from engine.config import EngineConfig
 from engine.core import EngineCore
-from engine.pace import INITIAL_NUM_TOKENS, MIN_NUM_TOKENS
-from engine.sampling_params import SamplingParams
+from engine.sampling.sampling_params import SamplingParams
+from engine.scheduling.pace import INITIAL_NUM_TOKENS, MIN_NUM_TOKENS
 from engine.sequence import Priority, Sequence, SequenceState
 from tests.engine.harness import new_core, prompt, run, tiny
 

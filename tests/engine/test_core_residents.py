@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from engine.config import EngineConfig
-from engine.sampling_params import SamplingParams
+from engine.sampling.sampling_params import SamplingParams
 from engine.sequence import Sequence, SequenceState, Tier
 from tests.engine.harness import Answer, answer, assert_same_session, new_core, prompt, run
 from tests.tiny import tiny_checkpoint

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from atlas_model.config import AtlasConfig
 from atlas_model.model import AtlasModel
-from engine.decode_graphs import (
+from engine.device.decode_graphs import (
     Capture,
     DecodeGraphs,
     Replay,
@@ -18,8 +18,8 @@ from engine.decode_graphs import (
     bucket_sizes,
     capture_cuda_graph,
 )
-from engine.model_runner import ModelRunner
-from engine.state_pool import StatePool
+from engine.device.model_runner import ModelRunner
+from engine.device.state_pool import StatePool
 from tests.atlas_model.test_model import LAYOUTS
 from tests.tiny import tiny_config, tiny_model
 

@@ -8,10 +8,10 @@ import torch
 from atlas_model.config import AtlasConfig
 from engine.config import EngineConfig
 from engine.core import EngineCore
-from engine.model_runner import ModelRunner
-from engine.sampling_params import SamplingParams
+from engine.device.model_runner import ModelRunner
+from engine.device.state_pool import StatePool
+from engine.sampling.sampling_params import SamplingParams
 from engine.sequence import Sequence
-from engine.state_pool import StatePool
 from tests.atlas_model.test_model import LAYOUTS
 from tests.engine.harness import new_core, prompt, tiny_on_its_own
 from tests.host_crossings import HostCrossings
@@ -44,7 +44,7 @@ def crossings_of_a_step(core: EngineCore) -> list[tuple[str, str]]:
 def test_a_decode_step_takes_the_sampled_ids_and_nothing_else_from_the_device(all_params: list[SamplingParams]) -> None:
     core = decoding(new_core(), *all_params)
     for _ in range(NUM_STEPS):
-        assert crossings_of_a_step(core) == [("tolist", "engine/sampler.py")]
+        assert crossings_of_a_step(core) == [("tolist", "engine/sampling/sampler.py")]
 
 
 def test_answers_that_go_on_when_another_has_ended_wait_for_no_more() -> None:
@@ -52,7 +52,7 @@ def test_answers_that_go_on_when_another_has_ended_wait_for_no_more() -> None:
     core.abort("2")
     core.step()
     for _ in range(NUM_STEPS):
-        assert crossings_of_a_step(core) == [("tolist", "engine/sampler.py")]
+        assert crossings_of_a_step(core) == [("tolist", "engine/sampling/sampler.py")]
 
 
 @pytest.mark.parametrize("config", LAYOUTS.values(), ids=LAYOUTS.keys())

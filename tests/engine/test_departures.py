@@ -5,9 +5,9 @@ from typing import cast
 
 import torch
 
-from engine.departures import Departures
+from engine.device.departures import Departures
+from engine.device.transfers import HostCopy
 from engine.sequence import SequenceOutput
-from engine.transfers import HostCopy
 from tests.tiny import tiny_checkpoint
 
 

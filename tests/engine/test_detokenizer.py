@@ -3,7 +3,7 @@ from itertools import pairwise
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine.detokenizer import Detokenizer
+from engine.sampling.detokenizer import Detokenizer
 
 
 def in_pieces(data: bytes, cuts: list[int]) -> list[str]:

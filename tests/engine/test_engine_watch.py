@@ -10,7 +10,7 @@ from torch import Tensor
 from engine.config import EngineConfig
 from engine.engine import Engine, step_timeout_seconds
 from engine.errors import EngineDead
-from engine.sampling_params import SamplingParams
+from engine.sampling.sampling_params import SamplingParams
 from engine.sequence import Sequence, SequenceOutput
 from tests.engine.engines import running, until
 from tests.engine.harness import checkpoint_that_first, checkpoint_that_raises_at, prompt

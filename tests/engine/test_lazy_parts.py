@@ -7,9 +7,9 @@ import torch
 
 from atlas_model.config import AttentionConfig
 from atlas_model.state import State, state_spec
-from engine.lazy_parts import Extent, LazyParts, ScatteredBytes
 from engine.sequence import SequenceState
-from engine.snapshot import SessionRecord, encode_snapshot
+from engine.snapshots.lazy_parts import Extent, LazyParts, ScatteredBytes
+from engine.snapshots.snapshot import SessionRecord, encode_snapshot
 from tests.engine.snapshot_cases import FINGERPRINT, tiny_config
 
 

@@ -8,7 +8,9 @@ import torch
 
 from atlas_model.telemetry import sample_memory
 from engine.config import EngineConfig
-from engine.memory_samples import (
+from engine.sampling.sampling_params import SamplingParams
+from engine.sequence import Sequence, SequenceState
+from engine.snapshots.memory_samples import (
     MAX_SAMPLES,
     NO_SAMPLES,
     MemorySample,
@@ -16,8 +18,6 @@ from engine.memory_samples import (
     pack_samples,
     unpack_samples,
 )
-from engine.sampling_params import SamplingParams
-from engine.sequence import Sequence, SequenceState
 from tests.engine.harness import SMALL, answer, assert_same_session, new_core, prompt, run, tiny
 from tests.engine.snapshot_cases import random_samples, tiny_config
 

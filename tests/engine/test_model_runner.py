@@ -1,8 +1,8 @@
 import pytest
 import torch
 
-from engine.model_runner import ModelRunner
-from engine.state_pool import StatePool
+from engine.device.model_runner import ModelRunner
+from engine.device.state_pool import StatePool
 from tests.tiny import tiny_checkpoint
 
 CPU = torch.device("cpu")

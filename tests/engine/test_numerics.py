@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from atlas_model.convolution import convolve
-from engine.numerics import set_float32_products
+from engine.device.numerics import set_float32_products
 
 _MATRICES, _CONVOLUTIONS = torch.backends.cuda.matmul, torch.backends.cudnn.conv  # type: ignore[attr-defined]
 

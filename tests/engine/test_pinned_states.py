@@ -1,7 +1,7 @@
 import torch
 
 from atlas_model.state import State
-from engine.pinned_states import PinnedStates
+from engine.device.pinned_states import PinnedStates
 from tests.tiny import tiny_config
 
 CONFIG = tiny_config()

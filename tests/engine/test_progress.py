@@ -6,11 +6,11 @@ from itertools import pairwise
 
 import pytest
 
+from engine.device.state_pool import StatePool
 from engine.progress import Progress
-from engine.sampling_params import SamplingParams
+from engine.sampling.sampling_params import SamplingParams
+from engine.sampling.stopping import Stopping
 from engine.sequence import FinishReason, Sequence, SequenceOutput
-from engine.state_pool import StatePool
-from engine.stopping import Stopping
 from tests.engine.harness import (
     Answer,
     answer,

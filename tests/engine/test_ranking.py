@@ -2,7 +2,7 @@
 
 import torch
 
-from engine.ranking import ranked
+from engine.sampling.ranking import ranked
 
 
 def test_scores_are_ranked_as_a_stable_sort_ranks_them() -> None:

@@ -4,8 +4,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from engine.sampler import Draw, Sampler, splitmix64, uniform
-from engine.sampling_params import SamplingParams
+from engine.sampling.sampler import Draw, Sampler, splitmix64, uniform
+from engine.sampling.sampling_params import SamplingParams
 
 END = 2
 SILENT = (0, 1, 2)

@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from engine.sampler import Draw, Sampler, uniform
-from engine.sampling_params import SamplingParams
+from engine.sampling.sampler import Draw, Sampler, uniform
+from engine.sampling.sampling_params import SamplingParams
 
 VOCAB_SIZE = 700
 END = 2

@@ -4,7 +4,7 @@ from typing import Any
 import pytest
 
 from engine.errors import InvalidRequest, InvalidUnicode
-from engine.sampling_params import SamplingParams
+from engine.sampling.sampling_params import SamplingParams
 
 
 @pytest.mark.parametrize(

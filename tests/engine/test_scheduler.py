@@ -2,7 +2,7 @@ import pytest
 
 from engine.config import EngineConfig
 from engine.errors import QueueFull
-from engine.scheduler import Batch, Scheduler
+from engine.scheduling.scheduler import Batch, Scheduler
 from engine.sequence import Sequence
 
 

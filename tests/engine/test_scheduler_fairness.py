@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 import pytest
 
 from engine.config import EngineConfig
-from engine.sampling_params import SamplingParams
-from engine.scheduler import Batch, Scheduler
+from engine.sampling.sampling_params import SamplingParams
+from engine.scheduling.scheduler import Batch, Scheduler
 from engine.sequence import Priority, Sequence
 
 CONFIG = EngineConfig(

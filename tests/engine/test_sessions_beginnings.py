@@ -13,7 +13,7 @@ from engine.errors import (
 )
 from engine.sessions import History, RequestIdentity
 from engine.sessions.storage import Beginning
-from engine.snapshot import SessionRecord
+from engine.snapshots.snapshot import SessionRecord
 from engine.stores.base import SessionKey
 from tests.engine.harness import tiny
 from tests.engine.sessions_harness import (

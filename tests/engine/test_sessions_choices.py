@@ -7,7 +7,7 @@ import pytest
 
 from engine.config import EngineConfig
 from engine.errors import SessionDiverged
-from engine.sampling_params import SamplingParams
+from engine.sampling.sampling_params import SamplingParams
 from engine.sessions import Turn
 from engine.stores.base import SessionKey
 from tests.engine.engines import until

@@ -4,10 +4,10 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from engine.sampling_params import SamplingParams
+from engine.sampling.sampling_params import SamplingParams
 from engine.sequence import SequenceState
 from engine.sessions import SessionConfig
-from engine.snapshot_codecs import Codec
+from engine.snapshots.codecs import Codec
 from engine.stores.base import SessionKey
 from engine.stores.memory import MemoryStore
 from tests.engine.engines import until

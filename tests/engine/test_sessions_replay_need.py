@@ -29,11 +29,11 @@ from engine.sessions import (
     ReplayResult,
     RequestIdentity,
 )
+from engine.snapshots.token_log import encode_record, read_history
+from engine.snapshots.tokens_digest import INITIAL_DIGEST, extend_digest
 from engine.stores.base import Head
 from engine.stores.local import LocalStore
 from engine.stores.memory import MemoryStore
-from engine.token_log import encode_record, read_history
-from engine.tokens_digest import INITIAL_DIGEST, extend_digest
 from tests.engine.harness import assert_same_session
 from tests.engine.replay_harness import LOGGING, head_of, log_of, record_of, replay
 from tests.engine.sessions_harness import (

@@ -11,7 +11,7 @@ import pytest
 
 from engine.config import EngineConfig
 from engine.errors import StoreFull, StoreUnavailable
-from engine.sampling_params import SamplingParams
+from engine.sampling.sampling_params import SamplingParams
 from engine.sequence import SequenceState
 from engine.sessions import SessionConfig, Turn
 from engine.stores.base import Head, NewGeneration, SessionKey, Store

@@ -14,7 +14,7 @@ from engine.errors import (
     SessionNotFound,
     VersionConflict,
 )
-from engine.sampling_params import SamplingParams
+from engine.sampling.sampling_params import SamplingParams
 from engine.sequence import Sequence
 from engine.sessions import History, Message, Turn
 from engine.stores.base import SessionKey

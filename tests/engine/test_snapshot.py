@@ -4,11 +4,11 @@ import pytest
 import torch
 
 from atlas_model.state import session_num_bytes
-from engine.buffers import aligned_buffer
 from engine.errors import InvalidState, StateCorrupt, StateModelMismatch
 from engine.sequence import SequenceState
-from engine.snapshot import SessionRecord, decode_snapshot, encode_snapshot
-from engine.snapshot_header import MAX_LEDGER, OpenIngest
+from engine.snapshots.buffers import aligned_buffer
+from engine.snapshots.header import MAX_LEDGER, OpenIngest
+from engine.snapshots.snapshot import SessionRecord, decode_snapshot, encode_snapshot
 from tests.engine.snapshot_cases import (
     FINGERPRINT,
     PART_NUM_BYTES,

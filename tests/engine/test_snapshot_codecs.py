@@ -14,8 +14,14 @@ from atlas_model.state import State, state_spec
 from bench.report import SHIPPED_MODEL
 from engine.errors import InvalidState, SnapshotError
 from engine.sequence import SequenceState
-from engine.snapshot import SessionRecord, coded_record, decode_snapshot, encode_snapshot, max_snapshot_num_bytes
-from engine.snapshot_codecs import Codec, code, coded, decode, stored_spec
+from engine.snapshots.codecs import Codec, code, coded, decode, stored_spec
+from engine.snapshots.snapshot import (
+    SessionRecord,
+    coded_record,
+    decode_snapshot,
+    encode_snapshot,
+    max_snapshot_num_bytes,
+)
 from tests.engine.snapshot_cases import (
     FINGERPRINT,
     StateDtype,

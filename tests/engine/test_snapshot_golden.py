@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 
 from atlas_model.config import AtlasConfig
-from engine.memory_samples import NO_SAMPLES
-from engine.snapshot import OpenIngest, decode_snapshot, encode_snapshot
-from engine.snapshot_codecs import Codec
-from engine.snapshot_header import SCHEMA_VERSION
+from engine.snapshots.codecs import Codec
+from engine.snapshots.header import SCHEMA_VERSION
+from engine.snapshots.memory_samples import NO_SAMPLES
+from engine.snapshots.snapshot import OpenIngest, decode_snapshot, encode_snapshot
 from tests.engine.snapshot_cases import PART_NUM_BYTES, in_order, samples_digest, tensor_digests
 from tests.golden.write import GOLDEN, golden_path
 

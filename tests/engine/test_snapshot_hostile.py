@@ -9,8 +9,8 @@ import msgpack
 import pytest
 
 from engine.errors import InvalidState, StateCorrupt, StateTooNew
-from engine.snapshot import decode_snapshot
-from engine.snapshot_header import SCHEMA_VERSION
+from engine.snapshots.header import SCHEMA_VERSION
+from engine.snapshots.snapshot import decode_snapshot
 from tests.engine.snapshot_cases import (
     FINGERPRINT,
     full_snapshot,

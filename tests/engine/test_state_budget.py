@@ -6,7 +6,7 @@ from contextlib import AsyncExitStack
 import pytest
 
 from engine.errors import QueueFull
-from engine.state_budget import StateBudget
+from engine.sessions.state_budget import StateBudget
 from tests.engine.engines import until
 from tests.engine.sessions_harness import in_loop
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from atlas_model.state import State
-from engine.state_pool import StatePool, diverged_tensor
+from engine.device.state_pool import StatePool, diverged_tensor
 from tests.tiny import tiny_checkpoint
 
 CPU = torch.device("cpu")

@@ -3,9 +3,9 @@ from itertools import pairwise
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine.sampling_params import SamplingParams
+from engine.sampling.sampling_params import SamplingParams
+from engine.sampling.stopping import Cut, Stopping, Verdict
 from engine.sequence import FinishReason
-from engine.stopping import Cut, Stopping, Verdict
 
 END = 0
 

@@ -17,7 +17,7 @@ from engine.errors import (
     StateLost,
     StoreUnavailable,
 )
-from engine.snapshot import decode_snapshot, encode_snapshot
+from engine.snapshots.snapshot import decode_snapshot, encode_snapshot
 from engine.stores import open_store
 from engine.stores.base import IngestMark, SessionKey, Store, TenantUsage
 from engine.stores.head import stored_num_bytes

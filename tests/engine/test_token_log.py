@@ -8,11 +8,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine.checksums import part_checksum
 from engine.errors import StateCorrupt
-from engine.snapshot import OpenIngest
-from engine.token_log import TokenLogRecord, encode_record, read_history
-from engine.tokens_digest import INITIAL_DIGEST, extend_digest
+from engine.snapshots.checksums import part_checksum
+from engine.snapshots.snapshot import OpenIngest
+from engine.snapshots.token_log import TokenLogRecord, encode_record, read_history
+from engine.snapshots.tokens_digest import INITIAL_DIGEST, extend_digest
 
 TOKENIZER = b"t" * 16
 digests = st.binary(min_size=16, max_size=16)

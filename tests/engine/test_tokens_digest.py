@@ -1,4 +1,4 @@
-from engine.tokens_digest import INITIAL_DIGEST, extend_digest
+from engine.snapshots.tokens_digest import INITIAL_DIGEST, extend_digest
 
 TOKEN_IDS = [3, 1, 4, 1, 5, 2**31, 0]
 

@@ -3,9 +3,9 @@ import torch
 
 from atlas_model.state import State
 from engine.config import EngineConfig
-from engine.sampling_params import SamplingParams
+from engine.device.transfers import Transfers
+from engine.sampling.sampling_params import SamplingParams
 from engine.sequence import Sequence
-from engine.transfers import Transfers
 from tests.engine.harness import assert_same_session, new_core, prompt, run, tiny_on_its_own
 from tests.tiny import tiny_checkpoint, tiny_config
 

@@ -9,8 +9,8 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from engine.errors import CommitConflict, SessionNotFound
+from engine.snapshots.tokens_digest import INITIAL_DIGEST, extend_digest
 from engine.stores.base import NewGeneration, SessionKey, Store, new_generation_id
-from engine.tokens_digest import INITIAL_DIGEST, extend_digest
 from tests.faults.history import Operation, Outcome, Read, Turn, violations
 from tests.faults.wrapped_store import ForgetfulStore, UncheckedStore, WrappedStore
 

@@ -10,12 +10,12 @@ from dataclasses import dataclass
 import pytest
 
 from engine.errors import SessionNotFound, StoreUnavailable
-from engine.sampling_params import SamplingParams
+from engine.sampling.sampling_params import SamplingParams
 from engine.sessions import ReplayRequest, ReplayResult, RequestIdentity, SessionConfig, Turn
 from engine.sessions.stored_turns import StoredTurns
+from engine.snapshots.token_log import read_history
+from engine.snapshots.tokens_digest import INITIAL_DIGEST
 from engine.stores.base import Head, NewGeneration, SessionKey, Store
-from engine.token_log import read_history
-from engine.tokens_digest import INITIAL_DIGEST
 from tests.engine.sessions_harness import House, asked, house, in_loop, in_pieces, ingest, run, text_of
 from tests.faults.wrapped_store import FailingStore, WrappedStore
 

@@ -9,9 +9,9 @@ must load for ever, so a test that fails on them is right.
 import json
 from pathlib import Path
 
-from engine.snapshot import coded_record, encode_snapshot
-from engine.snapshot_codecs import Codec
-from engine.snapshot_header import SCHEMA_VERSION
+from engine.snapshots.codecs import Codec
+from engine.snapshots.header import SCHEMA_VERSION
+from engine.snapshots.snapshot import coded_record, encode_snapshot
 from tests.engine.snapshot_cases import (
     FINGERPRINT,
     PART_NUM_BYTES,

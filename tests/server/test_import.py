@@ -15,7 +15,7 @@ import pytest
 from atlas_model.checkpoint import load_checkpoint
 from atlas_model.training.documents import make_document
 from atlas_model.training.synthetic_prose import SyntheticProse
-from engine.snapshot import max_snapshot_num_bytes
+from engine.snapshots.snapshot import max_snapshot_num_bytes
 from server.config import SHIPPED_MODEL
 from tests.engine.snapshot_cases import as_schema_1, header_end, with_header, with_header_bytes
 from tests.engine.test_snapshot_hostile import FOREIGN_MSGPACK, LIES, put, put_tensor

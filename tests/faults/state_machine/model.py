@@ -7,7 +7,7 @@ No store, no state, no lease. Commits, retention, names and idle time are here; 
 from dataclasses import dataclass, field, replace
 
 from engine.sessions import Message
-from engine.tokens_digest import INITIAL_DIGEST, extend_digest
+from engine.snapshots.tokens_digest import INITIAL_DIGEST, extend_digest
 from tests.faults.state_machine.operations import Seen, View
 
 NUM_KEPT = 2

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from typing import TypeVar
 
 from engine.engine import Engine
-from engine.sampling_params import SamplingParams
+from engine.sampling.sampling_params import SamplingParams
 from engine.sequence import FinishReason, Sequence, SequenceState
 from tests.faults.state_machine.model import Memory
 

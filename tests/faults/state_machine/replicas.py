@@ -7,7 +7,7 @@ from dataclasses import asdict
 from typing import Any, Self, cast
 
 from engine.errors import AtlasError, SessionNotFound, StoreUnavailable
-from engine.sampling_params import SamplingParams
+from engine.sampling.sampling_params import SamplingParams
 from engine.sequence import SequenceState
 from engine.sessions import IngestRequest, IngestResult, RequestIdentity, SessionConfig, StoredTurn, TurnRequest
 from engine.stores.base import Head, SessionKey, Store

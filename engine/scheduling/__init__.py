@@ -1,0 +1,1 @@
+"""Who is served when: policy in tokens, slots and seconds. No tensors."""

@@ -1,0 +1,6 @@
+"""Which names each kind of request serves: the fields of its schema."""
+
+from server.parameters.review import Parameters
+from server.schemas import ChatRequest
+
+CHAT = Parameters(frozenset(ChatRequest.model_fields))

@@ -1,0 +1,34 @@
+"""The bodies that the server reads, checked field by field. pydantic lives here and nowhere else.
+
+Which fields are served at all is decided in `parameters`.
+"""
+
+from server.schemas.base import VersionName
+from server.schemas.chat import ChatRequest
+from server.schemas.generation import GenerationRequest
+from server.schemas.sessions import (
+    CreateSessionRequest,
+    ForkRequest,
+    IngestTextRequest,
+    NameVersionRequest,
+    RewindRequest,
+)
+from server.schemas.tokens import DetokenizeRequest, TokenizeRequest
+from server.schemas.validation import component_schemas, octets_body, request_body, validate
+
+__all__ = [
+    "ChatRequest",
+    "CreateSessionRequest",
+    "DetokenizeRequest",
+    "ForkRequest",
+    "GenerationRequest",
+    "IngestTextRequest",
+    "NameVersionRequest",
+    "RewindRequest",
+    "TokenizeRequest",
+    "VersionName",
+    "component_schemas",
+    "octets_body",
+    "request_body",
+    "validate",
+]
