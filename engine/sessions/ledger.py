@@ -90,14 +90,9 @@ def read_messages(
 
 
 def read_new_messages(messages: Sequence[Message], system_digest: bytes | None) -> Reading:
-    """All of them as new, whoever speaks last; system texts as above. Raises EmptyPrompt."""
-    if not messages:
-        raise EmptyPrompt("there are no messages")
-    wanted_system = _system_digest(messages)
-    feeds_system = wanted_system is not None and wanted_system != system_digest
-    new = tuple(message for message in messages if message.role != SYSTEM or feeds_system)
+    """All of them as new, whoever speaks last; system texts too, whatever was fed before."""
     entries = tuple(message_digest(message) for message in messages if message.role != SYSTEM)
-    return Reading(new, entries, wanted_system if feeds_system else system_digest)
+    return Reading(tuple(messages), entries, _system_digest(messages) or system_digest)
 
 
 def num_known_messages(messages: Sequence[Message], ledger: Sequence[bytes]) -> int:

@@ -26,7 +26,7 @@ from engine.sessions.branching import turn_or_branch
 from engine.sessions.committed import CommittedSessions
 from engine.sessions.host_copies import LoadedSession
 from engine.sessions.ingest import Ingest, IngestProgress, IngestRequest, IngestResult
-from engine.sessions.learning import Learning, LearnRequest
+from engine.sessions.learning import LearnRequest, learn_messages
 from engine.sessions.leases import Leases
 from engine.sessions.ledger import Reading, read_messages
 from engine.sessions.observer import SessionObserver
@@ -164,11 +164,10 @@ class SessionManager:
         return turn_or_branch(self._turn, self._storage, request, request.branch)
 
     async def learn(self, request: LearnRequest) -> CommittedSession:
-        """See Learning.run. Raises SessionBusy, QueueFull and Draining too."""
+        """See learn_messages. Raises SessionBusy, QueueFull and Draining too."""
         with self._open():
             async with self._leases.hold(request.session), self._hold_for_feeding():
-                learning = Learning(request, self._committed, self._engine, self._tokenizer, self._chat_format)
-                return await learning.run()
+                return await learn_messages(request, self._committed, self._engine, self._tokenizer, self._chat_format)
 
     @asynccontextmanager
     async def ingest(

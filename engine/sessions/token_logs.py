@@ -72,9 +72,8 @@ class TokenLogs:
     def appended(self, base: Head | None, record: SessionRecord | None, fed: Fed | None) -> bytes | None:
         """What the commit of `record` on top of `base` appends: nothing when `fed` is None, because the log leads to
         this record already. None for a session without a log."""
-        is_branch = base is None and fed is not None and fed.since is not None
-        before = fed.log if is_branch and fed is not None else self.beginning() if base is None else b""
-        if before is None or (base is not None and base.log_id is None):
+        before = self._before(base, fed)
+        if before is None:
             return None
         if fed is None:
             return b""
@@ -113,3 +112,9 @@ class TokenLogs:
         if last is None:
             return LoggedSession(token_ids, ledger, None, stored)
         return LoggedSession(token_ids, ledger, last, replace(stored, tokens_digest=last.tokens_digest.hex()))
+
+    def _before(self, base: Head | None, fed: Fed | None) -> Buffer | None:
+        """What the log of a new session begins with, and nothing for one that goes on with its own; None for no log."""
+        if base is not None:
+            return None if base.log_id is None else b""
+        return self.beginning() if fed is None or fed.since is None else fed.log

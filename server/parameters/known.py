@@ -77,7 +77,6 @@ KNOWN: Mapping[str, Neutral] = {
     "reasoning": _no_reasoning,
     "reasoning_effort": _one_of("none"),
     "response_format": _one_of({"type": "text"}),
-    "service_tier": _one_of("auto", "default"),
     "store": _OFF,
     "suffix": _NEVER,
     "text": _one_of({}, {"format": {"type": "text"}}),

@@ -15,6 +15,9 @@ from server.strict_json import canonical
 DEFAULT_MAX_TOKENS = 512
 MAX_NUM_CHOICES = 16
 
+# JSON's names are strings.
+TokenName = Annotated[str, StringConstraints(pattern=r"^[0-9]{1,9}$")]
+
 
 class StreamOptions(Body):
     include_usage: bool | None = None
@@ -28,8 +31,14 @@ class GenerationRequest(Body):
     temperature: float | None = None
     top_p: float | None = None
     top_k: Annotated[int, Field(lt=2**63)] | None = None
+    min_p: float | None = None
+    presence_penalty: float | None = None
+    frequency_penalty: float | None = None
+    repetition_penalty: float | None = None
+    logit_bias: dict[TokenName, float] | None = None
     seed: int | None = None
     stop: str | list[str] | None = None
+    stop_token_ids: list[int] | None = None
     ignore_eos: bool | None = None
     min_tokens: int | None = None
     user: Annotated[str, StringConstraints(max_length=512)] | None = None
@@ -70,8 +79,14 @@ class GenerationRequest(Body):
             top_p=1.0 if self.top_p is None else self.top_p,
             # 0 and -1 are how vLLM's clients say "all of them".
             top_k=None if self.top_k in (None, 0, -1) else self.top_k,
+            min_p=self.min_p or 0.0,
+            presence_penalty=self.presence_penalty or 0.0,
+            frequency_penalty=self.frequency_penalty or 0.0,
+            repetition_penalty=1.0 if self.repetition_penalty is None else self.repetition_penalty,
+            logit_bias=tuple((int(name), bias) for name, bias in (self.logit_bias or {}).items()),
             seed=self.seed,
             stop=(self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ()),
+            stop_token_ids=tuple(self.stop_token_ids or ()),
             ignore_eos=bool(self.ignore_eos),
             min_tokens=self.min_tokens or 0,
             logprobs=self.num_top_logprobs,

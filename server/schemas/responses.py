@@ -70,7 +70,6 @@ class ResponseRequest(GenerationRequest):
             "parallel_tool_calls": False,
             "previous_response_id": self.previous_response_id,
             "reasoning": {"effort": None, "summary": None},
-            "service_tier": "default",
             "store": is_kept,
             "temperature": 1.0 if self.temperature is None else self.temperature,
             "text": {"format": {"type": "text"}},

@@ -50,14 +50,16 @@ def test_what_was_told_is_known_to_a_client_that_resends_it() -> None:
     in_loop(test)
 
 
-def test_a_system_text_is_told_once() -> None:
+def test_a_system_text_that_was_told_is_not_fed_again_by_the_turns_after_it() -> None:
     async def test() -> None:
         async with house() as it:
-            first = await it.sessions.learn(told(SYSTEM, begins=NewSession()))
-            again = await it.sessions.learn(told(SYSTEM, Message("user", "a")))
-            checkpoint = tiny()
-            num_tokens = len(checkpoint.chat_format.message(checkpoint.tokenizer, "user", "a"))
-            assert again.position == first.position + num_tokens
+            await it.sessions.learn(told(SYSTEM, begins=NewSession()))
+            await it.sessions.learn(told(SYSTEM, session=OTHER, begins=NewSession()))
+            question = Message("user", "one")
+            with_system, _ = await run(it.sessions, asked("one", messages=(SYSTEM, question)))
+            without, _ = await run(it.sessions, asked("one", session=OTHER))
+            assert with_system == without
+            assert_same_bits(await it.state(), await it.state(OTHER))
 
     in_loop(test)
 
