@@ -13,7 +13,7 @@ from fastapi import APIRouter, Query
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from engine.errors import VersionConflict
+from engine.errors import InvalidRequest, VersionConflict
 from server.asking import read_asked
 from server.asking_response import SESSION_PREFIX, understand_response
 from server.dependencies import path_segment, runtime_of
@@ -45,6 +45,8 @@ async def create_response(request: Request) -> Response:
 async def get_response(request: Request, stream: bool = False, starting_after: StartingAfter = None) -> Response:
     """A response as it was answered, one of the last 8 turns of its session; with `stream` its events, those after the
     number `starting_after`."""
+    if starting_after is not None and not stream:
+        raise InvalidRequest("starting_after needs stream", param="starting_after")
     found = await _find(request)
     headers = session_headers(found.session, found.version)
     if not stream:
