@@ -12,6 +12,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from engine.errors import AtlasError, InvalidRequest
+from server.cors import Cors
 from server.errors import code_of, error_response, of_framework
 from server.middleware import Edge
 from server.routes import (
@@ -43,7 +44,9 @@ def create_app(runtime: Runtime) -> FastAPI:
 
     app = FastAPI(title="Atlas Serve", version=version("atlas-serve"), lifespan=lifespan, redirect_slashes=False)
     app.state.runtime = runtime
-    app.add_middleware(Edge, key_ring=runtime.key_ring, metrics=runtime.metrics)
+    app.add_middleware(Edge, key_ring=runtime.key_ring, rate_limiter=runtime.rate_limiter, metrics=runtime.metrics)
+    if runtime.config.allowed_origins:
+        app.add_middleware(Cors, origins=runtime.config.allowed_origins)
     for routes in (
         chat,
         completions,

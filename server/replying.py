@@ -31,8 +31,8 @@ async def reply(request: Request, asked: Asked) -> Response:
         headers["X-Session-Id"] = asked.turn.session.session_id
     if asked.ignored:
         headers["X-Ignored-Parameters"] = ", ".join(asked.ignored[:MAX_NUM_IGNORED_SHOWN])
-    started = RequestContext.of(request).started
-    events = answer(runtime.serving().sessions, asked.turn, asked.frame, runtime.metrics, started)
+    context = RequestContext.of(request)
+    events = answer(runtime.serving().sessions, asked.turn, asked.frame, runtime.metrics, context)
     travelling = _Reply(runtime, headers, asked.frame, events)
     return await run_until_disconnect(request.receive, travelling.stream() if asked.streams else travelling.whole())
 

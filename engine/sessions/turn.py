@@ -182,13 +182,17 @@ class Turn:
         return self._outputs[0].prompt_logprobs
 
     @property
+    def num_new_tokens(self) -> int:
+        """Of the prompts: what the turn feeds, beside what it may generate."""
+        return sum(len(sequence.prompt_token_ids) for sequence in self._sequences)
+
+    @property
     def usage(self) -> Usage:
         """Whole once `outputs` has ended."""
         cached = self._base_position
         written = self._state.position - cached if self._request.writes else 0
         num_generated = sum(output.num_generated_tokens for output in self._outputs.values())
-        num_fed = sum(len(sequence.prompt_token_ids) for sequence in self._sequences)
-        return Usage(cached + num_fed, num_generated, cached, written)
+        return Usage(cached + self.num_new_tokens, num_generated, cached, written)
 
     async def outputs(self) -> AsyncGenerator[tuple[int, SequenceOutput], None]:
         """Runs the turn: what each step has produced, with the number of its answer. Raises what ended any of them, if
