@@ -1,4 +1,4 @@
-"""What a request says before its body, as a program can trust it: nothing twice that can be meant once, and a query that
+"""What a request says before its body, as a program can trust it: nothing twice that is meant once, and a query that
 is text. One check for all routes; what each parameter may be is said where it is read.
 """
 

@@ -1,4 +1,4 @@
-"""What stands before a body is read as strictly as the body: nothing twice, nothing that is no text, no other numbers."""
+"""What stands before a body is read as strictly as the body: nothing twice, only text, and numbers in digits."""
 
 import httpx
 import pytest
