@@ -15,9 +15,10 @@ from server.middleware import RequestContext
 
 @dataclass(frozen=True, slots=True)
 class Opened:
-    """The turn has its session; nothing has been said yet."""
+    """The turn has its session, the one that it writes to if it does; nothing has been said yet."""
 
     base_version: int
+    session_id: str | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,12 +54,13 @@ async def answer(
         async with sessions.turn(request) as turn:
             if isinstance(turn, StoredTurn):
                 outcome = FinishReason.STOP
-                yield Opened(turn.version - 1)
+                yield Opened(turn.version - 1, turn.response["session"]["id"])
                 yield Completed(turn.response, is_replay=True)
                 return
-            max_num_generated = request.sampling.max_tokens * request.num_choices
+            frame.opened(turn.session_id, turn.base_version + 1)
+            max_num_generated = request.sampling.max_tokens * request.num_answers
             with context.allowance.reserved(turn.num_new_tokens + max_num_generated) as meter:
-                yield Opened(turn.base_version)
+                yield Opened(turn.base_version, turn.session_id)
                 meter.num_tokens = turn.num_new_tokens
                 async with aclosing(turn.outputs()) as outputs:
                     async for choice, output in outputs:

@@ -15,7 +15,18 @@ from engine.errors import AtlasError, InvalidRequest
 from server.cors import Cors
 from server.errors import code_of, error_response, of_framework
 from server.middleware import Edge
-from server.routes import beginnings, chat, health, models, replay, sessions, versions
+from server.routes import (
+    beginnings,
+    chat,
+    completions,
+    conversations,
+    health,
+    models,
+    replay,
+    responses,
+    sessions,
+    versions,
+)
 from server.runtime import Runtime
 from server.schemas import component_schemas
 
@@ -36,7 +47,18 @@ def create_app(runtime: Runtime) -> FastAPI:
     app.add_middleware(Edge, key_ring=runtime.key_ring, rate_limiter=runtime.rate_limiter, metrics=runtime.metrics)
     if runtime.config.allowed_origins:
         app.add_middleware(Cors, origins=runtime.config.allowed_origins)
-    for routes in (chat, beginnings, sessions, versions, replay, models, health):
+    for routes in (
+        chat,
+        completions,
+        responses,
+        conversations,
+        beginnings,
+        sessions,
+        versions,
+        replay,
+        models,
+        health,
+    ):
         app.include_router(routes.router)
     _add_error_handlers(app, runtime)
     _complete_openapi(app)

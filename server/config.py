@@ -18,7 +18,7 @@ from typing import Annotated, Any, NoReturn, Self
 import platformdirs
 
 import atlas_model
-from engine.config import MATMUL_DTYPES, MIN_STEP_TIMEOUT_SECONDS, EngineConfig
+from engine.config import MATMUL_DTYPES, MIN_STEP_TIMEOUT_SECONDS, NATIVE_KERNELS, EngineConfig
 from engine.snapshots.codecs import Codec
 from engine.stores.succession import DEFAULT_NUM_KEPT
 from server.auth import ApiKeys, RateLimits
@@ -68,6 +68,9 @@ class ServerConfig:
     matmul_dtype: Annotated[
         str, "the dense layers' products: float32, or bfloat16 where the processor has it, faster and less exact"
     ] = "float32"
+    native_kernels: Annotated[
+        str, "decode steps by kernels that are compiled at the first start: auto, where it works, off or require"
+    ] = "auto"
     cuda_graphs: Annotated[bool, "on CUDA, capture decode steps at the start and replay them"] = True
     allow_tf32: Annotated[
         bool, "on CUDA, multiply float32 matrices faster, their numbers rounded to 10 bits; states stay float32"
@@ -164,6 +167,8 @@ class ServerConfig:
             raise ConfigError("--device must be cpu or cuda")
         if self.matmul_dtype not in MATMUL_DTYPES:
             raise ConfigError(f"--matmul-dtype must be one of {', '.join(MATMUL_DTYPES)}")
+        if self.native_kernels not in NATIVE_KERNELS:
+            raise ConfigError(f"--native-kernels must be one of {', '.join(NATIVE_KERNELS)}")
         if not 0 <= self.kept_versions <= MAX_KEPT_VERSIONS:
             raise ConfigError(f"--kept-versions must be between 0 and {MAX_KEPT_VERSIONS}")
         for name in (
@@ -231,6 +236,7 @@ class ServerConfig:
             num_threads=self.threads,
             device=self.device,
             matmul_dtype=self.matmul_dtype,
+            native_kernels=self.native_kernels,
             cuda_graphs=self.cuda_graphs,
             allow_tf32=self.allow_tf32,
         )

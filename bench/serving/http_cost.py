@@ -19,7 +19,7 @@ from urllib.parse import urlsplit
 
 from bench import report
 from bench.server_process import HOST, bench_server
-from bench.serving.process_times import ProcessTimes
+from bench.process_times import ProcessTimes
 from bench.workload import open_prompts, parse_length
 
 PIECE_NUM_BYTES = 2**16
