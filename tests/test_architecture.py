@@ -52,6 +52,7 @@ HOMES = {
     "platformdirs": ["server/config.py"],
     "prometheus_client": ["server/metrics.py"],
     "pydantic": ["server/"],
+    "pydantic_core": ["server/"],
     "redis": ["engine/stores/redis"],
     "rich": ["clients/"],
     "safetensors": ["atlas_model/"],
