@@ -1,4 +1,4 @@
-"""The stock `openai` library as a program uses it: whole, raw and streamed answers, one loop of many, its own errors."""
+"""The stock `openai` library as a program uses it: whole, raw and streamed, many on one loop, and its own errors."""
 
 import asyncio
 from collections.abc import Iterator
@@ -100,9 +100,7 @@ def test_a_call_that_runs_out_of_time_is_the_librarys_timeout_and_leaves_the_ses
     before = session_of(client, session_id)
     impatient = library.with_options(timeout=0.3)
     with pytest.raises(openai.APITimeoutError):
-        impatient.chat.completions.create(
-            messages=[user("two")], extra_headers={"X-Session-Id": session_id}, **ENDLESS
-        )
+        impatient.chat.completions.create(messages=[user("two")], extra_headers={"X-Session-Id": session_id}, **ENDLESS)
     until(lambda: server.num_slots_in_use == 0)
     assert session_of(client, session_id) == before
 
