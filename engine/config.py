@@ -40,7 +40,7 @@ class EngineConfig:
     allow_tf32: on CUDA, products of float32 matrices may round their operands (see `numerics`).
     """
 
-    max_num_sequences: int = 16
+    max_num_sequences: int = 32
     max_num_waiting: int = 256
     max_num_batched_tokens: int = 2048
     max_added_itl_seconds: float = 0.01

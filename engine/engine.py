@@ -12,8 +12,8 @@ import logging
 import sys
 import threading
 import traceback
-from collections.abc import AsyncGenerator, Callable, Iterator
-from contextlib import aclosing, contextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
+from contextlib import aclosing, asynccontextmanager, contextmanager
 from functools import partial
 from queue import Empty, SimpleQueue
 
@@ -55,8 +55,6 @@ class Engine:
         self._streams: dict[str, Mailbox[SequenceOutput]] = {}
         # For the sequences that open iterators have, or may still add: no more than the core takes.
         self._places = Places(config.max_num_sequences + config.max_num_waiting, is_multi_tenant=config.is_multi_tenant)
-        self._idle = asyncio.Event()
-        self._idle.set()
         self._is_draining = False
         self._is_cut_short = False
         self._has_ended = False
@@ -113,39 +111,52 @@ class Engine:
                     yield output
 
     async def generate_choices(
-        self, prompt: Sequence, num_choices: int
+        self, prompts: list[Sequence], num_choices: int
     ) -> AsyncGenerator[tuple[int, SequenceOutput], None]:
-        """As `generate`, for several answers to one prompt, which is fed once: each output with its choice's number.
-        The caller holds `places` for them.
+        """As `generate`, for so many answers to each prompt, which is fed once: each output with its answer's number,
+        those to the first prompt first. The caller holds `places` for them.
 
-        The first choice is what `generate` would give, and the only one of several that leaves a state; what fails one
-        of them ends them all. More choices than slots take turns.
+        The first answer to a prompt is what `generate` would give, and the only one of several that leaves a state;
+        what fails one of them ends them all. More of them than slots take turns.
         """
         if num_choices == 1:
-            async with aclosing(self._run_all([prompt])) as outputs:
+            numbers = {prompt.sequence_id: number for number, prompt in enumerate(prompts)}
+            async with aclosing(self._run_all(prompts)) as outputs:
                 async for output in outputs:
-                    yield 0, output
+                    yield numbers[output.sequence_id], output
             return
-        async with aclosing(self._run_all([shared_part(prompt)])) as outputs:
-            shared = [output async for output in outputs][-1]
-        assert shared.state is not None
-        choices = choices_from(prompt, shared.state, num_choices)
-        numbers = {choice.sequence_id: number for number, choice in enumerate(choices)}
+        for prompt in prompts:
+            self._core.check(prompt)
+        shared: dict[str, SequenceOutput] = {}
         try:
+            async with aclosing(self._run_all([shared_part(prompt) for prompt in prompts])) as outputs:
+                async for output in outputs:
+                    shared[output.sequence_id] = output
+            choices: list[Sequence] = []
+            told: dict[str, tuple[int, SequenceOutput]] = {}
+            for prompt in prompts:
+                of_prompt = shared[prompt.sequence_id]
+                assert of_prompt.state is not None
+                for choice in choices_from(prompt, of_prompt.state, num_choices):
+                    told[choice.sequence_id] = len(choices), of_prompt
+                    choices.append(choice)
             async with aclosing(self._run_all(choices)) as outputs:
                 async for output in outputs:
-                    yield numbers[output.sequence_id], as_if_alone(output, shared)
+                    number, of_prompt = told[output.sequence_id]
+                    yield number, as_if_alone(output, of_prompt)
         finally:
-            self.forget(shared.state)
+            for output in shared.values():
+                if output.state is not None:
+                    self.forget(output.state)
 
-    async def feed(self, sequence: Sequence) -> SequenceOutput:
-        """Feeds a sequence that has no sampling parameters; returns its last output, which holds the state."""
+    async def feed(self, sequence: Sequence, *, has_begun: bool = False) -> SequenceOutput:
+        """Feeds a sequence that has no sampling parameters; returns its last output, which holds the state.
+
+        As `generate`, but one that goes on with what `has_begun` is never refused for want of a place: it waits.
+        """
         assert sequence.params is None
-        last: SequenceOutput | None = None
-        async for output in self.generate(sequence):
-            last = output
-        assert last is not None
-        return last
+        async with self._next_place(sequence.tenant, has_begun), aclosing(self._run_all([sequence])) as outputs:
+            return [output async for output in outputs][-1]
 
     @contextmanager
     def places(self, tenant: str, num_places: int) -> Iterator[None]:
@@ -153,16 +164,9 @@ class Engine:
 
         Raises QueueFull, Draining, EngineDead.
         """
-        self._check_running()
-        if self._is_draining:
-            raise Draining("the server is shutting down")
-        try:
-            with self._places.hold(tenant, num_places):
-                self._idle.clear()
-                yield
-        finally:
-            if self._places.num_held == 0:
-                self._idle.set()
+        self._check_taking()
+        with self._places.hold(tenant, num_places):
+            yield
 
     def forget(self, state: SequenceState) -> None:
         """Nobody will start from this state: a slot that still has it is zeroed now, and not when it is needed."""
@@ -172,13 +176,14 @@ class Engine:
         """Takes no more sequences and waits for the open ones. When the time is up, those that are writing end with
         `length` (and a state to commit) and the others with Draining."""
         self._is_draining = True
+        self._places.dismiss(Draining("the server is shutting down"))
         try:
             async with asyncio.timeout(timeout_seconds):
-                await self._idle.wait()
+                await self._places.wait_until_all_free()
         except TimeoutError:
             self._is_cut_short = True
             self._inbox.put(self._core.cut_short)
-            await self._idle.wait()
+            await self._places.wait_until_all_free()
 
     async def stop(self) -> None:
         """Ends the thread after the step that runs; whatever is still open gets EngineDead. Does not wait for
@@ -188,6 +193,16 @@ class Engine:
             self._inbox.put(None)
             if not self._is_hanging:
                 await asyncio.to_thread(self._thread.join)
+
+    @asynccontextmanager
+    async def _next_place(self, tenant: str, has_begun: bool) -> AsyncIterator[None]:
+        self._check_taking()
+        if not has_begun:
+            with self._places.hold(tenant, 1):
+                yield
+            return
+        async with self._places.wait(tenant):
+            yield
 
     async def _run_all(self, sequences: list[Sequence]) -> AsyncGenerator[SequenceOutput, None]:
         """What the sequences have to say, as it comes, until all have ended. For callers who have places for them."""
@@ -220,6 +235,11 @@ class Engine:
             self._inbox.put(partial(self._core.add, sequence))
         return stream
 
+    def _check_taking(self) -> None:
+        self._check_running()
+        if self._is_draining:
+            raise Draining("the server is shutting down")
+
     def _check_running(self) -> None:
         if self._has_ended or not self._thread.is_alive():
             raise EngineDead("the engine is not running")
@@ -235,6 +255,7 @@ class Engine:
 
     def _end(self) -> None:
         self._has_ended = True
+        self._places.dismiss(EngineDead("the engine has stopped"))
         reason = FinishReason.ERROR
         self._deliver(
             [

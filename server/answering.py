@@ -1,4 +1,4 @@
-"""Runs one turn for the chat route: text as it comes, then the answer, which is only told once it is committed."""
+"""Runs one turn: text as it comes, then the answer, which is only told once it is committed."""
 
 import time
 from collections.abc import AsyncGenerator, Mapping
@@ -8,15 +8,16 @@ from typing import Any
 
 from engine.sequence import FinishReason, SequenceOutput
 from engine.sessions import SessionManager, StoredTurn, TurnRequest
-from server.chat_answer import ChatAnswer
+from server.frames.frame import Frame
 from server.metrics import Metrics
 
 
 @dataclass(frozen=True, slots=True)
 class Opened:
-    """The turn has its session; nothing has been said yet."""
+    """The turn has its session, the one that it writes to if it does; nothing has been said yet."""
 
     base_version: int
+    session_id: str | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +32,7 @@ class Said:
 class Completed:
     """The whole answer, committed if the turn writes. `is_replay` when it was committed by an earlier request."""
 
-    completion: Mapping[str, Any]
+    body: Mapping[str, Any]
     is_replay: bool
 
 
@@ -39,7 +40,7 @@ AnswerEvent = Opened | Said | Completed
 
 
 async def answer(
-    sessions: SessionManager, request: TurnRequest, frame: ChatAnswer, metrics: Metrics, arrived: float
+    sessions: SessionManager, request: TurnRequest, frame: Frame, metrics: Metrics, arrived: float
 ) -> AsyncGenerator[AnswerEvent, None]:
     """Opened, then Said, then Completed. Closing it early takes the turn back, unless its commit has begun.
 
@@ -51,19 +52,20 @@ async def answer(
         async with sessions.turn(request) as turn:
             if isinstance(turn, StoredTurn):
                 outcome = FinishReason.STOP
-                yield Opened(turn.version - 1)
+                yield Opened(turn.version - 1, turn.response["session"]["id"])
                 yield Completed(turn.response, is_replay=True)
                 return
-            yield Opened(turn.base_version)
+            frame.opened(turn.session_id, turn.base_version + 1)
+            yield Opened(turn.base_version, turn.session_id)
             async with aclosing(turn.outputs()) as outputs:
                 async for choice, output in outputs:
                     watch.saw(choice, output)
                     if output.text:
                         yield Said(choice, output.text)
-            completion = frame.completion(turn.answers, turn.usage, turn.session())
-            await turn.commit(completion)
+            body = frame.body(turn.answers, turn.usage, turn.session())
+            await turn.commit(body)
             outcome = turn.answers[0].finish_reason
-        yield Completed(completion, is_replay=False)
+        yield Completed(body, is_replay=False)
     except Exception:
         outcome = FinishReason.ERROR
         raise

@@ -70,7 +70,7 @@ class ServerConfig:
     allow_tf32: Annotated[
         bool, "on CUDA, multiply float32 matrices faster, their numbers rounded to 10 bits; states stay float32"
     ] = False
-    max_num_sequences: Annotated[int, "sequences that run at once"] = 16
+    max_num_sequences: Annotated[int, "sequences that run at once"] = 32
     max_num_waiting: Annotated[int, "requests that may wait beyond those; the next one gets 429"] = 256
     max_num_batched_tokens: Annotated[int, "tokens that one step may prefill"] = 2048
     step_timeout_seconds: Annotated[
@@ -105,6 +105,9 @@ class ServerConfig:
     drain_seconds: Annotated[float, "what runs at SIGTERM may go on for so long"] = 30.0
     api_keys: Annotated[
         str | None, "comma-separated keys, each KEY or TENANT:KEY; better given by the environment than by a flag"
+    ] = None
+    api_keys_file: Annotated[
+        Path | None, "keys as digests, each with a tenant and scopes (python -m server.keys new); read again at SIGHUP"
     ] = None
     allow_insecure: Annotated[bool, "listen beyond loopback without keys"] = False
     log_level: Annotated[str, f"one of {', '.join(LOG_LEVELS)}"] = "info"
@@ -147,10 +150,11 @@ class ServerConfig:
             raise ConfigError(f"--snapshot-codec must be one of {', '.join(Codec)}")
         if self.log_level not in LOG_LEVELS:
             raise ConfigError(f"--log-level must be one of {', '.join(LOG_LEVELS)}")
-        if not self.keys and not self.allow_insecure and not _is_loopback(self.host):
+        has_keys = bool(self.keys) or self.api_keys_file is not None
+        if not has_keys and not self.allow_insecure and not _is_loopback(self.host):
             raise ConfigError(
                 f"{self.host} can be reached by others and no keys are set: "
-                "set ATLAS_API_KEYS, or say --allow-insecure (ATLAS_ALLOW_INSECURE=1)"
+                "set ATLAS_API_KEYS or --api-keys-file, or say --allow-insecure (ATLAS_ALLOW_INSECURE=1)"
             )
         try:
             _ = self.engine
@@ -180,7 +184,8 @@ class ServerConfig:
         return EngineConfig(
             max_num_sequences=self.max_num_sequences,
             max_num_waiting=self.max_num_waiting,
-            is_multi_tenant=len(self.keys.tenants) > 1,
+            # A file may bring more tenants at any time.
+            is_multi_tenant=len(self.keys.tenants) > 1 or self.api_keys_file is not None,
             max_num_batched_tokens=self.max_num_batched_tokens,
             max_added_itl_seconds=self.max_added_itl_seconds,
             memory_sample_tokens=self.memory_sample_tokens,

@@ -10,6 +10,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
 
 from engine import errors
+from engine.sessions.stored_turns import MAX_TURNS
 
 
 class HttpError(errors.AtlasError):
@@ -18,6 +19,12 @@ class HttpError(errors.AtlasError):
 
 class InvalidApiKey(HttpError):
     code: ClassVar[str] = "invalid_api_key"
+
+
+class Forbidden(HttpError):
+    """The key is known and not for this."""
+
+    code: ClassVar[str] = "forbidden"
 
 
 class RequestTimeout(HttpError):
@@ -40,6 +47,21 @@ class MethodNotAllowed(HttpError):
     code: ClassVar[str] = "method_not_allowed"
 
 
+class ResponseNotFound(HttpError):
+    """Absent, another tenant's, forged, forgotten: nobody is told which."""
+
+    code: ClassVar[str] = "response_not_found"
+
+    def __init__(self) -> None:
+        super().__init__(f"there is no response with this id; a session keeps those of its last {MAX_TURNS} turns")
+
+
+class UnsupportedOperation(errors.InvalidRequest):
+    """What other servers can do with what they keep, and a memory cannot."""
+
+    code: ClassVar[str] = "unsupported_operation"
+
+
 @dataclass(frozen=True, slots=True)
 class _Rule:
     """may_retry: False tells the client's library to leave it; None lets the status speak."""
@@ -52,10 +74,12 @@ class _Rule:
 _RULES: dict[type[Exception], _Rule] = {
     errors.InvalidRequest: _Rule(400),
     InvalidApiKey: _Rule(401),
+    Forbidden: _Rule(403),
     errors.SessionNotFound: _Rule(404),
     errors.ModelNotFound: _Rule(404),
     errors.VersionNotFound: _Rule(404),
     PathNotFound: _Rule(404),
+    ResponseNotFound: _Rule(404),
     MethodNotAllowed: _Rule(405),
     RequestTimeout: _Rule(408),
     errors.SessionBusy: _Rule(409),
@@ -82,6 +106,7 @@ _INTERNAL = _Rule(500)
 
 _TYPES = {
     401: "authentication_error",
+    403: "permission_error",
     404: "not_found_error",
     408: "timeout_error",
     409: "conflict_error",
@@ -91,7 +116,13 @@ _TYPES = {
 
 
 def status_of(error: Exception) -> int:
-    return _rule(error).status
+    return _rule(type(error)).status
+
+
+def statuses_by_code(kind: type[errors.AtlasError] = errors.AtlasError) -> dict[str, int]:
+    """The codes of this class and of all below it, each with its status."""
+    below = [statuses_by_code(each) for each in kind.__subclasses__()]
+    return {code: status for each in below for code, status in each.items()} | {kind.code: _rule(kind).status}
 
 
 def error_body(error: Exception) -> dict[str, Any]:
@@ -116,7 +147,7 @@ def code_of(error: Exception) -> str:
 
 
 def error_response(error: Exception) -> JSONResponse:
-    rule = _rule(error)
+    rule = _rule(type(error))
     headers: dict[str, str] = {}
     if rule.may_retry is False:
         headers["x-should-retry"] = "false"
@@ -133,5 +164,5 @@ def of_framework(error: HTTPException) -> HttpError:
     return ours.get(error.status_code, HttpError)(http.HTTPStatus(error.status_code).phrase.lower())
 
 
-def _rule(error: Exception) -> _Rule:
-    return next((_RULES[kind] for kind in type(error).__mro__ if kind in _RULES), _INTERNAL)
+def _rule(kind: type[Exception]) -> _Rule:
+    return next((_RULES[each] for each in kind.__mro__ if each in _RULES), _INTERNAL)

@@ -1,17 +1,30 @@
 """What the server counts, under vLLM's names behind our prefix (API.md). The only home of prometheus-client.
 
 One registry per server, so that several can live in one process. No label ever holds a session, a tenant or a text.
+Whatever a label can be is there from the start, at 0: a rate sees a first failure only where there was a 0 before it.
 """
 
 from collections.abc import Callable, Iterable, Iterator
 from itertools import accumulate
 
-from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import (
+    CONTENT_TYPE_LATEST,
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    ProcessCollector,
+    disable_created_metrics,
+    generate_latest,
+)
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from engine.errors import SnapshotError, StoreUnavailable
+from engine.sequence import FinishReason, Tier
 from engine.sessions import SessionManager
 from engine.telemetry import EngineStats, HistogramCounts
+from server.errors import statuses_by_code
 
 PREFIX = "atlas_"
 EXPOSITION_TYPE = CONTENT_TYPE_LATEST
@@ -39,6 +52,7 @@ _MEMORY = {
     "retention": ("memory_retention", "What a token leaves of the memory"),
     "memory_share": ("memory_share", "The memory's share of what it and the attention add"),
 }
+_CONFLICTS = (409, 412)
 _STATE_BYTES = tuple(float(2**exponent) for exponent in range(14, 31, 2))
 
 
@@ -46,7 +60,11 @@ class Metrics:
     """Everything that is pushed; what the engine counts itself is read when somebody asks (`watch`)."""
 
     def __init__(self) -> None:
+        # When a series began is a series of its own for each, which nobody asks for.
+        disable_created_metrics()  # type: ignore[no-untyped-call]
         self._registry = CollectorRegistry()
+        ProcessCollector(registry=self._registry)
+        self._requests = self._counter("http_requests", "Requests that ended.", ("method", "route", "status"))
         self.first_token_seconds = self._histogram(
             "time_to_first_token_seconds", "From a request's arrival to its first text.", _FIRST_TOKEN_SECONDS
         )
@@ -67,9 +85,15 @@ class Metrics:
         )
         self._success = self._counter("request_success", "Answers that ended.", ("finished_reason",))
         self._rejected = self._counter("requests_rejected", "Requests that were refused or failed.", ("reason",))
+        for reason in FinishReason:
+            self._success.labels(reason.value)
+        for code in statuses_by_code():
+            self._rejected.labels(code)
         self._resume_seconds = self._histogram(
             "session_resume_seconds", "Making a committed session ready to go on.", _RESUME_SECONDS, ("tier",)
         )
+        for tier in Tier:
+            self._resume_seconds.labels(tier.value)
         self._commit_seconds = self._histogram(
             "session_commit_seconds", "Encoding and committing a generation.", _STORE_SECONDS
         )
@@ -78,12 +102,19 @@ class Metrics:
         self._restore_failures = self._counter(
             "session_restore_failures", "Sessions that could not be loaded.", ("reason",)
         )
+        for code, status in statuses_by_code().items():
+            if status in _CONFLICTS:
+                self._conflicts.labels(code)
+        for code in (StoreUnavailable.code, *statuses_by_code(SnapshotError)):
+            self._restore_failures.labels(code)
         self._memorized = self._counter("tokens_memorized", "Tokens that committed generations have learned.")
 
     def watch(self, stats: Callable[[], EngineStats], sessions: SessionManager) -> None:
         """Publish an engine's own numbers, and its sessions', from now on."""
         self._registry.register(_EngineCollector(stats))
-        ready = self._gauge("sessions", "Sessions that are ready to go on, by where they are kept.", ("tier",))
+        ready = self._gauge(
+            "sessions", "Sessions that go on without the store, by where they are; one may be in both.", ("tier",)
+        )
         ready.labels("host").set_function(lambda: sessions.num_host_copies)
         ready.labels("device").set_function(lambda: stats().num_resident_states)
         budget = sessions.budget
@@ -97,10 +128,14 @@ class Metrics:
     def finished(self, reason: str) -> None:
         self._success.labels(reason).inc()
 
+    def answered(self, method: str, route: str, status: int) -> None:
+        """A request has ended. route: the template of its path, never the path."""
+        self._requests.labels(method, route, str(status)).inc()
+
     def refused(self, status: int, reason: str) -> None:
         """`reason` is an error code."""
         self._rejected.labels(reason).inc()
-        if status in (409, 412):
+        if status in _CONFLICTS:
             self._conflicts.labels(reason).inc()
 
     def resumed(self, tier: str, seconds: float) -> None:
@@ -160,6 +195,7 @@ class _EngineCollector(Collector):
         for priority, histogram in stats.queue_seconds.items():
             queue.add_metric((priority.value,), _buckets(histogram), histogram.total)
         yield queue
+        yield GaugeMetricFamily(PREFIX + "state_slots", "Slots on the device.", stats.num_slots)
         yield GaugeMetricFamily(PREFIX + "state_slots_in_use", "Slots on the device in use.", stats.num_slots_in_use)
         yield CounterMetricFamily(PREFIX + "prompt_tokens", "Tokens fed by prefill.", stats.prompt_tokens_total)
         yield CounterMetricFamily(PREFIX + "generation_tokens", "Tokens sampled.", stats.generation_tokens_total)

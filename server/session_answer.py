@@ -1,7 +1,9 @@
-"""What is told about a session: itself, which of its versions are kept, and the headers beside them. Pure."""
+"""What is told about a session: itself, which of its versions are kept, what an answer has made of it, and the headers
+beside them. Pure."""
 
 from typing import Any
 
+from engine.sessions import CommittedSession
 from engine.stores.base import Generation, Head, SessionKey
 
 
@@ -25,6 +27,19 @@ def describe_session(session_id: str, head: Head) -> dict[str, Any]:
 def describe_versions(head: Head) -> dict[str, Any]:
     """All that can be gone back to, newest first."""
     return {"object": "list", "data": [_describe_version(generation, head) for generation in head.generations]}
+
+
+def session_object(session: CommittedSession) -> dict[str, Any]:
+    """What an answer says of its session; `rewound_to` is there only when the session was taken back."""
+    rewound = {} if session.rewound_to is None else {"rewound_to": session.rewound_to}
+    return {
+        "id": session.session_id,
+        "version": session.version,
+        "committed": session.committed,
+        "durability": session.durability,
+        "position": session.position,
+        **rewound,
+    }
 
 
 def session_headers(key: SessionKey, version: int) -> dict[str, str]:

@@ -5,7 +5,8 @@ has changed. Logits come back on the device, one row a sequence, after its last 
 """
 
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -17,11 +18,21 @@ from atlas_model.telemetry import LayerSample, MemoryRecording
 from atlas_model.upload import upload
 from engine.device.decode_graphs import DecodeGraphs
 from engine.device.state_pool import StatePool
+from engine.sampling.logprobs import PromptTargets, TokenLogprob, logprobs_of
 
 _logger = logging.getLogger(__name__)
 
 # By the row of the batch.
 LayerSamples = dict[int, tuple[LayerSample, ...]]
+
+
+@dataclass(frozen=True, slots=True)
+class Prefilled:
+    """logits: [B, V]. samples, logprobs: by row, of those that ask; of the memories as far as they can be taken."""
+
+    logits: Tensor
+    samples: LayerSamples
+    logprobs: dict[int, list[TokenLogprob]]
 
 
 class ModelRunner:
@@ -36,10 +47,14 @@ class ModelRunner:
         self._graphs = graphs
 
     def prefill(
-        self, slots: Sequence[int], pieces: Sequence[Sequence[int]], sampled_rows: Iterable[int] = ()
-    ) -> tuple[Tensor, LayerSamples]:
-        """Feeds each slot its piece (any lengths from 1 on) in chunk form -> logits [B, V], and samples of the memories
-        of `sampled_rows`, as far as they can be taken."""
+        self,
+        slots: Sequence[int],
+        pieces: Sequence[Sequence[int]],
+        sampled_rows: Iterable[int] = (),
+        targets: Mapping[int, PromptTargets] | None = None,
+    ) -> Prefilled:
+        """Feeds each slot its piece (any lengths from 1 on) in chunk form. sampled_rows: whose memories are sampled.
+        targets: by row, the tokens whose log-probabilities are told."""
         lengths = torch.tensor([len(piece) for piece in pieces])
         token_ids = torch.zeros((len(pieces), int(lengths.max())), dtype=torch.int64)
         for row, piece in enumerate(pieces):
@@ -48,8 +63,12 @@ class ModelRunner:
         with MemoryRecording(self._model, {row: len(pieces[row]) for row in sampled_rows}) as recording:
             output = self._model(token_ids.to(self._device), state, lengths=lengths.to(self._device), logits="last")
         samples = _take_samples(recording, state, output)
+        head, vocab_size = self._model.logits, self._model.config.vocab_size
+        logprobs = {
+            row: logprobs_of(output.hidden[row], each, head, vocab_size) for row, each in (targets or {}).items()
+        }
         self._pool.write(slots, output.state, state)
-        return output.logits, samples
+        return Prefilled(output.logits, samples, logprobs)
 
     def decode(self, slots: Sequence[int], token_ids: Sequence[int], positions: Sequence[int]) -> Tensor:
         """Feeds each slot one token in recurrent form -> logits [B, V]. positions: tokens fed before, of each.

@@ -198,7 +198,7 @@ class Ingest:
             tenant=self._request.session.tenant,
             priority=Priority.BACKGROUND,
         )
-        output = await self._engine.feed(sequence)
+        output = await self._engine.feed(sequence, has_begun=self._num_tokens > 0)
         assert output.state is not None
         assert output.fed_token_ids is not None
         self._committed.resumed(base, output.resume)

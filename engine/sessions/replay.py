@@ -113,7 +113,7 @@ class Replay:
                     tenant=request.session.tenant,
                     priority=Priority.BACKGROUND,
                 )
-                state = (await self._engine.feed(sequence)).state
+                state = (await self._engine.feed(sequence, has_begun=start > 0)).state
                 await self._storage.touch(request.session, head)
                 num_tokens = start + len(piece)
                 yield ReplayProgress(num_tokens, len(token_ids), num_tokens / max(self._seconds, 1e-9))

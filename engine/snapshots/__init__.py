@@ -1,1 +1,1 @@
-"""A session as bytes: snapshots of every schema, the token log, and what tells two histories apart. Nothing is trusted."""
+"""A session as bytes: snapshots of every schema, the token log, and what tells two histories apart."""

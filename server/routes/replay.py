@@ -13,12 +13,11 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from engine.sessions import ReplayProgress, ReplayRequest, ReplayResult
-from server.chat_answer import session_object
 from server.dependencies import if_match, path_session, request_identity, runtime_of
 from server.disconnect import run_until_disconnect
 from server.progress import progress_events
 from server.runtime import Runtime
-from server.session_answer import session_headers
+from server.session_answer import session_headers, session_object
 from server.streaming import MEDIA_TYPE, EventStream, latest
 
 router = APIRouter(prefix="/v1/sessions/{session_id}")

@@ -18,14 +18,13 @@ from starlette.responses import JSONResponse, Response
 from atlas_model.inspection import HeadReport, inspect_memory
 from engine.sessions import IngestProgress, IngestRequest, IngestResult
 from server.bodies import cut_in_pieces, media_type, read_json, read_pieces
-from server.chat_answer import session_object
 from server.dependencies import idempotency_key, if_match, path_session, runtime_of
 from server.errors import UnsupportedMediaType
 from server.middleware import RequestContext
 from server.progress import progress_events
 from server.runtime import Runtime
 from server.schemas import IngestTextRequest, request_body, validate
-from server.session_answer import describe_session, session_headers
+from server.session_answer import describe_session, session_headers, session_object
 from server.streaming import MEDIA_TYPE, EventStream, latest
 
 Limit = Annotated[int, Query(ge=1, le=1000)]

@@ -13,11 +13,10 @@ from starlette.responses import JSONResponse, Response
 
 from engine.stores.base import Head, SessionKey
 from server.bodies import read_json
-from server.chat_answer import session_object
 from server.dependencies import if_match, path_segment, path_session, request_identity, runtime_of
 from server.download import Download
 from server.schemas import NameVersionRequest, RewindRequest, VersionName, request_body, validate
-from server.session_answer import describe_versions, session_headers
+from server.session_answer import describe_versions, session_headers, session_object
 
 router = APIRouter(prefix="/v1/sessions/{session_id}")
 

@@ -1,5 +1,6 @@
 """Virtual time between tenants, and what a prefill step may hold."""
 
+import asyncio
 import itertools
 import random
 from collections import Counter
@@ -7,7 +8,7 @@ from contextlib import ExitStack
 
 import pytest
 
-from engine.errors import QueueFull
+from engine.errors import Draining, QueueFull
 from engine.scheduling.fair_share import FairShare
 from engine.scheduling.pace import INITIAL_NUM_TOKENS, MIN_NUM_TOKENS, PrefillPace
 from engine.scheduling.places import Places
@@ -143,3 +144,85 @@ def test_places_come_back_whatever_happened_and_a_refusal_takes_none() -> None:
         with places.hold("a", 3), pytest.raises(QueueFull), places.hold("b", 2):
             pass
     assert places.num_held == 0
+
+
+def waiters_of(places: Places, *tenants: str) -> tuple[list[asyncio.Task[None]], list[str]]:
+    """Tasks that each wait for a place and keep it, and the tenants of those who have got one."""
+    served: list[str] = []
+
+    async def wait(tenant: str) -> None:
+        async with places.wait(tenant):
+            served.append(tenant)
+            await asyncio.Event().wait()
+
+    return [asyncio.create_task(wait(tenant)) for tenant in tenants], served
+
+
+async def end(tasks: list[asyncio.Task[None]]) -> None:
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def test_who_waits_for_a_place_gets_it_in_turn_and_only_as_many_as_there_are() -> None:
+    async def test() -> None:
+        places = Places(2, is_multi_tenant=False)
+        with places.hold("running", 1):
+            with places.hold("running", 1):
+                tasks, served = waiters_of(places, "a", "b", "c")
+                await asyncio.sleep(0)
+                assert served == []
+            await asyncio.sleep(0)
+            assert served == ["a"]
+        await asyncio.sleep(0)
+        assert served == ["a", "b"]
+        await end(tasks)
+        assert places.num_held == 0
+
+    asyncio.run(test())
+
+
+def test_one_who_leaves_with_a_place_just_granted_leaves_it_to_the_next() -> None:
+    async def test() -> None:
+        places = Places(1, is_multi_tenant=False)
+        with places.hold("running", 1):
+            tasks, served = waiters_of(places, "a", "b")
+            await asyncio.sleep(0)
+        tasks[0].cancel()
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        assert served == ["b"]
+        await end(tasks)
+        assert places.num_held == 0
+
+    asyncio.run(test())
+
+
+def test_who_waits_beyond_its_tenants_share_does_not_hold_up_the_others() -> None:
+    async def test() -> None:
+        places = Places(4, is_multi_tenant=True)
+        with places.hold("greedy", 2), places.hold("other", 1):
+            with places.hold("third", 1):
+                tasks, served = waiters_of(places, "greedy", "fourth")
+                await asyncio.sleep(0)
+            await asyncio.sleep(0)
+            assert served == ["fourth"]
+        await asyncio.sleep(0)
+        assert served == ["fourth", "greedy"]
+        await end(tasks)
+
+    asyncio.run(test())
+
+
+def test_all_who_wait_are_told_when_nobody_is_served_any_more() -> None:
+    async def test() -> None:
+        places = Places(1, is_multi_tenant=False)
+        with places.hold("running", 1):
+            tasks, _ = waiters_of(places, "a", "b")
+            await asyncio.sleep(0)
+            places.dismiss(Draining("the server is shutting down"))
+            results = await asyncio.gather(*tasks, return_exceptions=True)
+            assert [type(result) for result in results] == [Draining, Draining]
+        await places.wait_until_all_free()
+
+    asyncio.run(test())

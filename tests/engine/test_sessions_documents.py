@@ -12,9 +12,12 @@ from engine.errors import (
     IngestOffset,
     IngestOpen,
     InvalidUnicode,
+    QueueFull,
 )
 from engine.sequence import Sequence
+from engine.stores.base import SessionKey
 from engine.stores.memory import MemoryStore
+from tests.engine.engines import until
 from tests.engine.harness import tiny
 from tests.engine.sessions_harness import (
     KEY,
@@ -150,6 +153,33 @@ def test_a_question_after_a_document_is_a_turn_like_any_other() -> None:
             answer, turn = await run(it.sessions, asked("what was it?"))
             assert turn.usage.num_cached_tokens == position
             await run(it.sessions, asked("what was it?", answer, "and what else?"))
+
+    in_loop(test)
+
+
+def test_a_document_that_has_begun_waits_for_its_next_place_and_one_that_has_not_is_refused() -> None:
+    async def test() -> None:
+        async with house() as it:
+            raw, num_others = text_of(12), it.engine.config.max_num_sequences + it.engine.config.max_num_waiting
+            half = asyncio.Event()
+
+            async def pieces() -> AsyncIterator[bytes]:
+                yield raw[: len(raw) // 2]
+                await half.wait()
+                yield raw[len(raw) // 2 :]
+
+            reading = asyncio.create_task(ingest(it.sessions, pieces()))
+            while (await it.head_version() or 0) < 2:  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+            await until(lambda: it.engine.stats().num_running == 0)
+            with it.engine.places("others", num_others):
+                half.set()
+                with pytest.raises(QueueFull):
+                    await ingest(it.sessions, in_pieces(raw, 1000), session=SessionKey("default", "late"))
+                assert not (await asyncio.wait([reading], timeout=0.2))[0]
+            _, result = await reading
+            assert result.num_bytes == len(raw)
+            await it.sessions.drain(10)
 
     in_loop(test)
 

@@ -1,4 +1,4 @@
-"""The stock `openai` library as a program uses it: whole, raw and streamed, many on one loop, and its own errors."""
+"""The stock `openai` library as a program uses it: whole, raw and streamed answers, many at once, its own errors."""
 
 import asyncio
 from collections.abc import Iterator

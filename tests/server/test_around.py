@@ -1,4 +1,4 @@
-"""What stands around the sessions: the model, its tokens, the metrics, the documentation, and slow clients."""
+"""What stands around the sessions: the model, its tokens, the documentation, and slow clients."""
 
 import re
 import socket
@@ -7,26 +7,16 @@ from pathlib import Path
 import httpx
 import pytest
 
-from server.parameters import EXTENSIONS, SERVED, UNSUPPORTED, is_within
-from server.schemas import ChatRequest
+from server.names import is_within
+from server.parameters import CHAT
+from server.parameters.known import EXTENSIONS, KNOWN
 from tests.server.harness import (
     ThreadedServer,
     ask,
     assert_refused,
-    metric_value,
     read_until,
     serving,
-    until,
     user,
-)
-
-LATENCIES = (
-    "time_to_first_token_seconds",
-    "inter_token_latency_seconds",
-    "e2e_request_latency_seconds",
-    "request_queue_time_seconds",
-    "request_prefill_time_seconds",
-    "request_decode_time_seconds",
 )
 
 
@@ -61,16 +51,14 @@ def test_the_documentation_has_every_field_that_is_served(client: httpx.Client) 
     operation = document["paths"]["/v1/chat/completions"]["post"]
     reference = operation["requestBody"]["content"]["application/json"]["schema"]["$ref"]
     schema = document["components"]["schemas"][reference.rpartition("/")[2]]
-    assert set(schema["properties"]) == SERVED
+    assert set(schema["properties"]) == CHAT.served
     nested = re.findall(r"#/components/schemas/(\w+)", str(document))
     assert set(nested) <= set(document["components"]["schemas"])
     assert client.get("/docs").status_code == 200
 
 
-def test_every_field_is_served_or_refused_and_no_extension_looks_like_another_field() -> None:
-    assert set(ChatRequest.model_fields) == SERVED
-    assert not SERVED & set(UNSUPPORTED)
-    others = (SERVED | set(UNSUPPORTED)) - set(EXTENSIONS)
+def test_no_extension_looks_like_another_field() -> None:
+    others = (CHAT.served | KNOWN.keys()) - set(EXTENSIONS)
     assert not [name for name in others if any(is_within(name, extension, 2) for extension in EXTENSIONS)]
 
 
@@ -81,63 +69,6 @@ def test_every_field_is_served_or_refused_and_no_extension_looks_like_another_fi
 def test_letters_apart_are_counted(left: str, right: str, distance: int) -> None:
     assert is_within(left, right, distance)
     assert distance == 0 or not is_within(left, right, distance - 1)
-
-
-def test_every_metric_counts_what_it_says(model: Path, tmp_path: Path) -> None:
-    store = f"local://{tmp_path / 'sessions'}"
-    with serving(model, store=store) as server, httpx.Client(base_url=server.base_url, timeout=60) as client:
-        for text in ("a", "b"):
-            answer = ask(client, text, session_id="secret-name", ignore_eos=True).json()
-        position = answer["session"]["position"]
-        ask(client, "c", session_id="secret-name", read_only=True, ignore_eos=True)
-        ask(client, "d", best_of=2)
-        ask(client, "e", session_id="secret-name", history="match")
-        client.get("/nothing")
-        # What the reader left on the device is no session, and goes when nobody holds it.
-        until(lambda: metric_value(client.get("/metrics").text, 'sessions{tier="device"}') == 1)
-        text = client.get("/metrics").text
-        assert client.post("/v1/sessions/book/ingest", json={"text": "a" * 50}).status_code == 200
-        after_a_document = client.get("/metrics").text
-    for name in ("time_to_first_token_seconds", "request_queue_time_seconds", "request_decode_time_seconds"):
-        assert metric_value(text, f"{name}_count") == 3, name
-    assert metric_value(text, "e2e_request_latency_seconds_count") == 4
-    assert metric_value(text, "inter_token_latency_seconds_count") == 3 * 3
-    assert metric_value(text, "generation_tokens_total") == 3 * 4
-    assert metric_value(text, "prompt_tokens_total") > 0
-    assert metric_value(text, 'request_success_total{finished_reason="length"}') == 3
-    assert metric_value(text, "tokens_memorized_total") == position
-    assert metric_value(text, "session_commit_seconds_count") == 2
-    assert metric_value(text, "session_state_bytes_count") == 2
-    assert metric_value(text, 'session_resume_seconds_count{tier="device"}') == 2
-    assert metric_value(text, 'sessions{tier="host"}') == 1
-    assert metric_value(text, 'requests_rejected_total{reason="unsupported_parameter"}') == 1
-    assert metric_value(text, 'requests_rejected_total{reason="not_found"}') == 1
-    assert metric_value(text, 'session_conflicts_total{reason="session_diverged"}') == 1
-    assert metric_value(text, "num_requests_running") == 0
-    assert metric_value(text, "num_requests_waiting") == 0
-    assert metric_value(text, "num_background_running") == 0
-    assert metric_value(text, "num_background_waiting") == 0
-    assert 16 <= metric_value(text, "max_paced_tokens") <= 512
-    assert metric_value(text, 'slot_queue_time_seconds_count{priority="interactive"}') == 3
-    assert metric_value(text, 'slot_queue_time_seconds_count{priority="background"}') == 0
-    assert metric_value(after_a_document, 'slot_queue_time_seconds_count{priority="background"}') == 1
-    assert metric_value(after_a_document, 'slot_queue_time_seconds_count{priority="interactive"}') == 3
-    assert metric_value(text, "state_slots_in_use") == 0
-    assert metric_value(text, "iteration_tokens_total_sum") >= metric_value(text, "prompt_tokens_total")
-    assert "secret-name" not in text
-
-
-def test_the_buckets_are_the_ones_that_dashboards_know(client: httpx.Client) -> None:
-    text = client.get("/metrics").text
-
-    def bounds(name: str) -> list[float]:
-        return [float(bound) for bound in re.findall(rf'atlas_{name}_bucket{{le="([^"+]+)"}}', text)]
-
-    assert bounds("time_to_first_token_seconds")[:4] == [0.001, 0.005, 0.01, 0.02]
-    assert bounds("time_to_first_token_seconds")[-2:] == [640, 2560]
-    assert bounds("inter_token_latency_seconds")[-3:] == [1, 2.5, 5]
-    assert bounds("e2e_request_latency_seconds")[-2:] == [1920, 7680]
-    assert all(bounds(name) == sorted(bounds(name)) for name in LATENCIES)
 
 
 def test_a_body_that_stands_still_is_dropped_and_its_session_free(model: Path) -> None:

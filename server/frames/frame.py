@@ -1,0 +1,45 @@
+"""What a kind of answer is on the wire: a whole body, or the events that say the same. Every kind has its module here.
+
+A third kind is a route that makes a `TurnRequest` and a frame of its own; what runs the turn and what sends the answer
+(`answering`, `replying`) know only this.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Protocol
+
+from engine.sessions import Answer, CommittedSession, Usage
+
+
+class Frame(Protocol):
+    """One answer's."""
+
+    def opened(self, session_id: str | None, version: int) -> None:
+        """Before anything else: the session that the turn writes to, if any, and the version that it will make."""
+
+    def body(self, answers: Sequence[Answer], usage: Usage, session: CommittedSession | None) -> dict[str, Any]:
+        """The whole answer as it is sent, and stored with the turn."""
+
+    def said(self, choice: int, text: str) -> bytes:
+        """The event, or events, of more text of a choice; what has to be said before its first included."""
+
+    def ended(self, body: Mapping[str, Any]) -> Iterator[bytes]:
+        """The events after the last text, once `body` is committed."""
+
+    def replayed(self, body: Mapping[str, Any]) -> Iterator[bytes]:
+        """All events of an answer that an earlier request has committed."""
+
+    def failed(self, error: Exception) -> bytes:
+        """The event that ends an answer of which something has been said."""
+
+
+def usage_object(usage: Usage) -> dict[str, Any]:
+    """Of the kinds whose tokens are the prompt's and the completion's."""
+    return {
+        "prompt_tokens": usage.num_prompt_tokens,
+        "completion_tokens": usage.num_completion_tokens,
+        "total_tokens": usage.num_prompt_tokens + usage.num_completion_tokens,
+        "prompt_tokens_details": {
+            "cached_tokens": usage.num_cached_tokens,
+            "cache_write_tokens": usage.num_written_tokens,
+        },
+    }

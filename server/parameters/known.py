@@ -1,0 +1,129 @@
+"""The names that requests of this and of other servers have, as data."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+# Whether a value asks for nothing.
+Neutral = Callable[[Any], bool]
+
+# Our own, near which no unknown name is ignored.
+EXTENSIONS = ("session_id", "history", "on_divergence", "read_only")
+
+
+def _one_of(*neutral: Any) -> Neutral:
+    """True is not 1 here, and [] is not False."""
+    return lambda value: any(type(value) is type(item) and value == item for item in neutral)
+
+
+def _number(neutral: float) -> Neutral:
+    return lambda value: type(value) in (int, float) and value == neutral
+
+
+def _any_count(value: Any) -> bool:
+    return type(value) is int
+
+
+def _no_reasoning(value: Any) -> bool:
+    return isinstance(value, dict) and all(wish in (None, "none") for wish in value.values())
+
+
+def _things_that_never_are(value: Any) -> bool:
+    """More about the reasoning, tool calls and images of an answer that has none."""
+    return isinstance(value, list) and "message.output_text.logprobs" not in value
+
+
+_OFF = _one_of(False)
+_EMPTY = _one_of([], {}, "")
+_ANY_SWITCH = _one_of(False, True)
+_NEVER = _one_of()
+
+# What some kind of request has, here or elsewhere, each name with the values that ask for nothing; null always does.
+# A kind of request that does not serve one refuses it with any other value.
+KNOWN: Mapping[str, Neutral] = {
+    # Ours
+    "history": _one_of("auto", "new"),
+    "on_divergence": _one_of("error"),
+    # OpenAI
+    "audio": _NEVER,
+    "background": _OFF,
+    "best_of": _number(1),
+    "context_management": _EMPTY,
+    "conversation": _NEVER,
+    "echo": _OFF,
+    "frequency_penalty": _number(0),
+    "function_call": _one_of("none", "auto"),
+    "functions": _EMPTY,
+    "image": _EMPTY,
+    "include": _things_that_never_are,
+    "input": _NEVER,
+    "instructions": _NEVER,
+    "logit_bias": _EMPTY,
+    "logprobs": _OFF,
+    "max_completion_tokens": _NEVER,
+    "max_output_tokens": _NEVER,
+    "max_tokens": _NEVER,
+    # Nor how many there may be.
+    "max_tool_calls": _any_count,
+    "messages": _NEVER,
+    "modalities": _one_of(["text"]),
+    "moderation": _NEVER,
+    "n": _number(1),
+    # Whether tools run in parallel says nothing when there are none.
+    "parallel_tool_calls": _ANY_SWITCH,
+    "prediction": _NEVER,
+    "presence_penalty": _number(0),
+    "previous_response_id": _NEVER,
+    "prompt": _NEVER,
+    "reasoning": _no_reasoning,
+    "reasoning_effort": _one_of("none"),
+    "response_format": _one_of({"type": "text"}),
+    "store": _OFF,
+    "suffix": _NEVER,
+    "text": _one_of({}, {"format": {"type": "text"}}),
+    "tool_choice": _one_of("none", "auto"),
+    "tools": _EMPTY,
+    "top_logprobs": _number(0),
+    # There is no end of the context that anything could be cut off at.
+    "truncation": _one_of("auto", "disabled"),
+    "verbosity": _NEVER,
+    "web_search_options": _NEVER,
+    # vLLM
+    "add_generation_prompt": _one_of(True),
+    "add_special_tokens": _OFF,
+    "allowed_token_ids": _NEVER,
+    "bad_words": _EMPTY,
+    "chat_template": _NEVER,
+    "chat_template_kwargs": _EMPTY,
+    "continue_final_message": _OFF,
+    "documents": _EMPTY,
+    "guided_choice": _NEVER,
+    "guided_grammar": _NEVER,
+    "guided_json": _NEVER,
+    "guided_regex": _NEVER,
+    "include_stop_str_in_output": _OFF,
+    "kv_transfer_params": _NEVER,
+    "length_penalty": _number(1),
+    "logits_processors": _EMPTY,
+    "min_p": _number(0),
+    "mm_processor_kwargs": _EMPTY,
+    "priority": _number(0),
+    "prompt_logprobs": _OFF,
+    "repetition_penalty": _number(1),
+    "return_token_ids": _OFF,
+    "return_tokens_as_token_ids": _OFF,
+    "skip_special_tokens": _one_of(True),
+    "spaces_between_special_tokens": _one_of(True),
+    "stop_token_ids": _EMPTY,
+    "structured_outputs": _NEVER,
+    "truncate_prompt_tokens": _NEVER,
+    "use_beam_search": _OFF,
+}
+KNOWN_IN_STREAM_OPTIONS: Mapping[str, Neutral] = {"include_obfuscation": _OFF, "continuous_usage_stats": _OFF}
+KNOWN_IN_MESSAGES: Mapping[str, Neutral] = {
+    "audio": _NEVER,
+    "function_call": _NEVER,
+    "name": _NEVER,
+    "refusal": _NEVER,
+    "tool_call_id": _NEVER,
+    "tool_calls": _EMPTY,
+}

@@ -1,0 +1,100 @@
+"""How the events of an answer travel: as one body, or as a stream of events, in the words of its frame."""
+
+import logging
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+
+from engine.errors import AtlasError
+from server.answering import AnswerEvent, Completed, Opened, Said, answer
+from server.asking import Asked
+from server.dependencies import runtime_of
+from server.disconnect import run_until_disconnect
+from server.errors import code_of, status_of
+from server.frames.frame import Frame
+from server.middleware import RequestContext
+from server.runtime import Runtime
+from server.streaming import EventStream
+
+MAX_NUM_IGNORED_SHOWN = 32
+
+_logger = logging.getLogger(__name__)
+
+
+async def reply(request: Request, asked: Asked) -> Response:
+    """Runs the turn. Ends it when the client goes away."""
+    runtime = runtime_of(request)
+    headers: dict[str, str] = {}
+    if asked.turn.session is not None:
+        headers["X-Session-Id"] = asked.turn.session.session_id
+    if asked.ignored:
+        headers["X-Ignored-Parameters"] = ", ".join(asked.ignored[:MAX_NUM_IGNORED_SHOWN])
+    started = RequestContext.of(request).started
+    events = answer(runtime.serving().sessions, asked.turn, asked.frame, runtime.metrics, started)
+    travelling = _Reply(runtime, headers, asked.frame, events)
+    return await run_until_disconnect(request.receive, travelling.stream() if asked.streams else travelling.whole())
+
+
+class _Reply:
+    def __init__(
+        self, runtime: Runtime, headers: dict[str, str], frame: Frame, events: AsyncGenerator[AnswerEvent, None]
+    ) -> None:
+        self._runtime = runtime
+        self._headers = headers
+        self._frame = frame
+        self._events = events
+
+    async def whole(self) -> Response:
+        async with aclosing(self._events):
+            async for item in self._events:
+                if isinstance(item, Opened):
+                    self._opened(item)
+                elif isinstance(item, Completed):
+                    self._note(item)
+                    if "session" in item.body:
+                        self._headers["X-Session-Version"] = str(item.body["session"]["version"])
+                    return JSONResponse(item.body, headers=self._headers)
+        raise AssertionError("an answer ends with Completed")
+
+    async def stream(self) -> Response:
+        """Returns when there is something to say: until then a refusal still has a status of its own."""
+        pieces = self._pieces()
+        first = await anext(pieces)
+        stall_seconds = self._runtime.config.body_timeout_seconds
+        return EventStream(first, pieces, self._headers, stall_seconds=stall_seconds)
+
+    async def _pieces(self) -> AsyncGenerator[bytes, None]:
+        """Raises what comes before the first piece, and tells in a piece what comes after it."""
+        frame, has_begun = self._frame, False
+        async with aclosing(self._events):
+            try:
+                while not isinstance(item := await anext(self._events), Completed):
+                    if isinstance(item, Said):
+                        yield frame.said(item.choice, item.text)
+                        has_begun = True
+                    else:
+                        self._opened(item)
+            except Exception as error:
+                if not has_begun:
+                    raise
+                # Boundary: the status has been sent, so whatever failed is told inside the stream.
+                if not isinstance(error, AtlasError):
+                    _logger.exception("a stream failed")
+                self._runtime.metrics.refused(status_of(error), code_of(error))
+                yield frame.failed(error)
+                return
+            self._note(item)
+            for piece in frame.replayed(item.body) if item.is_replay else frame.ended(item.body):
+                yield piece
+
+    def _opened(self, opened: Opened) -> None:
+        if opened.session_id is not None:
+            self._headers["X-Session-Id"] = opened.session_id
+        if "X-Session-Id" in self._headers:
+            self._headers["X-Session-Version"] = str(opened.base_version)
+
+    def _note(self, completed: Completed) -> None:
+        if completed.is_replay:
+            self._headers["Idempotent-Replayed"] = "true"

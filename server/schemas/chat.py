@@ -1,0 +1,54 @@
+"""The body of /v1/chat/completions."""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator
+
+from engine.errors import InvalidRequest
+from engine.sessions import History, Message
+from server.schemas.base import Body
+from server.schemas.generation import ChoicesRequest
+
+
+class TextPart(Body):
+    type: Literal["text"]
+    text: str
+
+
+def _joined(content: Any) -> Any:
+    """A list of text parts is their text; an assistant's null is an empty text."""
+    if content is None:
+        return ""
+    if isinstance(content, list):
+        return "".join(TextPart.model_validate(part).text for part in content)
+    return content
+
+
+class ChatMessage(Body):
+    role: Literal["system", "developer", "user", "assistant"]
+    content: Annotated[str, BeforeValidator(_joined, json_schema_input_type=str | list[TextPart] | None)] = ""
+
+    def to_message(self) -> Message:
+        return Message("system" if self.role == "developer" else self.role, self.content)
+
+
+class ChatRequest(ChoicesRequest):
+    """POST /v1/chat/completions."""
+
+    messages: list[ChatMessage]
+    max_completion_tokens: int | None = None
+    history: Literal["auto", "new", "match"] | None = None
+    on_divergence: Literal["error", "rewind"] | None = None
+
+    def to_messages(self) -> tuple[Message, ...]:
+        return tuple(message.to_message() for message in self.messages)
+
+    def to_history(self) -> History:
+        return History(self.history or History.AUTO)
+
+    def _max_tokens(self) -> tuple[str, int | None]:
+        if self.max_completion_tokens is None:
+            return super()._max_tokens()
+        if self.max_tokens not in (None, self.max_completion_tokens):
+            raise InvalidRequest("max_tokens and max_completion_tokens differ", param="max_completion_tokens")
+        return "max_completion_tokens", self.max_completion_tokens

@@ -1,0 +1,105 @@
+"""From a parsed body to its model, and from the models to the OpenAPI document."""
+
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ValidationError
+from pydantic.json_schema import models_json_schema
+
+from engine.errors import InvalidRequest
+from server.names import shown_name
+from server.schemas.base import Body
+from server.schemas.chat import ChatMessage, ChatRequest, TextPart
+from server.schemas.completion import CompletionRequest
+from server.schemas.conversations import (
+    CreateConversationRequest,
+    CreateItemsRequest,
+    UpdateConversationRequest,
+)
+from server.schemas.generation import StreamOptions
+from server.schemas.items import Item, ItemPart
+from server.schemas.responses import ConversationReference, ResponseRequest, ResponseStreamOptions
+from server.schemas.sessions import (
+    CreateSessionRequest,
+    ForkRequest,
+    ForkSource,
+    IngestTextRequest,
+    NameVersionRequest,
+    RewindRequest,
+)
+from server.schemas.tokens import DetokenizeRequest, TokenizeRequest
+
+M = TypeVar("M", bound=Body)
+
+_MODELS: tuple[type[Body], ...] = (
+    ChatMessage,
+    ChatRequest,
+    CompletionRequest,
+    ConversationReference,
+    CreateConversationRequest,
+    CreateItemsRequest,
+    CreateSessionRequest,
+    DetokenizeRequest,
+    ForkRequest,
+    ForkSource,
+    IngestTextRequest,
+    Item,
+    ItemPart,
+    NameVersionRequest,
+    ResponseRequest,
+    ResponseStreamOptions,
+    RewindRequest,
+    StreamOptions,
+    TextPart,
+    TokenizeRequest,
+    UpdateConversationRequest,
+)
+_FIELDS = frozenset(field.alias or name for model in _MODELS for name, field in model.model_fields.items())
+
+
+def validate(model: type[M], body: dict[str, Any]) -> M:
+    """Raises InvalidRequest naming the field; the input is not echoed."""
+    try:
+        return model.model_validate(body)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_context=False, include_input=False)[0]
+        if first["type"] == "extra_forbidden":
+            name = shown_name(str(first["loc"][-1]))
+            raise InvalidRequest(f"{name or 'a name'} is no field of this request", param=name) from error
+        param = _param(first["loc"])
+        raise InvalidRequest(f"{param}: {first['msg']}" if param else first["msg"], param=param) from error
+
+
+def request_body(model: type[BaseModel]) -> dict[str, Any]:
+    """What a route that reads its body itself adds to its OpenAPI operation."""
+    return _request_body("application/json", {"$ref": f"#/components/schemas/{model.__name__}"})
+
+
+def octets_body() -> dict[str, Any]:
+    """The same for a body that is bytes."""
+    return _request_body("application/octet-stream", {"type": "string", "format": "binary"})
+
+
+def component_schemas() -> dict[str, Any]:
+    """The OpenAPI components that `request_body` refers to."""
+    _, schemas = models_json_schema(
+        [(model, "validation") for model in _MODELS], ref_template="#/components/schemas/{model}"
+    )
+    components: dict[str, Any] = schemas["$defs"]
+    return components
+
+
+def _request_body(media_type: str, schema: dict[str, str]) -> dict[str, Any]:
+    return {"requestBody": {"required": True, "content": {media_type: {"schema": schema}}}}
+
+
+def _param(location: tuple[int | str, ...]) -> str | None:
+    """`messages[0].content`, as far as the path goes along names that are ours."""
+    param = ""
+    for part in location:
+        if isinstance(part, int):
+            param += f"[{part}]"
+        elif part in _FIELDS:
+            param += f".{part}" if param else part
+        else:
+            break
+    return param or None
