@@ -124,8 +124,12 @@ class Engine:
                 async for output in outputs:
                     yield 0, output
             return
-        async with aclosing(self._run_all([shared_part(prompt)])) as outputs:
-            shared = [output async for output in outputs][-1]
+        first = shared_part(prompt)
+        try:
+            async with aclosing(self._run_all([first])) as outputs:
+                shared = [output async for output in outputs][-1]
+        finally:
+            prompt.mark_fed(len(first.fed_token_ids))
         assert shared.state is not None
         choices = choices_from(prompt, shared.state, num_choices)
         numbers = {choice.sequence_id: number for number, choice in enumerate(choices)}

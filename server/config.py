@@ -22,6 +22,7 @@ from engine.config import MATMUL_DTYPES, MIN_STEP_TIMEOUT_SECONDS, EngineConfig
 from engine.snapshots.codecs import Codec
 from engine.stores.succession import DEFAULT_NUM_KEPT
 from server.auth import ApiKeys
+from server.logs import LogFormat
 
 PREFIX = "ATLAS_"
 # Of the same family, and read by others: the failpoints of tests, and the client that runs in the same shell.
@@ -108,6 +109,7 @@ class ServerConfig:
     ] = None
     allow_insecure: Annotated[bool, "listen beyond loopback without keys"] = False
     log_level: Annotated[str, f"one of {', '.join(LOG_LEVELS)}"] = "info"
+    log_format: Annotated[str, "json, an object a line, or text"] = LogFormat.JSON.value
 
     def __post_init__(self) -> None:
         for name in ("lease_seconds", "drain_seconds", "body_timeout_seconds", "max_added_itl_seconds"):
@@ -147,6 +149,8 @@ class ServerConfig:
             raise ConfigError(f"--snapshot-codec must be one of {', '.join(Codec)}")
         if self.log_level not in LOG_LEVELS:
             raise ConfigError(f"--log-level must be one of {', '.join(LOG_LEVELS)}")
+        if self.log_format not in tuple(LogFormat):
+            raise ConfigError(f"--log-format must be one of {', '.join(LogFormat)}")
         if not self.keys and not self.allow_insecure and not _is_loopback(self.host):
             raise ConfigError(
                 f"{self.host} can be reached by others and no keys are set: "

@@ -1,6 +1,5 @@
 """The outermost ring: every request gets an id, a tenant and one line in the log; what nobody handled becomes a 500."""
 
-import json
 import logging
 import re
 import time
@@ -15,7 +14,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from engine.errors import AtlasError, InvalidRequest
 from engine.sequence import DEFAULT_TENANT
 from server.auth import ApiKeys
-from server.errors import InvalidApiKey, code_of, error_response
+from server.errors import InvalidApiKey, code_of, error_response, status_of
 from server.metrics import Metrics
 
 OPEN_PATHS = ("/health", "/ready")
@@ -28,7 +27,11 @@ _logger = logging.getLogger("server.requests")
 
 @dataclass(slots=True)
 class RequestContext:
-    """What is known about a request beside the request. `note` goes into its line of the log."""
+    """What is known about a request beside the request.
+
+    note: goes into its line of the log: numbers, names of ours, and what clients give for it (`user`, `metadata`).
+        Never a session's id or text, for a log is read by many.
+    """
 
     request_id: str
     tenant: str
@@ -73,7 +76,7 @@ class Edge:
             # Of `_admit`: the application answers for its own.
             response = error_response(error)
             response.headers["Connection"] = "close"
-            self._metrics.refused(response.status_code, error.code)
+            refused(self._metrics, context, error)
             await response(scope, receive, send_with_id)
         except ClientDisconnect:
             _logger.debug("the client of %s went away", request_id)
@@ -81,7 +84,7 @@ class Edge:
             # Boundary: a bug in one request is that request's 500, in our shape, and the others' nothing.
             _logger.exception("request %s failed", request_id)
             response = error_response(error)
-            self._metrics.refused(response.status_code, code_of(error))
+            refused(self._metrics, context, error)
             if status != CLIENT_GONE:
                 raise
             await response(scope, receive, send_with_id)
@@ -102,6 +105,12 @@ class Edge:
         return tenant
 
 
+def refused(metrics: Metrics, context: RequestContext, error: Exception) -> None:
+    """Counts a refusal or a failure, and gives its code to the request's line."""
+    metrics.refused(status_of(error), code_of(error))
+    context.note["code"] = code_of(error)
+
+
 def route_of(scope: Scope) -> str:
     """The template of the path that was found, which names no session; `none` when there is no such path."""
     path = getattr(scope.get("route"), "path", None)
@@ -109,14 +118,15 @@ def route_of(scope: Scope) -> str:
 
 
 def _log(scope: Scope, context: RequestContext, status: int) -> None:
-    line = {
+    fields = {
         "request_id": context.request_id,
+        "tenant": context.tenant,
         "method": scope["method"],
-        "path": scope["path"],
+        # The path would name the session.
+        "route": route_of(scope),
         "status": status,
         "seconds": round(time.monotonic() - context.started, 6),
         **context.note,
     }
-    # JSON, so that nothing of a client's can begin a line of its own.
     level = logging.DEBUG if scope["path"] in PROBED_PATHS else logging.INFO
-    _logger.log(level, "%s", json.dumps(line))
+    _logger.log(level, "request", extra={"fields": fields})

@@ -5,11 +5,12 @@ from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import aclosing
 from typing import Any, TypeVar
 
-from starlette.requests import ClientDisconnect
+from starlette.requests import ClientDisconnect, Request
 
 from engine.errors import AtlasError
-from server.errors import code_of, error_body, status_of
-from server.runtime import Runtime
+from server.dependencies import runtime_of
+from server.errors import error_body
+from server.middleware import RequestContext, refused
 from server.streaming import DONE, event
 
 T = TypeVar("T")
@@ -17,7 +18,7 @@ _logger = logging.getLogger(__name__)
 
 
 async def progress_events(
-    runtime: Runtime, steps: AsyncGenerator[T, None], body_of: Callable[[T], Mapping[str, Any]]
+    request: Request, steps: AsyncGenerator[T, None], body_of: Callable[[T], Mapping[str, Any]]
 ) -> AsyncGenerator[bytes, None]:
     """An event for each step. Raises what comes before the first, and tells in an event what comes after it."""
     is_first = True
@@ -32,7 +33,7 @@ async def progress_events(
             # Boundary: the status has been sent, so whatever failed is told inside the stream.
             if not isinstance(error, AtlasError):
                 _logger.exception("a request failed after its first event")
-            runtime.metrics.refused(status_of(error), code_of(error))
+            refused(runtime_of(request).metrics, RequestContext.of(request), error)
             yield event(error_body(error))
             return
         yield DONE

@@ -12,9 +12,8 @@ from server.answering import AnswerEvent, Completed, Said, answer
 from server.asking import Asked
 from server.dependencies import runtime_of
 from server.disconnect import run_until_disconnect
-from server.errors import code_of, status_of
 from server.frames.frame import Frame
-from server.middleware import RequestContext
+from server.middleware import RequestContext, refused
 from server.runtime import Runtime
 from server.streaming import EventStream
 
@@ -31,17 +30,24 @@ async def reply(request: Request, asked: Asked) -> Response:
         headers["X-Session-Id"] = asked.turn.session.session_id
     if asked.ignored:
         headers["X-Ignored-Parameters"] = ", ".join(asked.ignored[:MAX_NUM_IGNORED_SHOWN])
-    started = RequestContext.of(request).started
-    events = answer(runtime.serving().sessions, asked.turn, asked.frame, runtime.metrics, started)
-    travelling = _Reply(runtime, headers, asked.frame, events)
+    context = RequestContext.of(request)
+    context.note["stream"] = asked.streams
+    events = answer(runtime.serving().sessions, asked.turn, asked.frame, runtime.metrics, context)
+    travelling = _Reply(runtime, context, headers, asked.frame, events)
     return await run_until_disconnect(request.receive, travelling.stream() if asked.streams else travelling.whole())
 
 
 class _Reply:
     def __init__(
-        self, runtime: Runtime, headers: dict[str, str], frame: Frame, events: AsyncGenerator[AnswerEvent, None]
+        self,
+        runtime: Runtime,
+        context: RequestContext,
+        headers: dict[str, str],
+        frame: Frame,
+        events: AsyncGenerator[AnswerEvent, None],
     ) -> None:
         self._runtime = runtime
+        self._context = context
         self._headers = headers
         self._frame = frame
         self._events = events
@@ -80,7 +86,7 @@ class _Reply:
                 # Boundary: the status has been sent, so whatever failed is told inside the stream.
                 if not isinstance(error, AtlasError):
                     _logger.exception("a stream failed")
-                self._runtime.metrics.refused(status_of(error), code_of(error))
+                refused(self._runtime.metrics, self._context, error)
                 yield frame.failed(error)
                 return
             self._note(item)

@@ -138,11 +138,13 @@ class Turn:
 
     @property
     def usage(self) -> Usage:
-        """Whole once `outputs` has ended."""
+        """Whole once `outputs` has ended; before, and of a turn that was left, what was read and sampled so far."""
         cached = self._base_position
-        written = self._state.position - cached if self._request.writes else 0
+        last = self._outputs.get(0)
+        written = last.state.position - cached if last and last.state and self._request.writes else 0
         num_generated = sum(output.num_generated_tokens for output in self._outputs.values())
-        return Usage(cached + len(self._sequence.prompt_token_ids), num_generated, cached, written)
+        num_read = len(self._sequence.prompt_token_ids) if self._outputs else len(self._sequence.fed_token_ids)
+        return Usage(cached + num_read, num_generated, cached, written)
 
     async def outputs(self) -> AsyncGenerator[tuple[int, SequenceOutput], None]:
         """Runs the turn: what each step has produced, with the number of its choice. Raises what ended any of them, if

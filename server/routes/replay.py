@@ -31,7 +31,7 @@ async def replay_session(request: Request) -> Response:
     identity = request_identity(request, "replay", {"session_id": key.session_id})
     steps = _run(runtime, ReplayRequest(key, version, identity))
     if MEDIA_TYPE in request.headers.get("accept", ""):
-        events = progress_events(runtime, latest(steps), _body)
+        events = progress_events(request, latest(steps), _body)
         first = await anext(events)
         headers = {"X-Session-Id": key.session_id}
         return EventStream(first, events, headers, stall_seconds=runtime.config.body_timeout_seconds)

@@ -92,9 +92,9 @@ async def ingest(request: Request, document_id: DocumentId = None, offset: Offse
         if_match=if_match(request),
     )
     pieces = await _pieces(request, runtime)
-    steps = _run(runtime, wanted, pieces)
+    steps = _run(runtime, wanted, pieces, RequestContext.of(request).note)
     if MEDIA_TYPE in request.headers.get("accept", ""):
-        events = progress_events(runtime, latest(steps), _body)
+        events = progress_events(request, latest(steps), _body)
         first = await anext(events)
         headers, stall_seconds = {"X-Session-Id": key.session_id}, runtime.config.body_timeout_seconds
         return EventStream(first, events, headers, stall_seconds=stall_seconds, watches=False)
@@ -118,11 +118,12 @@ async def _pieces(request: Request, runtime: Runtime) -> AsyncGenerator[bytes, N
 
 
 async def _run(
-    runtime: Runtime, wanted: IngestRequest, pieces: AsyncGenerator[bytes, None]
+    runtime: Runtime, wanted: IngestRequest, pieces: AsyncGenerator[bytes, None], note: dict[str, Any]
 ) -> AsyncGenerator[IngestProgress | IngestResult, None]:
     sessions = runtime.serving().sessions
     async with aclosing(pieces), sessions.ingest(wanted, pieces) as steps, aclosing(steps):
         async for step in steps:
+            note["document_tokens"] = step.num_tokens
             yield step
 
 
