@@ -1,4 +1,4 @@
-"""`python -m server`: read the settings, open the store, serve, and drain on SIGTERM.
+"""`python -m server`: read the settings, open the store, serve, read the keys again on SIGHUP, and drain on SIGTERM.
 
 Exit status: 0 after a drain, 1 when the process cannot serve (one line says why), 2 for a setting that cannot be used.
 """
@@ -6,6 +6,7 @@ Exit status: 0 after a drain, 1 when the process cannot serve (one line says why
 import asyncio
 import logging
 import os
+import signal
 import socket
 import sys
 from collections.abc import Mapping, Sequence
@@ -19,6 +20,7 @@ from engine.errors import AtlasError
 from server.app import create_app
 from server.config import ConfigError, ServerConfig
 from server.http_protocol import BoundedHttpProtocol
+from server.keys_file import KeysFileError
 from server.logs import LogFormat, configure_logging, told_line
 from server.runtime import Runtime
 
@@ -102,7 +104,13 @@ class DrainingServer(uvicorn.Server):
 
 
 async def serve(config: ServerConfig) -> int:
-    server = DrainingServer(config)
+    try:
+        server = DrainingServer(config)
+    except KeysFileError as error:
+        _complain(str(error), LogFormat.TEXT)
+        return 2
+    if config.api_keys_file is not None:
+        asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, server.runtime.key_ring.reload)
     try:
         await server.runtime.open_store()
     except AtlasError as error:

@@ -32,7 +32,7 @@ def create_app(runtime: Runtime) -> FastAPI:
 
     app = FastAPI(title="Atlas Serve", version=version("atlas-serve"), lifespan=lifespan, redirect_slashes=False)
     app.state.runtime = runtime
-    app.add_middleware(Edge, keys=runtime.config.keys, metrics=runtime.metrics)
+    app.add_middleware(Edge, key_ring=runtime.key_ring, metrics=runtime.metrics)
     for routes in (chat, beginnings, sessions, versions, replay, models, health):
         app.include_router(routes.router)
     _add_error_handlers(app, runtime)

@@ -1,55 +1,89 @@
-"""Who is asking. The tenant comes from the API key and from nothing else."""
+"""Who is asking, and what for. The tenant and the scopes come from the API key and from nothing else."""
 
 import hmac
 import re
 from dataclasses import dataclass
+from enum import StrEnum
 from hashlib import sha256
 from typing import Self
 
 from engine.sequence import DEFAULT_TENANT
 
-_TENANT = re.compile(r"[A-Za-z0-9._-]{1,64}")
+TENANT = re.compile(r"[A-Za-z0-9._-]{1,64}")
+METRICS_PATH = "/metrics"
+
+
+class Scope(StrEnum):
+    """What a key opens: USER its tenant's sessions and answers, METRICS what the server has counted for all tenants
+    together, ADMIN everything."""
+
+    USER = "user"
+    METRICS = "metrics"
+    ADMIN = "admin"
+
+
+@dataclass(frozen=True, slots=True)
+class Key:
+    """digest: SHA-256 of the key, which is not kept.   min_length: a shorter one is none, whatever its digest."""
+
+    digest: bytes
+    tenant: str = DEFAULT_TENANT
+    scopes: frozenset[Scope] = frozenset({Scope.USER, Scope.METRICS})
+    min_length: int = 1
+
+    def opens(self, path: str) -> bool:
+        needed = Scope.METRICS if path == METRICS_PATH else Scope.USER
+        return not self.scopes.isdisjoint({needed, Scope.ADMIN})
+
+
+# Everybody's, where no keys are set.
+NO_KEY = Key(b"", scopes=frozenset({Scope.ADMIN}))
 
 
 @dataclass(frozen=True, slots=True)
 class ApiKeys:
-    """Digests of the keys, each with its tenant. Without any, everybody is the default tenant."""
+    """Without any, everybody is the default tenant and may do everything."""
 
-    digests: tuple[tuple[bytes, str], ...] = ()
+    keys: tuple[Key, ...] = ()
 
     @classmethod
     def parse(cls, text: str) -> Self:
         """Comma-separated KEY or TENANT:KEY. Raises ValueError, without the key."""
-        digests = []
+        keys = []
         for position, entry in enumerate(filter(None, (part.strip() for part in text.split(","))), start=1):
             tenant, separator, key = entry.partition(":")
             if not separator:
                 tenant, key = DEFAULT_TENANT, entry
-            if not _TENANT.fullmatch(tenant):
+            if not TENANT.fullmatch(tenant):
                 raise ValueError(f"the tenant of entry {position} is not 1 to 64 of A-Z a-z 0-9 . _ -")
             if not key or not key.isascii() or not key.isprintable() or " " in key:
                 raise ValueError(f"the key of entry {position} is empty or not plain ASCII")
-            digests.append((sha256(key.encode()).digest(), tenant))
-        return cls(tuple(digests))
+            keys.append(Key(key_digest(key.encode()), tenant))
+        return cls(tuple(keys))
 
     def __bool__(self) -> bool:
-        return bool(self.digests)
+        return bool(self.keys)
 
     @property
     def tenants(self) -> frozenset[str]:
-        return frozenset(tenant for _, tenant in self.digests) or frozenset({DEFAULT_TENANT})
+        return frozenset(key.tenant for key in self.keys) or frozenset({DEFAULT_TENANT})
 
-    def tenant_of(self, authorization: bytes | None) -> str | None:
-        """The tenant of an Authorization header; None when its key is missing or unknown.
+    def find(self, authorization: bytes | None) -> Key | None:
+        """The key of an Authorization header; None when it is missing or unknown.
 
         Every key is compared, in constant time, so that the answer's time tells nothing about them.
         """
-        if not self.digests:
-            return DEFAULT_TENANT
-        scheme, _, key = (authorization or b"").partition(b" ")
-        presented = sha256(key.strip()).digest()
-        tenant = None
-        for digest, owner in self.digests:
-            if hmac.compare_digest(digest, presented):
-                tenant = owner
-        return tenant if scheme.lower() == b"bearer" else None
+        if not self.keys:
+            return NO_KEY
+        scheme, _, secret = (authorization or b"").partition(b" ")
+        secret = secret.strip()
+        presented = key_digest(secret)
+        found = None
+        for key in self.keys:
+            if hmac.compare_digest(key.digest, presented):
+                found = key
+        return found if found and scheme.lower() == b"bearer" and len(secret) >= found.min_length else None
+
+
+def key_digest(key: bytes) -> bytes:
+    return sha256(key).digest()

@@ -107,6 +107,9 @@ class ServerConfig:
     api_keys: Annotated[
         str | None, "comma-separated keys, each KEY or TENANT:KEY; better given by the environment than by a flag"
     ] = None
+    api_keys_file: Annotated[
+        Path | None, "keys as digests, each with a tenant and scopes (python -m server.keys new); read again at SIGHUP"
+    ] = None
     allow_insecure: Annotated[bool, "listen beyond loopback without keys"] = False
     log_level: Annotated[str, f"one of {', '.join(LOG_LEVELS)}"] = "info"
     log_format: Annotated[str, "json, an object a line, or text"] = LogFormat.JSON.value
@@ -151,10 +154,11 @@ class ServerConfig:
             raise ConfigError(f"--log-level must be one of {', '.join(LOG_LEVELS)}")
         if self.log_format not in tuple(LogFormat):
             raise ConfigError(f"--log-format must be one of {', '.join(LogFormat)}")
-        if not self.keys and not self.allow_insecure and not _is_loopback(self.host):
+        has_keys = bool(self.keys) or self.api_keys_file is not None
+        if not has_keys and not self.allow_insecure and not _is_loopback(self.host):
             raise ConfigError(
                 f"{self.host} can be reached by others and no keys are set: "
-                "set ATLAS_API_KEYS, or say --allow-insecure (ATLAS_ALLOW_INSECURE=1)"
+                "set ATLAS_API_KEYS or --api-keys-file, or say --allow-insecure (ATLAS_ALLOW_INSECURE=1)"
             )
         try:
             _ = self.engine
@@ -184,7 +188,8 @@ class ServerConfig:
         return EngineConfig(
             max_num_sequences=self.max_num_sequences,
             max_num_waiting=self.max_num_waiting,
-            is_multi_tenant=len(self.keys.tenants) > 1,
+            # A file may bring more tenants at any time.
+            is_multi_tenant=len(self.keys.tenants) > 1 or self.api_keys_file is not None,
             max_num_batched_tokens=self.max_num_batched_tokens,
             max_added_itl_seconds=self.max_added_itl_seconds,
             memory_sample_tokens=self.memory_sample_tokens,

@@ -20,6 +20,12 @@ class InvalidApiKey(HttpError):
     code: ClassVar[str] = "invalid_api_key"
 
 
+class Forbidden(HttpError):
+    """The key is known and not for this."""
+
+    code: ClassVar[str] = "forbidden"
+
+
 class RequestTimeout(HttpError):
     code: ClassVar[str] = "timeout"
 
@@ -52,6 +58,7 @@ class _Rule:
 _RULES: dict[type[Exception], _Rule] = {
     errors.InvalidRequest: _Rule(400),
     InvalidApiKey: _Rule(401),
+    Forbidden: _Rule(403),
     errors.SessionNotFound: _Rule(404),
     errors.ModelNotFound: _Rule(404),
     errors.VersionNotFound: _Rule(404),
@@ -82,6 +89,7 @@ _INTERNAL = _Rule(500)
 
 _TYPES = {
     401: "authentication_error",
+    403: "permission_error",
     404: "not_found_error",
     408: "timeout_error",
     409: "conflict_error",

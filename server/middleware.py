@@ -12,14 +12,14 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from engine.errors import AtlasError, InvalidRequest
-from engine.sequence import DEFAULT_TENANT
-from server.auth import ApiKeys
-from server.errors import InvalidApiKey, code_of, error_response, status_of
+from server.auth import METRICS_PATH, NO_KEY, Key
+from server.errors import Forbidden, InvalidApiKey, code_of, error_response, status_of
+from server.keys_file import KeyRing
 from server.metrics import Metrics
 
 OPEN_PATHS = ("/health", "/ready")
 # Asked every few seconds by machines: their lines would drown the others.
-PROBED_PATHS = (*OPEN_PATHS, "/metrics")
+PROBED_PATHS = (*OPEN_PATHS, METRICS_PATH)
 CLIENT_GONE = 499
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 _logger = logging.getLogger("server.requests")
@@ -46,9 +46,9 @@ class RequestContext:
 
 
 class Edge:
-    def __init__(self, app: ASGIApp, keys: ApiKeys, metrics: Metrics) -> None:
+    def __init__(self, app: ASGIApp, key_ring: KeyRing, metrics: Metrics) -> None:
         self._app = app
-        self._keys = keys
+        self._key_ring = key_ring
         self._metrics = metrics
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -70,7 +70,7 @@ class Edge:
             await send(message)
 
         try:
-            context.tenant = self._admit(scope, headers)
+            context.tenant = self._admit(scope, headers).tenant
             await self._app(scope, receive, send_with_id)
         except AtlasError as error:
             # Of `_admit`: the application answers for its own.
@@ -92,17 +92,19 @@ class Edge:
             self._metrics.answered(scope["method"], route_of(scope), status)
             _log(scope, context, status)
 
-    def _admit(self, scope: Scope, headers: Headers) -> str:
-        """The tenant. Raises InvalidRequest for a body of two lengths, and InvalidApiKey."""
+    def _admit(self, scope: Scope, headers: Headers) -> Key:
+        """The caller's key. Raises InvalidRequest for a body of two lengths, InvalidApiKey and Forbidden."""
         if "content-length" in headers and "transfer-encoding" in headers:
             raise InvalidRequest("Content-Length and Transfer-Encoding exclude each other")
         if scope["path"] in OPEN_PATHS:
-            return DEFAULT_TENANT
+            return NO_KEY
         raw = headers.get("authorization")
-        tenant = self._keys.tenant_of(None if raw is None else raw.encode("latin-1"))
-        if tenant is None:
+        key = self._key_ring.current.find(None if raw is None else raw.encode("latin-1"))
+        if key is None:
             raise InvalidApiKey("the API key is missing or unknown")
-        return tenant
+        if not key.opens(scope["path"]):
+            raise Forbidden("the API key is not for this")
+        return key
 
 
 def refused(metrics: Metrics, context: RequestContext, error: Exception) -> None:

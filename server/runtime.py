@@ -18,6 +18,7 @@ from engine.snapshots.codecs import Codec
 from engine.stores import open_store
 from engine.stores.base import Store
 from server.config import ServerConfig
+from server.keys_file import KeyRing
 from server.metrics import Metrics
 
 RECONNECT_SECONDS = 2.0
@@ -45,6 +46,7 @@ class Runtime:
 
     def __init__(self, config: ServerConfig, on_fatal: Callable[[str], None]) -> None:
         self.config = config
+        self.key_ring = KeyRing(config.keys, config.api_keys_file)
         self.metrics = Metrics()
         self.loaded = asyncio.Event()
         self._on_fatal = on_fatal

@@ -61,6 +61,8 @@ def test_every_setting_is_a_flag_and_a_variable() -> None:
         (["--host", "192.0.2.1"], {}, "--allow-insecure"),
         (["--host", "example.org"], {}, "--allow-insecure"),
         (["--host", "::"], {}, "--allow-insecure"),
+        (["--host", ""], {}, "--allow-insecure"),
+        (["--host", "::ffff:0.0.0.0"], {}, "--allow-insecure"),
     ],
 )
 def test_what_cannot_be_used_is_refused_by_name(arguments: list[str], environment: dict[str, str], named: str) -> None:
@@ -70,6 +72,7 @@ def test_what_cannot_be_used_is_refused_by_name(arguments: list[str], environmen
 
 def test_beyond_loopback_there_must_be_keys_or_a_word_that_there_need_not() -> None:
     assert ServerConfig.build(["--host", "0.0.0.0"], {"ATLAS_API_KEYS": "k"}).host == "0.0.0.0"
+    assert ServerConfig.build(["--host", "::", "--api-keys-file", "/keys"], {}).host == "::"
     assert ServerConfig.build(["--host", "0.0.0.0"], {"ATLAS_ALLOW_INSECURE": "1"}).host == "0.0.0.0"
     for host in ("127.0.0.1", "127.8.8.8", "::1", "localhost"):
         assert ServerConfig.build(["--host", host], {}).host == host
