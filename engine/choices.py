@@ -36,6 +36,7 @@ def choices_from(prompt: Sequence, state: SequenceState, num_choices: int) -> li
             state,
             shares_state=True,
             leaves_state=prompt.leaves_state and choice == 0,
+            opening=prompt.opening,
             tenant=prompt.tenant,
             priority=prompt.priority,
         )

@@ -19,7 +19,6 @@ from atlas_model.checkpoint import Checkpoint
 from atlas_model.packed_products import pack_products
 from atlas_model.rounded_products import round_products
 from atlas_model.shared_weights import with_shared_weights
-from atlas_model.text.chat_format import OPENING
 from atlas_model.upload import upload
 from engine.config import EngineConfig
 from engine.device.decode_graphs import DecodeGraphs, capture_cuda_graph
@@ -99,7 +98,7 @@ class EngineCore:
             raise InvalidRequest(f"sequence {sequence.sequence_id} is already running")
         self._scheduler.add(sequence)
         params = sequence.params
-        stopping = None if params is None else Stopping(params, self._end_token_id, self._token_bytes, OPENING.encode())
+        stopping = None if params is None else Stopping(params, self._end_token_id, self._token_bytes, sequence.opening)
         seed = secrets.randbits(64) if params is None or params.seed is None else params.seed
         self._progress[sequence.sequence_id] = Progress(sequence, stopping, seed, time.monotonic())
 

@@ -126,6 +126,7 @@ class Sequence:
     token_ids: the new ids; `state.pending_token_ids` are put before them here.
     params: None only feeds (an ingest): it ends with `stop` and nothing pending when all is fed.
     state: None is a session that was fed nothing.
+    opening: where the answer begins with these bytes, they are fed and are no part of it.
     shares_state: others may start from this very state too, so that its row on the device is worth keeping.
     leaves_state: False when nobody will go on from where it ends: its last output has no state.
     tenant, priority: whose turn it is on, and against whom (`scheduler`).
@@ -141,6 +142,7 @@ class Sequence:
         *,
         shares_state: bool = False,
         leaves_state: bool = True,
+        opening: bytes = b"",
         tenant: str = DEFAULT_TENANT,
         priority: Priority = Priority.INTERACTIVE,
     ) -> None:
@@ -149,6 +151,7 @@ class Sequence:
         self.state = state
         self.shares_state = shares_state
         self.leaves_state = leaves_state
+        self.opening = opening
         self.tenant = tenant
         self.priority = priority
         pending = state.pending_token_ids if state is not None else ()

@@ -45,8 +45,9 @@ def turn_request(request: Request, serving: Serving, asked: GenerationRequest) -
     Raises InvalidRequest and ModelNotFound.
     """
     config = runtime_of(request).config
-    if asked.num_choices > config.max_num_sequences + config.max_num_waiting:
-        raise InvalidRequest("n is more than this server runs and queues", param="n")
+    if asked.num_answers > config.max_num_sequences + config.max_num_waiting:
+        param = "n" if asked.num_choices > 1 else "prompt"
+        raise InvalidRequest(f"{param} asks for more answers than this server runs and queues", param=param)
     if asked.model not in (None, serving.checkpoint.name):
         raise ModelNotFound("the model does not exist; GET /v1/models names the one that is served")
     turn = TurnRequest(

@@ -4,6 +4,7 @@ from engine.sessions.ingest import IngestProgress, IngestRequest, IngestResult
 from engine.sessions.ledger import History, Message
 from engine.sessions.manager import SessionConfig, SessionManager
 from engine.sessions.observer import SessionObserver
+from engine.sessions.prompts import Prompt
 from engine.sessions.quotas import TenantQuota
 from engine.sessions.replay import ReplayProgress, ReplayRequest, ReplayResult
 from engine.sessions.storage import Storage
@@ -19,6 +20,7 @@ __all__ = [
     "IngestRequest",
     "IngestResult",
     "Message",
+    "Prompt",
     "ReplayProgress",
     "ReplayRequest",
     "ReplayResult",

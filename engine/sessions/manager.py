@@ -10,6 +10,7 @@ from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontext
 from dataclasses import dataclass
 
 from atlas_model.text import ChatFormat, Tokenizer
+from atlas_model.text.chat_format import OPENING
 from engine.engine import Engine
 from engine.errors import CommitConflict, Draining, IngestOpen, SessionDiverged, SessionNotFound, VersionConflict
 from engine.sequence import Sequence, SequenceState
@@ -19,13 +20,14 @@ from engine.sessions.ingest import Ingest, IngestProgress, IngestRequest, Ingest
 from engine.sessions.leases import Leases
 from engine.sessions.ledger import Reading, read_messages
 from engine.sessions.observer import SessionObserver
+from engine.sessions.prompts import chat_token_ids, raw_token_ids
 from engine.sessions.replay import Replay, ReplayProgress, ReplayRequest, ReplayResult
 from engine.sessions.shielding import finish_even_if_cancelled
 from engine.sessions.state_budget import StateBudget
 from engine.sessions.storage import Storage
 from engine.sessions.stored_turns import RequestIdentity, StoredTurn
 from engine.sessions.token_logs import TokenLogs
-from engine.sessions.turn import CommittedSession, Turn, TurnRequest, new_sequence_id, prompt_token_ids
+from engine.sessions.turn import CommittedSession, Turn, TurnRequest, new_sequence_id
 from engine.sessions.versions import Versions
 from engine.snapshots.snapshot import SessionRecord
 from engine.stores.base import Head, SessionKey
@@ -144,7 +146,7 @@ class SessionManager:
         IdempotencyMismatch, InvalidRequest, StoreFull, QueueFull, Draining, EngineDead, and what loading a session
         does.
         """
-        with self._open(), self._engine.places(request.tenant, request.num_choices):
+        with self._open(), self._engine.places(request.tenant, request.num_answers):
             async with AsyncExitStack() as stack:
                 base: LoadedSession | None = None
                 if request.session is not None and request.writes:
@@ -219,14 +221,15 @@ class SessionManager:
                 self._all_closed.set()
 
     def _num_states(self, request: TurnRequest) -> int:
-        """That a turn has in memory at once: what it starts from, what it leaves, and what its choices share. A
-        departed history is looked for in two more at a time. Without a session nothing is loaded, and nothing left."""
+        """That a turn has in memory at once: what it starts from, what it leaves, and what the choices of each prompt
+        share. A departed history is looked for in two more at a time. Without a session nothing is loaded, and nothing
+        left."""
         num_states = 0 if request.session is None else 1
         if request.writes:
             num_states += self._storage.num_committed_states
         if request.session is not None and request.may_rewind:
             num_states += 2
-        return num_states + (request.num_choices > 1)
+        return num_states + (request.num_prompts if request.num_choices > 1 else 0)
 
     def _hold_for_feeding(self) -> AbstractAsyncContextManager[None]:
         """What a document or a replay goes on from, and what that leaves."""
@@ -242,7 +245,7 @@ class SessionManager:
             raise IngestOpen(f"document {opened.document_id} is open at offset {opened.offset}: finish it, or rewind")
         rewound_to = None
         try:
-            reading, token_ids = await asyncio.to_thread(self._read, request, record)
+            reading, prompts = await asyncio.to_thread(self._read, request, record)
         except SessionDiverged:
             if not request.may_rewind or request.session is None or base is None:
                 raise
@@ -253,26 +256,36 @@ class SessionManager:
             if request.writes and older.head.generation != base.head.generation:
                 raise CommitConflict("another writer committed this session first") from None
             base, rewound_to, record = older, generation.version, older.record
-            reading, token_ids = await asyncio.to_thread(self._read, request, record)
+            reading, prompts = await asyncio.to_thread(self._read, request, record)
         if request.session is not None and request.writes:
             await self._committed.check_room(request.session, base)
         state = record.state if record else None
-        sequence = Sequence(
-            new_sequence_id(),
-            token_ids,
-            request.sampling,
-            state,
-            shares_state=not request.writes,
-            leaves_state=request.writes,
-            tenant=request.tenant,
-        )
-        return Turn(request, reading, sequence, base, self._engine, self._committed, rewound_to)
+        sequences = [
+            Sequence(
+                new_sequence_id(),
+                token_ids,
+                request.sampling,
+                state,
+                shares_state=not request.writes,
+                leaves_state=request.writes,
+                opening=OPENING.encode() if request.messages else b"",
+                tenant=request.tenant,
+            )
+            for token_ids in prompts
+        ]
+        return Turn(request, reading, sequences, base, self._engine, self._committed, rewound_to)
 
-    def _read(self, request: TurnRequest, record: SessionRecord | None) -> tuple[Reading, list[int]]:
-        """What of the messages is new, and its tokens. Hashes and encodes all of them: not for the event loop."""
+    def _read(self, request: TurnRequest, record: SessionRecord | None) -> tuple[Reading, list[list[int]]]:
+        """What of the request is new, and the tokens of each prompt. Hashes and encodes everything: not for the event
+        loop."""
+        tokenizer, chat_format, is_first = self._tokenizer, self._chat_format, record is None
         ledger, system_digest = (record.ledger, record.system_digest) if record else ((), None)
+        if request.prompts:
+            # No entries of the ledger, as documents are none.
+            prompts = [raw_token_ids(tokenizer, chat_format, each, is_first=is_first) for each in request.prompts]
+            return Reading((), (), system_digest), prompts
         reading = read_messages(request.messages, ledger, system_digest, request.history)
-        return reading, prompt_token_ids(self._tokenizer, self._chat_format, reading, is_first=record is None)
+        return reading, [chat_token_ids(tokenizer, chat_format, reading.messages, is_first=is_first)]
 
 
 def _find_repeated(request: TurnRequest, base: LoadedSession) -> StoredTurn | None:

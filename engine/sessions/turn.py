@@ -1,4 +1,4 @@
-"""One turn of a conversation: what is fed, what comes out, and the commit (SESSIONS.md, 1).
+"""One turn: what is fed, what comes out, and the commit (SESSIONS.md, 1).
 
 A turn works on values: until `commit` has returned, the session is as it was, whatever happens. Leaving a turn without
 a commit is the roll-back. Without a session the same turn starts from nothing and leaves nothing behind. Of several
@@ -11,13 +11,13 @@ from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from atlas_model.text import ChatFormat, Tokenizer
 from engine.engine import Engine
 from engine.sampling.sampling_params import SamplingParams
 from engine.sequence import DEFAULT_TENANT, FinishReason, Sequence, SequenceOutput, SequenceState
 from engine.sessions.committed import CommittedSessions
 from engine.sessions.host_copies import LoadedSession
 from engine.sessions.ledger import ASSISTANT, History, Message, Reading, extend_ledger, message_digest
+from engine.sessions.prompts import Prompt
 from engine.sessions.shielding import finish_even_if_cancelled
 from engine.sessions.stored_turns import RequestIdentity, StoredTurn, StoredTurns
 from engine.sessions.token_logs import Fed
@@ -29,6 +29,8 @@ from engine.stores.base import SessionKey
 class TurnRequest:
     """What the wire asks for.
 
+    messages: of a conversation.   prompts: raw texts in their place, each with answers of its own; several only without
+    a session.
     session: None is a stateless turn.   if_match: the version that the client believes to be committed.
     may_rewind: messages that depart from the ledger go back to the last kept version that they continue.
     digest: of everything that makes this request what it is.   is_retry: the client's library says that it retries.
@@ -38,6 +40,7 @@ class TurnRequest:
 
     sampling: SamplingParams
     messages: tuple[Message, ...] = ()
+    prompts: tuple[Prompt, ...] = ()
     digest: str = ""
     session: SessionKey | None = None
     history: History = History.AUTO
@@ -53,6 +56,14 @@ class TurnRequest:
     @property
     def writes(self) -> bool:
         return self.session is not None and not self.read_only
+
+    @property
+    def num_prompts(self) -> int:
+        return max(1, len(self.prompts))
+
+    @property
+    def num_answers(self) -> int:
+        return self.num_prompts * self.num_choices
 
     @property
     def identity(self) -> RequestIdentity:
@@ -97,23 +108,23 @@ class Turn:
         self,
         request: TurnRequest,
         reading: Reading,
-        sequence: Sequence,
+        sequences: list[Sequence],
         base: LoadedSession | None,
         engine: Engine,
         committed: CommittedSessions,
         rewound_to: int | None = None,
     ) -> None:
-        """base: what the turn starts from, under the head that it will replace; of another version when
-        `rewound_to` says which."""
+        """sequences: one a prompt.   base: what the turn starts from, under the head that it will replace; of another
+        version when `rewound_to` says which."""
         self._request = request
         self._reading = reading
-        self._sequence = sequence
+        self._sequences = sequences
         self._base = base
         self._engine = engine
         self._committed = committed
         self._rewound_to = rewound_to
-        self._texts = [""] * request.num_choices
-        # Of each choice, the latest.
+        self._texts = [""] * request.num_answers
+        # Of each answer, the latest.
         self._outputs: dict[int, SequenceOutput] = {}
         self._is_committed = False
 
@@ -123,15 +134,15 @@ class Turn:
 
     @property
     def text(self) -> str:
-        """What the first choice has said so far."""
+        """What the first answer says so far."""
         return self._texts[0]
 
     @property
     def answers(self) -> tuple[Answer, ...]:
-        """Every choice, once `outputs` has ended."""
+        """All of them, once `outputs` has ended."""
         answers = []
-        for choice, text in enumerate(self._texts):
-            reason = self._outputs[choice].finish_reason
+        for index, text in enumerate(self._texts):
+            reason = self._outputs[index].finish_reason
             assert reason is not None
             answers.append(Answer(text, reason))
         return tuple(answers)
@@ -143,19 +154,23 @@ class Turn:
         last = self._outputs.get(0)
         written = last.state.position - cached if last and last.state and self._request.writes else 0
         num_generated = sum(output.num_generated_tokens for output in self._outputs.values())
-        num_read = len(self._sequence.prompt_token_ids) if self._outputs else len(self._sequence.fed_token_ids)
+        num_read = sum(
+            len(each.prompt_token_ids if number * self._request.num_choices in self._outputs else each.fed_token_ids)
+            for number, each in enumerate(self._sequences)
+        )
         return Usage(cached + num_read, num_generated, cached, written)
 
     async def outputs(self) -> AsyncGenerator[tuple[int, SequenceOutput], None]:
-        """Runs the turn: what each step has produced, with the number of its choice. Raises what ended any of them, if
+        """Runs the turn: what each step has produced, with the number of its answer. Raises what ended any of them, if
         that was not `stop` or `length`; closing it early aborts all."""
-        async with aclosing(self._engine.generate_choices(self._sequence, len(self._texts))) as outputs:
-            async for choice, output in outputs:
+        answers = self._engine.generate_choices(self._sequences, self._request.num_choices)
+        async with aclosing(answers) as outputs:
+            async for index, output in outputs:
                 if not self._outputs:
                     self._committed.resumed(self._base, output.resume)
-                self._texts[choice] += output.text
-                self._outputs[choice] = output
-                yield choice, output
+                self._texts[index] += output.text
+                self._outputs[index] = output
+                yield index, output
 
     def session(self) -> CommittedSession | None:
         """What the client is told; for a turn that writes this holds only once `commit` has returned."""
@@ -184,7 +199,9 @@ class Turn:
         fed_token_ids = self._outputs[0].fed_token_ids
         assert fed_token_ids is not None
         base, record = self._base, None if self._base is None else self._base.record
-        entries = (*self._reading.entries, message_digest(Message(ASSISTANT, self.text)))
+        entries = self._reading.entries
+        if request.messages:
+            entries = (*entries, message_digest(Message(ASSISTANT, self.text)))
         new = SessionRecord(
             state=self._state,
             ledger=extend_ledger(record.ledger if record else (), entries),
@@ -202,8 +219,8 @@ class Turn:
 
     def close(self) -> None:
         """To be called when the turn is over: no session goes on from what it has not committed."""
-        for choice, output in self._outputs.items():
-            if output.state is not None and not (choice == 0 and self._is_committed):
+        for index, output in self._outputs.items():
+            if output.state is not None and not (index == 0 and self._is_committed):
                 self._engine.forget(output.state)
 
     @property
@@ -212,19 +229,10 @@ class Turn:
 
     @property
     def _state(self) -> SequenceState:
-        """What the first choice leaves."""
+        """What the first answer leaves."""
         state = self._outputs[0].state
         assert state is not None
         return state
-
-
-def prompt_token_ids(tokenizer: Tokenizer, chat_format: ChatFormat, reading: Reading, is_first: bool) -> list[int]:
-    """What a turn feeds, up to where the model begins to answer."""
-    token_ids = chat_format.session_start(tokenizer) if is_first else []
-    for message in reading.messages:
-        token_ids.extend(chat_format.message(tokenizer, message.role, message.content))
-    token_ids.extend(chat_format.generation_prompt(tokenizer))
-    return token_ids
 
 
 def new_sequence_id() -> str:

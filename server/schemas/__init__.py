@@ -5,6 +5,7 @@ Which fields are served at all is decided in `parameters`.
 
 from server.schemas.base import VersionName
 from server.schemas.chat import ChatRequest
+from server.schemas.completion import CompletionRequest
 from server.schemas.generation import GenerationRequest
 from server.schemas.sessions import (
     CreateSessionRequest,
@@ -18,6 +19,7 @@ from server.schemas.validation import component_schemas, octets_body, request_bo
 
 __all__ = [
     "ChatRequest",
+    "CompletionRequest",
     "CreateSessionRequest",
     "DetokenizeRequest",
     "ForkRequest",

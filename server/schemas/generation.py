@@ -46,7 +46,13 @@ class GenerationRequest(Body):
 
     @property
     def num_choices(self) -> int:
+        """To each prompt."""
         return self.n or 1
+
+    @property
+    def num_answers(self) -> int:
+        """To all prompts."""
+        return self.num_choices
 
     def to_sampling(self, max_tokens_limit: int) -> SamplingParams:
         """Raises InvalidRequest naming the field."""

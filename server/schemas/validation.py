@@ -9,6 +9,7 @@ from engine.errors import InvalidRequest
 from server.names import shown_name
 from server.schemas.base import Body
 from server.schemas.chat import ChatMessage, ChatRequest, TextPart
+from server.schemas.completion import CompletionRequest
 from server.schemas.generation import StreamOptions
 from server.schemas.sessions import (
     CreateSessionRequest,
@@ -25,6 +26,7 @@ M = TypeVar("M", bound=Body)
 _MODELS: tuple[type[Body], ...] = (
     ChatMessage,
     ChatRequest,
+    CompletionRequest,
     CreateSessionRequest,
     DetokenizeRequest,
     ForkRequest,
