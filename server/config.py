@@ -102,6 +102,9 @@ class ServerConfig:
     ] = None
     max_body_bytes: Annotated[int, "largest JSON body; documents sent as text/plain have no limit"] = 32 * 2**20
     body_timeout_seconds: Annotated[float, "a request whose body stands still for so long is dropped"] = 60.0
+    stream_keepalive_seconds: Annotated[
+        float, "a stream that has nothing to say sends a comment so often, against proxies' time-outs; 0: never"
+    ] = 15.0
     lease_seconds: Annotated[float, "a session whose server was killed is free again after so long"] = 10.0
     drain_seconds: Annotated[float, "what runs at SIGTERM may go on for so long"] = 30.0
     api_keys: Annotated[
@@ -132,8 +135,9 @@ class ServerConfig:
         ):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{_flag(name)} must be at least 1")
-        for name in ("max_num_waiting", "memory_sample_tokens", "host_cache_bytes"):
-            if getattr(self, name) < 0:
+        for name in ("max_num_waiting", "memory_sample_tokens", "host_cache_bytes", "stream_keepalive_seconds"):
+            # Not a number is neither.
+            if not getattr(self, name) >= 0:
                 raise ConfigError(f"{_flag(name)} must be 0 or more")
         if self.threads is not None and not 0 < self.threads <= (os.cpu_count() or 1):
             raise ConfigError(f"--threads must be between 1 and the machine's cores, {os.cpu_count() or 1}")

@@ -21,11 +21,11 @@ from server.bodies import cut_in_pieces, media_type, read_json, read_pieces
 from server.dependencies import idempotency_key, if_match, path_session, runtime_of
 from server.errors import UnsupportedMediaType
 from server.middleware import RequestContext
-from server.progress import progress_events
+from server.progress import progress_stream
 from server.runtime import Runtime
 from server.schemas import IngestTextRequest, request_body, validate
 from server.session_answer import describe_session, session_headers, session_object
-from server.streaming import MEDIA_TYPE, EventStream, latest
+from server.streaming import MEDIA_TYPE, latest
 
 Limit = Annotated[int, Query(ge=1, le=1000)]
 DocumentId = Annotated[str | None, Query(pattern=r"\A[A-Za-z0-9._:-]{1,128}\z")]
@@ -94,10 +94,8 @@ async def ingest(request: Request, document_id: DocumentId = None, offset: Offse
     pieces = await _pieces(request, runtime)
     steps = _run(runtime, wanted, pieces, RequestContext.of(request).note)
     if MEDIA_TYPE in request.headers.get("accept", ""):
-        events = progress_events(request, latest(steps), _body)
-        first = await anext(events)
-        headers, stall_seconds = {"X-Session-Id": key.session_id}, runtime.config.body_timeout_seconds
-        return EventStream(first, events, headers, stall_seconds=stall_seconds, watches=False)
+        headers = {"X-Session-Id": key.session_id}
+        return await progress_stream(request, latest(steps), _body, headers, watches=False)
     async with aclosing(steps):
         async for step in steps:
             if isinstance(step, IngestResult):

@@ -13,6 +13,7 @@ import pytest
 from tests.server.harness import ThreadedServer, sdk, session_of, user
 
 Messages = list[dict[str, Any]]
+GREEDY: dict[str, Any] = {"temperature": 0}
 QUESTIONS = ("Where is Mary?", "And the code?", "Thanks.")
 BOOK = "Mary went to the garden. The code of the north gate is 4 7 1.\n" * 5
 
@@ -29,15 +30,15 @@ class Talk:
         self._http.post(f"/v1/sessions/{self.session_id}/ingest", json={"text": text}).raise_for_status()
 
     def say(self, messages: Messages, headers: dict[str, str] | None = None, **fields: Any) -> dict[str, Any]:
-        extra = {name: fields.pop(name) for name in ("history", "on_divergence", "ignore_eos") if name in fields}
+        body: dict[str, Any] = {"session_id": self.session_id}
+        body |= {name: fields.pop(name) for name in ("history", "on_divergence", "ignore_eos") if name in fields}
         answer = self._library.chat.completions.create(
             model="atlas-tiny",
             messages=messages,
-            extra_body={"session_id": self.session_id, **extra},
-            extra_headers=headers or {},
+            extra_body=body,
+            extra_headers=headers,
             max_tokens=5,
-            temperature=fields.pop("temperature", 0),
-            **fields,
+            **{**GREEDY, **fields},
         )
         message: dict[str, Any] = answer.choices[0].message.model_dump()
         return message
