@@ -29,11 +29,13 @@ from atlas_model.upload import upload
 class ModelOutput:
     """logits: [B, T, vocab_size], or [B, vocab_size] of each row's last token.
 
+    hidden: [B, T, width], which `AtlasModel.logits` makes logits of.
     gates: one for each layer with a memory, each [B, H, T].
     """
 
     logits: Tensor
     state: State
+    hidden: Tensor
     gates: tuple[Gates, ...]
 
 
@@ -120,10 +122,11 @@ class AtlasModel(nn.Module):
         state: where the rows stand; None for new sequences. logits: of every token, or of each row's last alone.
         """
         hidden, state, gates = self.hidden(token_ids, state, lengths)
+        asked = hidden
         if logits == "last":
             last = torch.full_like(state.position, token_ids.shape[1] - 1) if lengths is None else lengths - 1
-            hidden = hidden[torch.arange(hidden.shape[0], device=hidden.device), last]
-        return ModelOutput(self.logits(hidden), state, gates)
+            asked = hidden[torch.arange(hidden.shape[0], device=hidden.device), last]
+        return ModelOutput(self.logits(asked), state, hidden, gates)
 
     def step(self, token_ids: Tensor, state: State) -> tuple[Tensor, State]:
         """Read one token a row, int64 [B], in recurrent form: logits [B, vocab_size] and the state after it."""

@@ -20,6 +20,8 @@ def shared_part(prompt: Sequence) -> Sequence:
         token_ids,
         state=prompt.state,
         shares_state=prompt.shares_state,
+        prompt_logprobs=prompt.prompt_logprobs,
+        next_prompt_token_id=prompt.prompt_token_ids[-1],
         tenant=prompt.tenant,
         priority=prompt.priority,
     )
@@ -37,6 +39,7 @@ def choices_from(prompt: Sequence, state: SequenceState, num_choices: int) -> li
             shares_state=True,
             leaves_state=prompt.leaves_state and choice == 0,
             opening=prompt.opening,
+            earlier_token_ids=prompt.prompt_token_ids[:-1],
             tenant=prompt.tenant,
             priority=prompt.priority,
         )
@@ -50,6 +53,7 @@ def as_if_alone(output: SequenceOutput, shared: SequenceOutput) -> SequenceOutpu
     return replace(
         output,
         num_prompt_tokens=shared.num_prompt_tokens + output.num_prompt_tokens,
+        prompt_logprobs=shared.prompt_logprobs,
         timings=shared.timings + output.timings,
         resume=shared.resume,
         fed_token_ids=None if output.fed_token_ids is None else shared.fed_token_ids + output.fed_token_ids,
@@ -57,4 +61,5 @@ def as_if_alone(output: SequenceOutput, shared: SequenceOutput) -> SequenceOutpu
 
 
 def _params_of(params: SamplingParams, choice: int) -> SamplingParams:
-    return params if params.seed is None else replace(params, seed=choice_seed(params.seed, choice))
+    seed = None if params.seed is None else choice_seed(params.seed, choice)
+    return replace(params, seed=seed, prompt_logprobs=None)

@@ -10,6 +10,7 @@ Leaves policy to the scheduler, tensors to the runner and the pool, what a stop 
 import logging
 import secrets
 import time
+from collections.abc import Collection
 from dataclasses import replace
 
 import torch
@@ -21,7 +22,7 @@ from atlas_model.rounded_products import round_products
 from atlas_model.shared_weights import with_shared_weights
 from atlas_model.upload import upload
 from engine.config import EngineConfig
-from engine.device.decode_graphs import DecodeGraphs, capture_cuda_graph
+from engine.device.decode_steps import choose_decode_step
 from engine.device.departures import Departures
 from engine.device.device_memory import free_cached_memory, is_out_of_memory
 from engine.device.model_runner import ModelRunner
@@ -30,6 +31,8 @@ from engine.device.state_pool import StatePool, diverged_tensor
 from engine.device.transfers import Transfers
 from engine.errors import AtlasError, Draining, EngineOverloaded, InvalidRequest, MemoryDiverged
 from engine.progress import Progress
+from engine.sampling.adjustment import Adjustment
+from engine.sampling.logprobs import MAX_NUM_PROMPT_LOGPROBS, TokenLogprob
 from engine.sampling.sampler import Draw, Sampler
 from engine.sampling.stopping import Stopping
 from engine.scheduling.pace import PrefillPace
@@ -64,10 +67,9 @@ class EngineCore:
             self._pool = StatePool(model.config, config.max_num_sequences, device)
             self._sampler = Sampler(self._vocab_size, self._end_token_id, silent, device)
             self._transfers = Transfers(model.config, device, config.max_pinned_num_bytes)
-            uses_graphs = device.type == "cuda" and config.cuda_graphs
-            graphs = DecodeGraphs(model, self._pool, capture_cuda_graph) if uses_graphs else None
+            step = choose_decode_step(model, self._pool, device, config)
         self._departures = Departures()
-        self._runner = ModelRunner(model, self._pool, device, graphs)
+        self._runner = ModelRunner(model, self._pool, device, step)
         self._device = device
         memory_chunk_sizes = model.config.memory_chunk_sizes or (model.config.memory.memory_chunk_size,)
         self._scheduler = Scheduler(config, max(memory_chunk_sizes))
@@ -86,10 +88,23 @@ class EngineCore:
         return self._pool.num_free
 
     def check(self, sequence: Sequence) -> None:
-        """Raises InvalidRequest for ids that the model does not have. Any thread may call it."""
-        token_ids = sequence.prompt_token_ids
-        if min(token_ids) < 0 or max(token_ids) >= self._vocab_size:
-            raise InvalidRequest("a token id is out of the vocabulary")
+        """Raises InvalidRequest for ids that the model does not have, and for more numbers about a prompt than are kept
+        for it. Any thread may call it."""
+        token_ids, params = sequence.prompt_token_ids, sequence.params
+        self._check_ids(token_ids, None)
+        if params is not None:
+            self._check_ids(dict(params.logit_bias), "logit_bias")
+            self._check_ids(params.stop_token_ids, "stop_token_ids")
+        num_told = 0 if sequence.prompt_logprobs is None else len(token_ids) * (1 + sequence.prompt_logprobs)
+        if num_told > MAX_NUM_PROMPT_LOGPROBS:
+            raise InvalidRequest(
+                f"prompt_logprobs of this prompt would be {num_told} numbers, of at most {MAX_NUM_PROMPT_LOGPROBS}",
+                param="prompt_logprobs",
+            )
+
+    def _check_ids(self, token_ids: Collection[int], param: str | None) -> None:
+        if token_ids and (min(token_ids) < 0 or max(token_ids) >= self._vocab_size):
+            raise InvalidRequest("a token id is out of the vocabulary", param=param)
 
     def add(self, sequence: Sequence) -> None:
         """Queues the sequence. Raises InvalidRequest or QueueFull; then nothing of it is kept."""
@@ -134,9 +149,9 @@ class EngineCore:
             if batch is not None:
                 began = time.monotonic()
                 self._counters.count_step(batch.num_tokens, batch.is_prefill)
-                for progress, token_id in self._sample(*self._run(batch)):
+                for progress, token_id, logprob in self._sample(*self._run(batch)):
                     try:
-                        self._advance(progress, token_id)
+                        self._advance(progress, token_id, logprob)
                     except Exception as error:
                         # Boundary: a copy for which there is no memory ends its own sequence only.
                         self._fail(progress, error)
@@ -251,26 +266,25 @@ class EngineCore:
             return self._runner.decode(slots, [token_id for (token_id,) in pieces], positions)
         apart = self._memory_sample_tokens
         due = [row for row, each in enumerate(sequences) if each.memory_samples.is_due(each.position, apart)]
-        logits, samples = self._runner.prefill(slots, pieces, due)
-        for row, layers in samples.items():
+        targets = {row: each.next_targets(len(pieces[row])) for row, each in enumerate(sequences)}
+        asked = {row: each for row, each in targets.items() if each is not None}
+        prefilled = self._runner.prefill(slots, pieces, due, asked)
+        for row, logprobs in prefilled.logprobs.items():
+            self._progress[sequences[row].sequence_id].note_prompt(logprobs)
+        for row, layers in prefilled.samples.items():
             sequence = sequences[row]
             sample = MemorySample(sequence.position, time.time(), layers)
             sequence.memory_samples = sequence.memory_samples.with_sample(sample, apart)
             self._counters.count_sample(layers)
-        return logits
+        return prefilled.logits
 
-    def _sample(self, writing: list[Progress], logits: list[Tensor]) -> list[tuple[Progress, int]]:
+    def _sample(self, writing: list[Progress], logits: list[Tensor]) -> list[tuple[Progress, int, TokenLogprob | None]]:
         """One token for each; those whose logits are not finite end here."""
         if not writing:
             return []
-        draws = []
-        for progress in writing:
-            params, stopping = progress.sequence.params, progress.stopping
-            assert params is not None
-            assert stopping is not None
-            draws.append(Draw(params, progress.seed, progress.sequence.position, stopping.can_end))
         try:
-            token_ids = self._sampler.sample(logits[0] if len(logits) == 1 else torch.cat(logits), draws)
+            draws = [self._draw(progress) for progress in writing]
+            drawn = self._sampler.sample(logits[0] if len(logits) == 1 else torch.cat(logits), draws)
         except Exception as error:
             # Boundary: as in `_run`.
             if len(writing) == 1:
@@ -280,17 +294,26 @@ class EngineCore:
             return [each for one, row in zip(writing, rows, strict=True) for each in self._sample([one], [row])]
         now = time.monotonic()
         sampled = []
-        for progress, token_id in zip(writing, token_ids, strict=True):
+        for row, (progress, token_id) in enumerate(zip(writing, drawn.token_ids, strict=True)):
             progress.mark_prefilled(now)
             if token_id is None:
                 assert progress.sequence.slot is not None
                 layer = diverged_tensor(self._pool.copy(progress.sequence.slot), self._max_state_norm) or "logits"
                 self._fail(progress, MemoryDiverged(f"{layer} is not finite", layer))
             else:
-                sampled.append((progress, token_id))
+                sampled.append((progress, token_id, drawn.logprobs.get(row)))
         return sampled
 
-    def _advance(self, progress: Progress, token_id: int) -> None:
+    def _draw(self, progress: Progress) -> Draw:
+        sequence, stopping = progress.sequence, progress.stopping
+        assert sequence.params is not None
+        assert stopping is not None
+        if sequence.params.adjusts_logits and progress.adjustment is None:
+            context = (*sequence.earlier_token_ids, *sequence.prompt_token_ids)
+            progress.adjustment = Adjustment(sequence.params, context, self._vocab_size, self._device)
+        return Draw(sequence.params, progress.seed, sequence.position, stopping.can_end, progress.adjustment)
+
+    def _advance(self, progress: Progress, token_id: int, logprob: TokenLogprob | None) -> None:
         """Decides, before `token_id` is fed, what becomes of the sequence."""
         sequence, stopping = progress.sequence, progress.stopping
         assert stopping is not None
@@ -299,7 +322,7 @@ class EngineCore:
         new_token_ids: tuple[int, ...] = ()
         if token_id != self._end_token_id:
             new_token_ids = (token_id,)
-            sequence.generated_token_ids.append(token_id)
+            progress.note_token(token_id, logprob)
             self._counters.generation_tokens_total += 1
 
         if verdict.cut is not None:

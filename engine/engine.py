@@ -125,6 +125,8 @@ class Engine:
                 async for output in outputs:
                     yield numbers[output.sequence_id], output
             return
+        for prompt in prompts:
+            self._core.check(prompt)
         shared: dict[str, SequenceOutput] = {}
         parts = [shared_part(prompt) for prompt in prompts]
         try:

@@ -4,12 +4,15 @@ The way back: while bytes are held that may become a stop string, the state from
 recoverable, because a memory cannot be rewound. At most two copies of it are kept, however long the hold moves on.
 """
 
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from atlas_model.state import State
 from engine.device.state_pool import StatePool
+from engine.sampling.adjustment import Adjustment
 from engine.sampling.detokenizer import Detokenizer
+from engine.sampling.logprobs import TokenLogprob
 from engine.sampling.stopping import Cut, Stopping
 from engine.sequence import FinishReason, Resume, Sequence, SequenceOutput, SequenceState, Timings
 
@@ -34,7 +37,14 @@ class Progress:
         self.detokenizer = Detokenizer()
         # When not None, the sequence ends with `stop` as soon as all is fed, and leaves these pending.
         self.pending_after_feed: tuple[int, ...] | None = () if stopping is None else None
+        # Made when it is first needed, of those who ask for one.
+        self.adjustment: Adjustment | None = None
         self.resume: Resume | None = None
+        # Of tokens that are not shown yet, in their order.
+        self._logprobs: deque[TokenLogprob] = deque()
+        self._num_told_tokens = 0
+        # Before a session's first token there is nothing to tell it by, nor after a feed that left nothing pending.
+        self._prompt_logprobs: tuple[TokenLogprob | None, ...] = () if sequence.num_pending else (None,)
         self._copies: list[StateCopy] = []
         self._added_at = now
         self._admitted_at: float | None = None
@@ -53,6 +63,18 @@ class Progress:
         """The first call counts."""
         if self._prefilled_at is None:
             self._prefilled_at = now
+
+    def note_token(self, token_id: int, logprob: TokenLogprob | None) -> None:
+        """The answer goes on with this token; told is what was asked for."""
+        self.sequence.generated_token_ids.append(token_id)
+        if self.adjustment is not None:
+            self.adjustment.note(token_id)
+        if logprob is not None:
+            self._logprobs.append(logprob)
+
+    def note_prompt(self, logprobs: Iterable[TokenLogprob]) -> None:
+        """Those of the prompt's next tokens."""
+        self._prompt_logprobs += tuple(logprobs)
 
     def timings(self, now: float) -> Timings:
         admitted_at = now if self._admitted_at is None else self._admitted_at
@@ -107,7 +129,23 @@ class Progress:
             error,
             num_prompt_tokens=len(self.sequence.prompt_token_ids),
             num_generated_tokens=len(self.sequence.generated_token_ids),
+            logprobs=self._newly_shown(),
+            prompt_logprobs=self._whole_prompt_logprobs(),
             timings=self.timings(now),
             resume=self.resume,
             fed_token_ids=None if state is None else self.sequence.fed_token_ids,
         )
+
+    def _newly_shown(self) -> tuple[TokenLogprob, ...]:
+        if not self._logprobs:
+            return ()
+        assert self.stopping is not None
+        num_shown = self.stopping.num_whole_tokens(self.detokenizer.num_held_bytes)
+        num_new, self._num_told_tokens = num_shown - self._num_told_tokens, num_shown
+        return tuple(self._logprobs.popleft() for _ in range(num_new))
+
+    def _whole_prompt_logprobs(self) -> tuple[TokenLogprob | None, ...] | None:
+        sequence = self.sequence
+        is_asked = sequence.prompt_logprobs is not None
+        is_prompt_fed = bool(sequence.generated_token_ids) or not sequence.is_prefilling
+        return self._prompt_logprobs if is_asked and is_prompt_fed else None

@@ -6,12 +6,13 @@ asked of the engine together with how far it has come: the scheduler reads it, o
 """
 
 from array import array
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from enum import StrEnum
 
 from atlas_model.state import State
 from engine.errors import EmptyPrompt
+from engine.sampling.logprobs import PromptTargets, TokenLogprob
 from engine.sampling.sampling_params import SamplingParams
 from engine.snapshots.memory_samples import NO_SAMPLES, MemorySamples
 from engine.snapshots.tokens_digest import INITIAL_DIGEST, extend_digest
@@ -104,6 +105,11 @@ class SequenceOutput:
     error: with `error` always; with `abort` when the engine, not the caller, ended it.
     num_prompt_tokens: fed before the first sampled token, the state's pending ones included.
     num_generated_tokens: sampled so far, without `<end>`.
+    logprobs: of those who ask, the tokens of the answer that are shown as a whole from now on, in their order: their
+        bytes, and no others, make up the texts so far, but for an opening and for what a stop string has cut off the
+        last one. No token is here that was hidden as a whole.
+    prompt_logprobs: of those who ask, as soon as all of the prompt was fed: of each of its tokens, the state's pending
+        ones excluded; None for one before which this sequence has fed nothing.
     resume: None before there was a slot, and for a sequence that starts from nothing.
     """
 
@@ -115,6 +121,8 @@ class SequenceOutput:
     error: Exception | None = None
     num_prompt_tokens: int = 0
     num_generated_tokens: int = 0
+    logprobs: tuple[TokenLogprob, ...] = ()
+    prompt_logprobs: tuple[TokenLogprob | None, ...] | None = None
     timings: Timings = Timings()
     resume: Resume | None = None
     fed_token_ids: "array[int] | None" = None
@@ -129,6 +137,9 @@ class Sequence:
     opening: where the answer begins with these bytes, they are fed and are no part of it.
     shares_state: others may start from this very state too, so that its row on the device is worth keeping.
     leaves_state: False when nobody will go on from where it ends: its last output has no state.
+    earlier_token_ids: fed before these in the same call, by another sequence.
+    prompt_logprobs: what the prompt's tokens are told with, when not `params` say so.
+    next_prompt_token_id: comes after these in the same call, fed by another sequence, and is told with them.
     tenant, priority: whose turn it is on, and against whom (`scheduler`).
     Raises EmptyPrompt when there is nothing to feed.
     """
@@ -143,6 +154,9 @@ class Sequence:
         shares_state: bool = False,
         leaves_state: bool = True,
         opening: bytes = b"",
+        earlier_token_ids: Collection[int] = (),
+        prompt_logprobs: int | None = None,
+        next_prompt_token_id: int | None = None,
         tenant: str = DEFAULT_TENANT,
         priority: Priority = Priority.INTERACTIVE,
     ) -> None:
@@ -152,10 +166,14 @@ class Sequence:
         self.shares_state = shares_state
         self.leaves_state = leaves_state
         self.opening = opening
+        self.earlier_token_ids = earlier_token_ids
+        self.prompt_logprobs = params.prompt_logprobs if params and prompt_logprobs is None else prompt_logprobs
         self.tenant = tenant
         self.priority = priority
         pending = state.pending_token_ids if state is not None else ()
+        self.num_pending = len(pending)
         self.prompt_token_ids = [*pending, *token_ids]
+        self._next_prompt_token_ids = () if next_prompt_token_id is None else (next_prompt_token_id,)
         if not self.prompt_token_ids:
             raise EmptyPrompt("there is nothing to feed")
 
@@ -190,6 +208,17 @@ class Sequence:
             return self._to_feed[self._num_fed : self._num_fed + num_tokens]
         assert self.next_token_id is not None
         return [self.next_token_id]
+
+    def next_targets(self, num_tokens: int) -> PromptTargets | None:
+        """What the prompt's tokens that come after the next `num_tokens` ones are to be told with; None when nobody
+        asks."""
+        if self.prompt_logprobs is None or self._to_feed is not self.prompt_token_ids:
+            return None
+        first, stop = max(self._num_fed + 1, self.num_pending), self._num_fed + num_tokens + 1
+        token_ids = self.prompt_token_ids[first:stop]
+        if stop > len(self.prompt_token_ids):
+            token_ids += self._next_prompt_token_ids
+        return PromptTargets(first - self._num_fed - 1, token_ids, self.prompt_logprobs) if token_ids else None
 
     def mark_fed(self, num_tokens: int) -> None:
         """Counts what `next_token_ids(num_tokens)` returned as read."""

@@ -19,7 +19,7 @@ from engine import failpoints
 from engine.errors import AtlasError
 from server.app import create_app
 from server.config import ConfigError, ServerConfig
-from server.http_protocol import BoundedHttpProtocol
+from server.http_protocol import ConnectionLimits, bounded_protocol, most_connections
 from server.keys_file import KeysFileError
 from server.logs import LogFormat, configure_logging, told_line
 from server.runtime import Runtime
@@ -41,17 +41,25 @@ class DrainingServer(uvicorn.Server):
         self._tasks: list[asyncio.Task[None]] = []
         self._loop: asyncio.AbstractEventLoop | None = None
         self._is_draining = False
+        limits = ConnectionLimits(
+            head_seconds=config.head_timeout_seconds,
+            stall_seconds=config.body_timeout_seconds,
+            max_num_connections=config.max_connections or most_connections(),
+        )
         super().__init__(
             uvicorn.Config(
                 create_app(self.runtime),
                 host=config.host,
                 port=config.port,
-                http=BoundedHttpProtocol,
+                http=bounded_protocol(limits),
                 ws="none",
                 lifespan="on",
                 log_config=None,
                 access_log=False,
                 server_header=False,
+                # Its own default believes whoever connects from this machine.
+                proxy_headers=config.forwarded_allow_ips is not None,
+                forwarded_allow_ips=config.forwarded_allow_ips,
                 timeout_keep_alive=KEEP_ALIVE_SECONDS,
                 timeout_graceful_shutdown=CLOSE_SECONDS,
             )
@@ -110,7 +118,7 @@ async def serve(config: ServerConfig) -> int:
         _complain(str(error), LogFormat.TEXT)
         return 2
     if config.api_keys_file is not None:
-        asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, server.runtime.key_ring.reload)
+        asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, server.runtime.reload_keys)
     try:
         await server.runtime.open_store()
     except AtlasError as error:

@@ -15,9 +15,10 @@ from server.middleware import RequestContext
 
 @dataclass(frozen=True, slots=True)
 class Opened:
-    """The turn has its session; nothing has been said yet."""
+    """The turn has its session, the one that it writes to if it does; nothing has been said yet."""
 
     base_version: int
+    session_id: str | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,26 +45,33 @@ async def answer(
 ) -> AsyncGenerator[AnswerEvent, None]:
     """Opened, then Said, then Completed. Closing it early takes the turn back, unless its commit has begun.
 
-    Whatever ends it, the request's line in the log has what was read and written for it.
+    Raises RateLimited and RequestTooCostly, before anything is said, beside what a turn does. Whatever ends it, the
+    request's line in the log has what was read and written for it.
     """
     watch = _Stopwatch(metrics, context)
     outcome = FinishReason.ABORT
     try:
+        context.allowance.check_tokens()
         async with sessions.turn(request) as turn:
             if isinstance(turn, StoredTurn):
                 outcome = FinishReason.STOP
-                yield Opened(turn.version - 1)
+                yield Opened(turn.version - 1, turn.response["session"]["id"])
                 yield Completed(turn.response, is_replay=True)
                 return
-            yield Opened(turn.base_version)
-            try:
-                async with aclosing(turn.outputs()) as outputs:
-                    async for choice, output in outputs:
-                        watch.saw(choice, output)
-                        if output.text:
-                            yield Said(choice, output.text)
-            finally:
-                watch.used(turn.usage)
+            frame.opened(turn.session_id, turn.base_version + 1)
+            max_num_generated = request.sampling.max_tokens * request.num_answers
+            with context.allowance.reserved(turn.num_new_tokens + max_num_generated) as meter:
+                yield Opened(turn.base_version, turn.session_id)
+                meter.num_tokens = turn.num_new_tokens
+                try:
+                    async with aclosing(turn.outputs()) as outputs:
+                        async for choice, output in outputs:
+                            watch.saw(choice, output)
+                            meter.num_tokens += len(output.token_ids)
+                            if output.text:
+                                yield Said(choice, output.text)
+                finally:
+                    watch.used(turn.usage)
             body = frame.body(turn.answers, turn.usage, turn.session())
             await turn.commit(body)
             outcome = turn.answers[0].finish_reason

@@ -1,5 +1,6 @@
 """The outermost ring: every request gets an id, a tenant and one line in the log; what nobody handled becomes a 500."""
 
+import ipaddress
 import logging
 import re
 import time
@@ -16,6 +17,7 @@ from server.auth import METRICS_PATH, NO_KEY, Key
 from server.errors import Forbidden, InvalidApiKey, code_of, error_response, status_of
 from server.keys_file import KeyRing
 from server.metrics import Metrics
+from server.rate_limits import UNLIMITED, Allowance, RateLimiter
 
 OPEN_PATHS = ("/health", "/ready")
 # Asked every few seconds by machines: their lines would drown the others.
@@ -31,11 +33,13 @@ class RequestContext:
 
     note: goes into its line of the log: numbers, names of ours, and what clients give for it (`user`, `metadata`).
         Never a session's id or text, for a log is read by many.
+    allowance: what its key may still ask for.
     """
 
     request_id: str
     tenant: str
     started: float
+    allowance: Allowance = UNLIMITED
     note: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
@@ -46,9 +50,10 @@ class RequestContext:
 
 
 class Edge:
-    def __init__(self, app: ASGIApp, key_ring: KeyRing, metrics: Metrics) -> None:
+    def __init__(self, app: ASGIApp, key_ring: KeyRing, rate_limiter: RateLimiter, metrics: Metrics) -> None:
         self._app = app
         self._key_ring = key_ring
+        self._rate_limiter = rate_limiter
         self._metrics = metrics
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -66,14 +71,18 @@ class Edge:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                MutableHeaders(scope=message)["X-Request-Id"] = request_id
+                MutableHeaders(scope=message).update({"X-Request-Id": request_id, **context.allowance.headers()})
             await send(message)
 
         try:
-            context.tenant = self._admit(scope, headers).tenant
+            key = self._admit(scope, headers)
+            context.tenant = key.tenant
+            if scope["path"] not in PROBED_PATHS:
+                context.allowance = self._rate_limiter.allowance(key)
+                context.allowance.take_request()
             await self._app(scope, receive, send_with_id)
         except AtlasError as error:
-            # Of `_admit`: the application answers for its own.
+            # Of what stands above: the application answers for its own.
             response = error_response(error)
             response.headers["Connection"] = "close"
             refused(self._metrics, context, error)
@@ -123,6 +132,7 @@ def _log(scope: Scope, context: RequestContext, status: int) -> None:
     fields = {
         "request_id": context.request_id,
         "tenant": context.tenant,
+        "client": _client_address(scope),
         "method": scope["method"],
         # The path would name the session.
         "route": route_of(scope),
@@ -132,3 +142,12 @@ def _log(scope: Scope, context: RequestContext, status: int) -> None:
     }
     level = logging.DEBUG if scope["path"] in PROBED_PATHS else logging.INFO
     _logger.log(level, "request", extra={"fields": fields})
+
+
+def _client_address(scope: Scope) -> str | None:
+    """Of the connection, or what a proxy that is believed says; a proxy may pass on what is no address."""
+    host = scope["client"][0] if scope.get("client") else ""
+    try:
+        return str(ipaddress.ip_address(host))
+    except ValueError:
+        return None

@@ -17,6 +17,11 @@ class Detokenizer:
         """The characters that `data` completes."""
         return self._decoder.decode(data)
 
+    @property
+    def num_held_bytes(self) -> int:
+        """Of what was pushed, those that have not become characters yet."""
+        return len(self._decoder.getstate()[0])
+
     def finish(self) -> str:
         """What is left at the end: nothing, or one U+FFFD. Twice is safe."""
         return self._decoder.decode(b"", final=True)

@@ -9,13 +9,15 @@ Sorting a vocabulary costs far more than finding its most likely tokens, and mos
 whole only when what it draws cannot be told from them. Both give the same token.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from atlas_model.upload import upload
+from engine.sampling.adjustment import Adjustment, adjusted
+from engine.sampling.logprobs import TokenLogprob, packed_logprobs, unpacked_logprob
 from engine.sampling.ranking import ranked
 from engine.sampling.sampling_params import SamplingParams
 
@@ -50,12 +52,22 @@ def choice_seed(seed: int, choice: int) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Draw:
-    """What one row of the batch asks for. `position`: tokens fed before the one that is drawn."""
+    """What one row of the batch asks for. `position`: tokens fed before the one that is drawn. `adjustment`: of those
+    whose `params` ask for one."""
 
     params: SamplingParams
     seed: int
     position: int
     can_end: bool
+    adjustment: Adjustment | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Sampled:
+    """One token id a row, None where its logits are not finite; and of the rows that ask, its log-probability."""
+
+    token_ids: list[int | None]
+    logprobs: Mapping[int, TokenLogprob]
 
 
 class Sampler:
@@ -72,10 +84,14 @@ class Sampler:
         self._penalty[end_token_id] = 0.0
         self._stages = (*(number for number in _NUM_CANDIDATES if number < vocab_size), vocab_size)
 
-    def sample(self, logits: Tensor, draws: Sequence[Draw]) -> list[int | None]:
-        """logits [B, V] and one draw a row -> one token id a row, None where the row's logits are not finite."""
+    def sample(self, logits: Tensor, draws: Sequence[Draw]) -> Sampled:
+        """logits [B, V] and one draw a row -> one token a row."""
+        token_ids = self._token_ids(logits, draws)
+        return Sampled(token_ids, _logprobs(logits, token_ids, draws))
+
+    def _token_ids(self, logits: Tensor, draws: Sequence[Draw]) -> list[int | None]:
         is_finite = logits.amin(dim=1).isfinite() & logits.amax(dim=1).isfinite()
-        scores = logits + self._penalty
+        scores = _adjusted(logits, draws) + self._penalty
         if not all(draw.can_end for draw in draws):
             is_endless = upload([not draw.can_end for draw in draws], torch.bool, scores.device)
             scores[:, self._end_token_id].masked_fill_(is_endless, -torch.inf)
@@ -101,8 +117,34 @@ class Sampler:
         return [None if token_id == _NOT_FINITE else token_id for token_id in token_ids]
 
 
+def _adjusted(logits: Tensor, draws: Sequence[Draw]) -> Tensor:
+    adjustments = {row: draw.adjustment for row, draw in enumerate(draws) if draw.adjustment is not None}
+    if not adjustments:
+        return logits
+    rows = upload(list(adjustments), torch.int64, logits.device)
+    return logits.index_copy(0, rows, adjusted(logits.index_select(0, rows), list(adjustments.values())))
+
+
+def _logprobs(logits: Tensor, token_ids: list[int | None], draws: Sequence[Draw]) -> dict[int, TokenLogprob]:
+    """By row."""
+    asked = {
+        row: (token_id, draw.params.logprobs)
+        for row, (token_id, draw) in enumerate(zip(token_ids, draws, strict=True))
+        if token_id is not None and draw.params.logprobs is not None
+    }
+    if not asked:
+        return {}
+    ids = upload([token_id for token_id, _ in asked.values()], torch.int64, logits.device)
+    of_them = logits.index_select(0, upload(list(asked), torch.int64, logits.device))
+    packed = packed_logprobs(of_them, ids, max(num_top for _, num_top in asked.values())).tolist()
+    return {
+        row: unpacked_logprob(token_id, values, num_top)
+        for (row, (token_id, num_top)), values in zip(asked.items(), packed, strict=True)
+    }
+
+
 def _draw(scores: Tensor, draws: Sequence[Draw], num_candidates: int) -> Tensor:
-    """scores [B, V] -> token ids int64 [B] by temperature, then top-k, then top-p, then the inverse of what is left.
+    """scores [B, V] -> token ids int64 [B] by temperature, min-p, top-k, then top-p, then the inverse of what is left.
 
     Of the `num_candidates` most likely tokens; _UNDECIDED where the token may be another one, never when they are all.
     What masses the tokens beyond them have is known within bounds, so masses are pairs: [B, 2], the least and the most.
@@ -115,6 +157,7 @@ def _draw(scores: Tensor, draws: Sequence[Draw], num_candidates: int) -> Tensor:
                 draw.params.temperature,
                 draw.params.top_k or vocab_size,
                 draw.params.top_p,
+                draw.params.min_p,
                 uniform(draw.seed, draw.position),
             )
             for draw in draws
@@ -122,12 +165,14 @@ def _draw(scores: Tensor, draws: Sequence[Draw], num_candidates: int) -> Tensor:
         torch.float64,
         scores.device,
     )
-    temperature, top_k, top_p, uniforms = (column[:, None] for column in settings.unbind(dim=1))
+    temperature, top_k, top_p, min_p, uniforms = (column[:, None] for column in settings.unbind(dim=1))
     top_k = top_k.long().clamp(max=vocab_size)
 
     values, order = ranked(scores) if is_whole else scores.topk(num_candidates, dim=1)
     # The maximum is taken off first, so that a tiny temperature gives 0 and -inf and never inf - inf.
     peak = values[:, :1].double()
+    if any(draw.params.min_p > 0 for draw in draws):
+        top_k = top_k.minimum((scores >= peak + temperature * min_p.log()).sum(dim=1, keepdim=True))
     weights = ((values.double() - peak) / temperature).exp()
     cumulative = weights.cumsum(dim=1)
     if is_whole:

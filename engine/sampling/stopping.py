@@ -2,8 +2,8 @@
 
 A memory cannot be rewound, so the question is asked between sampling and feeding. Stop strings are looked for in the
 bytes of the whole answer, across token borders, as if the bytes came one at a time: the first that is complete ends it.
-Bytes that may be the beginning of one are held back until they cannot be any more. What happens to the state is the
-core's affair; this file knows no tensors.
+Bytes that may be the beginning of one are held back until they cannot be any more. A stop token ends an answer as a
+stop string would that is all of it. What happens to the state is the core's affair; this file knows no tensors.
 """
 
 from bisect import bisect_right
@@ -41,6 +41,7 @@ class Stopping:
     ) -> None:
         self._params = params
         self._stops = [stop.encode("utf-8") for stop in params.stop]
+        self._stop_token_ids = frozenset(params.stop_token_ids)
         self._end_token_id = end_token_id
         self._token_bytes = token_bytes
         self._opening = opening
@@ -62,10 +63,17 @@ class Stopping:
             return None
         return self._token_at(self._num_released_bytes)
 
+    def num_whole_tokens(self, num_unshown_bytes: int = 0) -> int:
+        """How many tokens have all of their bytes among those released, but for the last `num_unshown_bytes`."""
+        num_shown = self._num_released_bytes - num_unshown_bytes
+        return len(self._token_starts) if num_shown == len(self._answer) else self._token_at(num_shown)
+
     def accept(self, token_id: int) -> Verdict:
         """Judges the token that was just sampled and is not fed yet."""
         if token_id == self._end_token_id:
             return Verdict(self.release_all(), FinishReason.STOP)
+        if token_id in self._stop_token_ids and len(self._token_starts) >= self._params.min_tokens:
+            return Verdict(self.release_all(), FinishReason.STOP, Cut(len(self._token_starts), b""))
         self._token_starts.append(len(self._answer))
         self._answer += self._bytes_of(token_id)
         if len(self._token_starts) < self._params.min_tokens:
@@ -75,10 +83,11 @@ class Stopping:
         if match_start is not None:
             first_hidden = self._token_at(match_start)
             visible = bytes(self._answer[self._token_starts[first_hidden] : match_start])
-            if visible and first_hidden == 0 and self._has_opening:
-                visible = self._opening + visible
             # What is hidden must not be released later either.
             del self._answer[match_start:]
+            del self._token_starts[first_hidden + (visible != b"") :]
+            if visible and first_hidden == 0 and self._has_opening:
+                visible = self._opening + visible
             return Verdict(self.release_all(), FinishReason.STOP, Cut(first_hidden, visible))
         if len(self._token_starts) >= self._params.max_tokens:
             return Verdict(self.release_all(), FinishReason.LENGTH)

@@ -14,10 +14,18 @@ def chat_token_ids(
     tokenizer: Tokenizer, chat_format: ChatFormat, messages: Sequence[Message], *, is_first: bool
 ) -> list[int]:
     """Messages in their frames, and the beginning of the answer's."""
+    token_ids = message_token_ids(tokenizer, chat_format, messages, is_first=is_first)
+    token_ids.extend(chat_format.generation_prompt(tokenizer))
+    return token_ids
+
+
+def message_token_ids(
+    tokenizer: Tokenizer, chat_format: ChatFormat, messages: Sequence[Message], *, is_first: bool
+) -> list[int]:
+    """Messages in their frames, whole."""
     token_ids = chat_format.session_start(tokenizer) if is_first else []
     for message in messages:
         token_ids.extend(chat_format.message(tokenizer, message.role, message.content))
-    token_ids.extend(chat_format.generation_prompt(tokenizer))
     return token_ids
 
 

@@ -12,8 +12,10 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from engine.engine import Engine
+from engine.sampling.logprobs import TokenLogprob
 from engine.sampling.sampling_params import SamplingParams
 from engine.sequence import DEFAULT_TENANT, FinishReason, Sequence, SequenceOutput, SequenceState
+from engine.sessions.beginnings import Branch, NewSession
 from engine.sessions.committed import CommittedSessions
 from engine.sessions.host_copies import LoadedSession
 from engine.sessions.ledger import ASSISTANT, History, Message, Reading, extend_ledger, message_digest
@@ -22,7 +24,7 @@ from engine.sessions.shielding import finish_even_if_cancelled
 from engine.sessions.stored_turns import RequestIdentity, StoredTurn, StoredTurns
 from engine.sessions.token_logs import Fed
 from engine.snapshots.snapshot import SessionRecord
-from engine.stores.base import SessionKey
+from engine.stores.base import Buffer, Generation, Head, SessionKey
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +36,9 @@ class TurnRequest:
     session: None is a stateless turn.   if_match: the version that the client believes to be committed.
     may_rewind: messages that depart from the ledger go back to the last kept version that they continue.
     digest: of everything that makes this request what it is.   is_retry: the client's library says that it retries.
+    may_begin: an absent session is begun; False is for one that must be there.
+    begins: the session must be new, and this is how it begins; without a session, what is known to begin with.
+    branch: the turn goes on from that version.
     note: recorded with the stored turn.   num_choices: answers to the same prompt, which is read once.
     tenant: who asks; the session's, where there is one.
     """
@@ -47,6 +52,9 @@ class TurnRequest:
     may_rewind: bool = False
     read_only: bool = False
     if_match: int | None = None
+    may_begin: bool = True
+    begins: NewSession | None = None
+    branch: Branch | None = None
     idempotency_key: str | None = None
     is_retry: bool = False
     note: Mapping[str, Any] = field(default_factory=dict)
@@ -84,10 +92,12 @@ class CommittedSession:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """One choice, as it ended."""
+    """One choice, as it ended. logprobs: of its tokens, when the request asks for them; those that a stop string hid
+    are not among them."""
 
     text: str
     finish_reason: FinishReason
+    logprobs: tuple[TokenLogprob, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +111,18 @@ class Usage:
     num_written_tokens: int
 
 
+@dataclass(frozen=True, slots=True)
+class Since:
+    """Which version a turn starts from, when that is not the committed one of its session.
+
+    is_branch: it is another session's.   log: what a new session takes along of that one's token log.
+    """
+
+    generation: Generation
+    is_branch: bool = False
+    log: Buffer | None = None
+
+
 class Turn:
     """Made by the session manager, inside the session's lease."""
 
@@ -112,25 +134,32 @@ class Turn:
         base: LoadedSession | None,
         engine: Engine,
         committed: CommittedSessions,
-        rewound_to: int | None = None,
+        since: Since | None = None,
     ) -> None:
-        """sequences: one a prompt.   base: what the turn starts from, under the head that it will replace; of another
-        version when `rewound_to` says which."""
+        """sequences: one a prompt.   base: what the turn starts from, under the head that it will replace, unless
+        `since` says otherwise."""
         self._request = request
         self._reading = reading
         self._sequences = sequences
         self._base = base
         self._engine = engine
         self._committed = committed
-        self._rewound_to = rewound_to
+        self._since = since
         self._texts = [""] * request.num_answers
+        self._logprobs: list[list[TokenLogprob]] = [[] for _ in self._texts]
         # Of each answer, the latest.
         self._outputs: dict[int, SequenceOutput] = {}
         self._is_committed = False
 
     @property
+    def session_id(self) -> str | None:
+        """Of the session that this turn will be a part of."""
+        session = self._request.session
+        return session.session_id if session is not None and self._request.writes else None
+
+    @property
     def base_version(self) -> int:
-        return 0 if self._base is None else self._base.head.version
+        return 0 if self._head is None else self._head.version
 
     @property
     def text(self) -> str:
@@ -144,8 +173,18 @@ class Turn:
         for index, text in enumerate(self._texts):
             reason = self._outputs[index].finish_reason
             assert reason is not None
-            answers.append(Answer(text, reason))
+            answers.append(Answer(text, reason, tuple(self._logprobs[index])))
         return tuple(answers)
+
+    @property
+    def prompt_logprobs(self) -> tuple[TokenLogprob | None, ...] | None:
+        """As `SequenceOutput` has them, once anything was said."""
+        return self._outputs[0].prompt_logprobs
+
+    @property
+    def num_new_tokens(self) -> int:
+        """Of the prompts: what the turn feeds, beside what it may generate."""
+        return sum(len(sequence.prompt_token_ids) for sequence in self._sequences)
 
     @property
     def usage(self) -> Usage:
@@ -169,6 +208,7 @@ class Turn:
                 if not self._outputs:
                     self._committed.resumed(self._base, output.resume)
                 self._texts[index] += output.text
+                self._logprobs[index] += output.logprobs
                 self._outputs[index] = output
                 yield index, output
 
@@ -184,7 +224,7 @@ class Turn:
             committed=writes,
             durability=self._committed.durability,
             position=self._state.position if writes else self._base_position,
-            rewound_to=self._rewound_to,
+            rewound_to=None if self._since is None or self._since.is_branch else self._since.generation.version,
         )
 
     async def commit(self, response: Mapping[str, Any]) -> None:
@@ -209,12 +249,15 @@ class Turn:
             open_ingest=None,
         )
         turn = StoredTurn(self.base_version + 1, request.idempotency_key, request.digest, response, request.note)
-        stored = (base.stored if base and base.stored else StoredTurns()).with_turn(turn)
-        stored = replace(stored, tokens_digest=new.state.tokens_digest.hex())
-        head = None if base is None else base.head
-        since = None if head is None else head.find(self._rewound_to)
-        fed = Fed(fed_token_ids, entries, since=since)
-        await finish_even_if_cancelled(self._committed.commit(request.session, head, new, stored, fed))
+        stored = base.stored if base and base.stored else StoredTurns()
+        fed = Fed(fed_token_ids, entries)
+        if self._since is not None:
+            fed = replace(fed, since=self._since.generation, log=self._since.log)
+            if self._since.is_branch:
+                stored = stored.forked(request.session.session_id)
+        stored = replace(stored.with_turn(turn), tokens_digest=new.state.tokens_digest.hex())
+        commit = self._committed.commit(request.session, self._head, new, stored, fed, request.begins)
+        await finish_even_if_cancelled(commit)
         self._is_committed = True
 
     def close(self) -> None:
@@ -222,6 +265,12 @@ class Turn:
         for index, output in self._outputs.items():
             if output.state is not None and not (index == 0 and self._is_committed):
                 self._engine.forget(output.state)
+
+    @property
+    def _head(self) -> Head | None:
+        """What the commit replaces."""
+        is_new = self._base is None or (self._since is not None and self._since.is_branch)
+        return None if is_new or self._base is None else self._base.head
 
     @property
     def _base_position(self) -> int:

@@ -51,7 +51,7 @@ class Head:
     """The committed generation of a session, and what may be told about the session without loading it.
 
     kept: generations from before it that can still be loaded, newest first.
-    revision: counts the changes of the head that were no commits: names given and taken.
+    revision: counts the changes of the head that were no commits: names given and taken, other metadata.
     log_id: what the token log is stored under; None without one.
     """
 

@@ -4,7 +4,7 @@ Every store decides by these functions, inside its own atomic step.
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from engine.errors import InvalidRequest, VersionNotFound
@@ -82,6 +82,11 @@ def renamed_head(head: Head, version: int, name: str | None, num_kept: int) -> H
             raise InvalidRequest(f"a session has at most {MAX_NUM_NAMED} named versions", "name")
     committed, *kept = (replace(g, name=name) if g is generation else g for g in head.generations)
     return replace(head, committed=committed, kept=_retained(kept, num_kept), revision=head.revision + 1)
+
+
+def described_head(head: Head, metadata: Mapping[str, str]) -> Head:
+    """The head after its session was given other metadata."""
+    return replace(head, metadata=dict(metadata), revision=head.revision + 1)
 
 
 def is_unchanged(base: Head | None, current: Head | None) -> bool:

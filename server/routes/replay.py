@@ -15,6 +15,7 @@ from starlette.responses import JSONResponse, Response
 from engine.sessions import ReplayProgress, ReplayRequest, ReplayResult
 from server.dependencies import if_match, path_session, request_identity, runtime_of
 from server.disconnect import run_until_disconnect
+from server.paying import paid
 from server.progress import progress_stream
 from server.runtime import Runtime
 from server.session_answer import session_headers, session_object
@@ -29,7 +30,7 @@ async def replay_session(request: Request) -> Response:
     runtime = runtime_of(request)
     key, version = path_session(request), if_match(request)
     identity = request_identity(request, "replay", {"session_id": key.session_id})
-    steps = _run(runtime, ReplayRequest(key, version, identity))
+    steps = paid(request, _run(runtime, ReplayRequest(key, version, identity)))
     if MEDIA_TYPE in request.headers.get("accept", ""):
         return await progress_stream(request, latest(steps), _body, {"X-Session-Id": key.session_id})
     result = await run_until_disconnect(request.receive, _result(steps))

@@ -21,6 +21,7 @@ from server.bodies import cut_in_pieces, media_type, read_json, read_pieces
 from server.dependencies import idempotency_key, if_match, path_session, runtime_of
 from server.errors import UnsupportedMediaType
 from server.middleware import RequestContext
+from server.paying import paid
 from server.progress import progress_stream
 from server.runtime import Runtime
 from server.schemas import IngestTextRequest, request_body, validate
@@ -92,7 +93,7 @@ async def ingest(request: Request, document_id: DocumentId = None, offset: Offse
         if_match=if_match(request),
     )
     pieces = await _pieces(request, runtime)
-    steps = _run(runtime, wanted, pieces, RequestContext.of(request).note)
+    steps = paid(request, _run(runtime, wanted, pieces, RequestContext.of(request).note))
     if MEDIA_TYPE in request.headers.get("accept", ""):
         headers = {"X-Session-Id": key.session_id}
         return await progress_stream(request, latest(steps), _body, headers, watches=False)

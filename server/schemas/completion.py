@@ -6,7 +6,7 @@ from pydantic import PlainValidator
 
 from engine.errors import EmptyPrompt, InvalidRequest
 from engine.sessions import Prompt
-from server.schemas.generation import GenerationRequest
+from server.schemas.generation import ChoicesRequest
 
 
 def _prompts(value: Any) -> tuple[Prompt, ...]:
@@ -44,7 +44,7 @@ Prompts = Annotated[
 ]
 
 
-class CompletionRequest(GenerationRequest):
+class CompletionRequest(ChoicesRequest):
     """POST /v1/completions."""
 
     prompt: Prompts

@@ -15,6 +15,9 @@ from server.strict_json import canonical
 DEFAULT_MAX_TOKENS = 512
 MAX_NUM_CHOICES = 16
 
+# JSON's names are strings.
+TokenName = Annotated[str, StringConstraints(pattern=r"^[0-9]{1,9}$")]
+
 
 class StreamOptions(Body):
     include_usage: bool | None = None
@@ -25,14 +28,17 @@ class GenerationRequest(Body):
 
     model: str | None = None
     stream: bool | None = None
-    stream_options: StreamOptions | None = None
-    max_tokens: int | None = None
-    n: Annotated[int, Field(ge=1, le=MAX_NUM_CHOICES)] | None = None
     temperature: float | None = None
     top_p: float | None = None
     top_k: Annotated[int, Field(lt=2**63)] | None = None
+    min_p: float | None = None
+    presence_penalty: float | None = None
+    frequency_penalty: float | None = None
+    repetition_penalty: float | None = None
+    logit_bias: dict[TokenName, float] | None = None
     seed: int | None = None
     stop: str | list[str] | None = None
+    stop_token_ids: list[int] | None = None
     ignore_eos: bool | None = None
     min_tokens: int | None = None
     user: Annotated[str, StringConstraints(max_length=512)] | None = None
@@ -41,13 +47,9 @@ class GenerationRequest(Body):
     read_only: bool | None = None
 
     @property
-    def includes_usage(self) -> bool:
-        return self.stream_options is not None and bool(self.stream_options.include_usage)
-
-    @property
     def num_choices(self) -> int:
         """To each prompt."""
-        return self.n or 1
+        return 1
 
     @property
     def num_answers(self) -> int:
@@ -62,8 +64,14 @@ class GenerationRequest(Body):
             top_p=1.0 if self.top_p is None else self.top_p,
             # 0 and -1 are how vLLM's clients say "all of them".
             top_k=None if self.top_k in (None, 0, -1) else self.top_k,
+            min_p=self.min_p or 0.0,
+            presence_penalty=self.presence_penalty or 0.0,
+            frequency_penalty=self.frequency_penalty or 0.0,
+            repetition_penalty=1.0 if self.repetition_penalty is None else self.repetition_penalty,
+            logit_bias=tuple((int(name), bias) for name, bias in (self.logit_bias or {}).items()),
             seed=self.seed,
             stop=(self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ()),
+            stop_token_ids=tuple(self.stop_token_ids or ()),
             ignore_eos=bool(self.ignore_eos),
             min_tokens=self.min_tokens or 0,
         )
@@ -82,4 +90,23 @@ class GenerationRequest(Body):
 
     def _max_tokens(self) -> tuple[str, int | None]:
         """The limit that is asked for, after the field that asks for it."""
+        raise NotImplementedError
+
+
+class ChoicesRequest(GenerationRequest):
+    """The fields of requests that are answered with choices."""
+
+    stream_options: StreamOptions | None = None
+    max_tokens: int | None = None
+    n: Annotated[int, Field(ge=1, le=MAX_NUM_CHOICES)] | None = None
+
+    @property
+    def includes_usage(self) -> bool:
+        return self.stream_options is not None and bool(self.stream_options.include_usage)
+
+    @property
+    def num_choices(self) -> int:
+        return self.n or 1
+
+    def _max_tokens(self) -> tuple[str, int | None]:
         return "max_tokens", self.max_tokens

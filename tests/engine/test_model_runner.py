@@ -21,10 +21,10 @@ def runner_with_pool(num_slots: int = 4) -> tuple[ModelRunner, StatePool]:
 def test_a_piece_in_a_ragged_batch_gives_what_it_gives_alone() -> None:
     with torch.inference_mode():
         runner, pool = runner_with_pool()
-        together, _ = runner.prefill([2, 0, 3], PIECES)
+        together = runner.prefill([2, 0, 3], PIECES).logits
         alone_runner, alone_pool = runner_with_pool()
         for row, (slot, piece) in enumerate(zip([2, 0, 3], PIECES, strict=True)):
-            alone, _ = alone_runner.prefill([slot], [piece])
+            alone = alone_runner.prefill([slot], [piece]).logits
             torch.testing.assert_close(together[row], alone[0], rtol=1e-9, atol=1e-9)
         expected = alone_pool.read([0, 1, 2, 3]).named_tensors()
         for name, tensor in pool.read([0, 1, 2, 3]).named_tensors().items():
@@ -34,7 +34,7 @@ def test_a_piece_in_a_ragged_batch_gives_what_it_gives_alone() -> None:
 def test_decoding_tokens_gives_what_prefilling_them_gives() -> None:
     with torch.inference_mode():
         runner, pool = runner_with_pool()
-        expected, _ = runner.prefill([1, 2], [PIECES[0], PIECES[2]])
+        expected = runner.prefill([1, 2], [PIECES[0], PIECES[2]]).logits
         for position in range(7):
             slots = [0, 3] if position < 4 else [0]
             ids = [PIECES[0][position], *PIECES[2][position : position + 1]]

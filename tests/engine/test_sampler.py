@@ -25,9 +25,13 @@ def draw(position: int = 0, seed: int = 7, can_end: bool = True, **params: Any) 
     return Draw(SamplingParams(**params), seed, position, can_end)
 
 
+def sample(rows: Tensor, draws: list[Draw]) -> list[int | None]:
+    return sampler().sample(rows, draws).token_ids
+
+
 def frequencies(row: Tensor, num_draws: int, **params: Any) -> list[float]:
     draws = [draw(position, **params) for position in range(num_draws)]
-    token_ids = sampler().sample(row.expand(num_draws, -1), draws)
+    token_ids = sample(row.expand(num_draws, -1), draws)
     return [token_ids.count(token_id) / num_draws for token_id in range(VOCAB_SIZE)]
 
 
@@ -94,45 +98,45 @@ def test_a_row_draws_the_same_token_alone_and_among_any_neighbours() -> None:
     draws = [
         draw(position=i, seed=i % 3, temperature=(0.0, 0.7, 1.5)[i % 3], top_p=(1.0, 0.8)[i % 2]) for i in range(8)
     ]
-    together = sampler().sample(rows, draws)
-    assert together == [sampler().sample(rows[i : i + 1], [draws[i]])[0] for i in range(8)]
-    backwards = sampler().sample(rows.flip(0), draws[::-1])
+    together = sample(rows, draws)
+    assert together == [sample(rows[i : i + 1], [draws[i]])[0] for i in range(8)]
+    backwards = sample(rows.flip(0), draws[::-1])
     assert together == backwards[::-1]
 
 
 def test_seed_and_position_both_decide() -> None:
     row = torch.zeros(64, VOCAB_SIZE)
-    by_position = sampler().sample(row, [draw(position=i) for i in range(64)])
-    by_seed = sampler().sample(row, [draw(seed=i) for i in range(64)])
+    by_position = sample(row, [draw(position=i) for i in range(64)])
+    by_seed = sample(row, [draw(seed=i) for i in range(64)])
     assert len(set(by_position)) > 5
     assert len(set(by_seed)) > 5
-    assert by_position == sampler().sample(row, [draw(position=i) for i in range(64)])
+    assert by_position == sample(row, [draw(position=i) for i in range(64)])
 
 
 def test_greedy_takes_the_most_likely_token_that_may_be_said() -> None:
     row = logits()
     row[0, 0], row[0, END], row[0, 5] = 50.0, 40.0, 30.0
-    assert sampler().sample(row, [draw(temperature=0)]) == [END]
-    assert sampler().sample(row, [draw(temperature=0, can_end=False)]) == [5]
+    assert sample(row, [draw(temperature=0)]) == [END]
+    assert sample(row, [draw(temperature=0, can_end=False)]) == [5]
 
 
 def test_a_temperature_near_nothing_is_greedy_and_not_a_number_all_the_same() -> None:
     row = logits()
     row[0, 5] = 30.0
-    assert sampler().sample(row, [draw(temperature=1e-300)]) == [5]
+    assert sample(row, [draw(temperature=1e-300)]) == [5]
 
 
 def test_a_row_that_is_not_finite_gives_none_and_leaves_its_neighbours_alone() -> None:
     rows = logits(3)
-    expected = sampler().sample(rows, [draw()] * 3)
+    expected = sample(rows, [draw()] * 3)
     rows[1, 4] = math.nan
-    assert sampler().sample(rows, [draw()] * 3) == [expected[0], None, expected[2]]
+    assert sample(rows, [draw()] * 3) == [expected[0], None, expected[2]]
     rows[1, 4] = math.inf
-    assert sampler().sample(rows, [draw(temperature=0)] * 3)[1] is None
+    assert sample(rows, [draw(temperature=0)] * 3)[1] is None
 
 
 def test_sampling_leaves_the_logits_as_they_were() -> None:
     rows = logits(2).double()
     before = rows.clone()
-    sampler().sample(rows, [draw(), draw(can_end=False)])
+    sample(rows, [draw(), draw(can_end=False)])
     assert torch.equal(rows, before)

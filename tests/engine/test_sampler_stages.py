@@ -54,7 +54,7 @@ def test_every_draw_is_what_the_definition_says(kind: str, top_k: int | None, to
         Draw(SamplingParams(temperature=(1.0, 0.7)[row % 2], top_k=top_k, top_p=top_p), 5, row, can_end=row % 3 > 0)
         for row in range(NUM_ROWS)
     ]
-    drawn = Sampler(VOCAB_SIZE, END, SILENT, torch.device("cpu")).sample(logits, draws)
+    drawn = Sampler(VOCAB_SIZE, END, SILENT, torch.device("cpu")).sample(logits, draws).token_ids
     assert drawn == [reference(row, draw) for row, draw in zip(logits, draws, strict=True)]
 
 
@@ -62,7 +62,8 @@ def test_logits_of_64_bits_draw_what_the_same_ones_of_32_bits_do() -> None:
     sampler = Sampler(VOCAB_SIZE, END, SILENT, torch.device("cpu"))
     draws = [Draw(SamplingParams(top_p=(1.0, 0.9)[row % 2]), 5, row, can_end=False) for row in range(NUM_ROWS)]
     for kind in ("peaked", "middling", "flat", "tied"):
-        assert sampler.sample(rows_of(kind), draws) == sampler.sample(rows_of(kind).double(), draws)
+        as_64_bits = sampler.sample(rows_of(kind).double(), draws)
+        assert sampler.sample(rows_of(kind), draws) == as_64_bits
 
 
 def test_rows_of_all_kinds_draw_together_what_they_draw_alone() -> None:
@@ -73,8 +74,8 @@ def test_rows_of_all_kinds_draw_together_what_they_draw_alone() -> None:
         Draw(SamplingParams(temperature=(0.0, 1.0)[row % 2], top_p=(1.0, 0.9)[row % 5 == 0]), row, 9, can_end=True)
         for row in range(len(rows))
     ]
-    together = sampler.sample(rows, draws)
-    assert together == [sampler.sample(rows[i : i + 1], [draws[i]])[0] for i in range(len(rows))]
+    together = sampler.sample(rows, draws).token_ids
+    assert together == [sampler.sample(rows[i : i + 1], [draws[i]]).token_ids[0] for i in range(len(rows))]
     assert [row for row, token_id in enumerate(together) if token_id is None] == [4]
 
 
@@ -84,5 +85,5 @@ def test_a_row_with_fewer_tokens_that_may_be_said_than_candidates_draws_one_of_t
     # What is infinite comes from nowhere but the sampler's own filter.
     finite = logits.clamp(min=-1e30)
     draws = [Draw(SamplingParams(), 1, row, can_end=True) for row in range(NUM_ROWS)]
-    drawn = Sampler(VOCAB_SIZE, END, SILENT, torch.device("cpu")).sample(finite, draws)
+    drawn = Sampler(VOCAB_SIZE, END, SILENT, torch.device("cpu")).sample(finite, draws).token_ids
     assert set(drawn) == {100, 101, 102, 103, 104}
