@@ -79,6 +79,7 @@ def test_a_turn_leaves_a_line_with_its_tokens_and_times_and_without_its_words(
         "logger": "server.requests",
         "message": "request",
         "request_id": response.headers["x-request-id"],
+        "client": "127.0.0.1",
         "tenant": "default",
         "method": "POST",
         "route": "/v1/chat/completions",
