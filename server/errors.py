@@ -62,6 +62,22 @@ class UnsupportedOperation(errors.InvalidRequest):
     code: ClassVar[str] = "unsupported_operation"
 
 
+class RateLimited(errors.Unavailable):
+    """The caller has asked for as much as it may; it may ask again after `retry_after` seconds."""
+
+    code: ClassVar[str] = "rate_limited"
+
+
+class RequestTooCostly(HttpError):
+    """More than the caller's limit ever allows at once."""
+
+    code: ClassVar[str] = "rate_limited"
+
+
+class TooManyConnections(errors.Unavailable):
+    code: ClassVar[str] = "too_many_connections"
+
+
 @dataclass(frozen=True, slots=True)
 class _Rule:
     """may_retry: False tells the client's library to leave it; None lets the status speak."""
@@ -85,6 +101,7 @@ _RULES: dict[type[Exception], _Rule] = {
     errors.SessionBusy: _Rule(409),
     errors.SessionDiverged: _Rule(409, may_retry=False),
     errors.SessionExists: _Rule(409, may_retry=False),
+    errors.TurnStays: _Rule(409, may_retry=False),
     errors.IngestOpen: _Rule(409, may_retry=False),
     errors.IngestOffset: _Rule(409, may_retry=False),
     errors.IdempotencyMismatch: _Rule(409, may_retry=False),
@@ -96,6 +113,8 @@ _RULES: dict[type[Exception], _Rule] = {
     errors.InvalidState: _Rule(422, may_retry=False),
     errors.StateTooNew: _Rule(422, may_retry=False),
     errors.QueueFull: _Rule(429),
+    RateLimited: _Rule(429),
+    RequestTooCostly: _Rule(429, may_retry=False),
     errors.MemoryDiverged: _Rule(500, may_retry=False),
     errors.StateCorrupt: _Rule(500, may_retry=False),
     errors.Unavailable: _Rule(503),

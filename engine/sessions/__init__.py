@@ -1,7 +1,7 @@
 """Sessions: a conversation's durable memory, and the transactions on it (SESSIONS.md)."""
 
 from engine.sessions.beginnings import Branch, NewSession
-from engine.sessions.ingest import IngestProgress, IngestRequest, IngestResult
+from engine.sessions.ingest import IngestProgress, IngestRequest, IngestResult, RepeatedIngest
 from engine.sessions.learning import LearnRequest
 from engine.sessions.ledger import History, Message
 from engine.sessions.manager import SessionConfig, SessionManager
@@ -26,6 +26,7 @@ __all__ = [
     "Message",
     "NewSession",
     "Prompt",
+    "RepeatedIngest",
     "ReplayProgress",
     "ReplayRequest",
     "ReplayResult",
