@@ -70,8 +70,12 @@ def test_a_parameter_at_its_borders_is_served_or_refused_by_name(client: httpx.C
     before = session_of(client, f"extreme-{name}")
     statuses = []
     for value in [*EXTREMES[name], *OTHERS]:
-        fields = {"max_tokens": None, "max_completion_tokens": 2, "session_id": f"extreme-{name}", "read_only": True}
-        answer = ask(client, "b", **{**fields, "logprobs": True if name == "top_logprobs" else None, name: value})
+        fields: dict[str, Any] = {"session_id": f"extreme-{name}", "read_only": True, "max_tokens": 2, name: value}
+        if name == "max_completion_tokens":
+            fields["max_tokens"] = None
+        elif name == "top_logprobs":
+            fields["logprobs"] = True
+        answer = ask(client, "b", **fields)
         statuses.append(answer.status_code)
         if answer.status_code == 200:
             choices = answer.json()["choices"]
@@ -81,7 +85,7 @@ def test_a_parameter_at_its_borders_is_served_or_refused_by_name(client: httpx.C
             assert answer.status_code == 400, (value, answer.text)
             param = answer.json()["error"]["param"]
             assert param is not None, (value, answer.text)
-            assert param.split("[")[0].split(".")[0] in (name, "logprobs", "max_completion_tokens"), (
+            assert param.split("[")[0].split(".")[0] in (name, "logprobs", "min_tokens"), (
                 value,
                 answer.text,
             )
