@@ -84,8 +84,8 @@ class GenerationRequest(Body):
         param, value = self._max_tokens()
         if value is None:
             return min(DEFAULT_MAX_TOKENS, limit)
-        if value > limit:
-            raise InvalidRequest(f"{param} is at most {limit} here", param=param)
+        if not 1 <= value <= limit:
+            raise InvalidRequest(f"{param} is between 1 and {limit} here", param=param)
         return value
 
     def _max_tokens(self) -> tuple[str, int | None]:
