@@ -188,10 +188,15 @@ def _pick(x: Tensor, index: Tensor) -> Tensor:
     return x.gather(2, index[:, None, :, None].expand(-1, x.shape[1], -1, x.shape[3]))
 
 
+def rotary_frequencies(head_width: int, base: float, device: torch.device | None = None) -> Tensor:
+    """How far each pair of a head turns from one position to the next, in float64: [head_width / 2]."""
+    steps = torch.arange(0, head_width, 2, device=device, dtype=torch.float64)
+    return base ** (-steps / head_width)
+
+
 def rotary_angles(position: Tensor, num_new: int, head_width: int, base: float) -> Tensor:
     """Angles of the tokens at position int64 [B] and the next ones, in float64: [B, T, 1, head_width / 2]."""
-    steps = torch.arange(0, head_width, 2, device=position.device, dtype=torch.float64)
-    frequencies = base ** (-steps / head_width)
+    frequencies = rotary_frequencies(head_width, base, position.device)
     positions = position[:, None] + torch.arange(num_new, device=position.device)
     return (positions.double()[..., None] * frequencies)[:, :, None]
 

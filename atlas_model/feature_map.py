@@ -125,13 +125,13 @@ class FeatureMap(nn.Module):
             for factor in others:
                 first = first * factor
             parts.append(first)
-        features = torch.cat(parts, dim=-1) * self._feature_roots()
+        features = torch.cat(parts, dim=-1) * self.feature_roots()
         if not self.has_unit_norm:
             return features
         length: Tensor = torch.linalg.vector_norm(features, dim=-1, keepdim=True)
         return features / length.clamp(min=_LEAST_LENGTH)
 
-    def _feature_roots(self) -> Tensor:
+    def feature_roots(self) -> Tensor:
         """What each feature is multiplied by before it is scaled to length 1, [H, num_features]."""
         roots: Tensor = self.coefficient_roots.mT.index_select(1, self.feature_degrees)
         return roots.mul(self.multiplicities.sqrt())

@@ -104,6 +104,12 @@ class GateMaps(nn.Module):
         """The largest inner_lr of each head, [H]."""
         return self.log_max_inner_lr.exp()
 
+    @property
+    def largest(self) -> Tensor:
+        """What each of the linear map's outputs is worth where it is quite open, [4 H]."""
+        ones = torch.ones_like(self.log_max_inner_lr)
+        return torch.cat([ones, self.global_retention, self.max_inner_lr, ones * self.max_momentum_decay])
+
     def forward(self, x: Tensor, queries: Tensor, keys: Tensor) -> Gates:
         parts = [x, queries.transpose(1, 2).flatten(2), keys.transpose(1, 2).flatten(2)]
         # Part by part: they are wide, and what comes of them is not.
@@ -127,10 +133,7 @@ class GateMaps(nn.Module):
     def step(self, x: Tensor, queries: Tensor, keys: Tensor) -> Tensor:
         """One token a row: [B, width], queries and keys [B, H, 1, key_width] -> the gates stacked, [B, H, 4]."""
         opened = hard_sigmoid(self.linear(torch.cat([x, queries.flatten(1), keys.flatten(1)], dim=-1)))
-        ones = torch.ones_like(self.log_max_inner_lr)
-        retention = self.global_retention
-        largest = torch.cat([ones, retention, self.max_inner_lr, ones * self.max_momentum_decay])
-        gates: Tensor = (opened * largest).unflatten(-1, (4, -1)).transpose(1, 2)
+        gates: Tensor = (opened * self.largest).unflatten(-1, (4, -1)).transpose(1, 2)
         if not self.decays:
             gates[..., 1] = 1.0
         return gates

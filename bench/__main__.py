@@ -22,6 +22,9 @@ ROOMS = {
         "compare": "the same stateless load on our server and on another one of OpenAI's kind, in turns",
         "http_cost": "what HTTP costs the server's processor per token, beside the engine",
     },
+    "wire": {
+        "event_cost": "what an event costs the server's processor when the engine costs nothing",
+    },
     "engine": {
         "throughput": "tokens a second of the engine alone, without HTTP",
         "roofline": "decode steps and prefill pieces beside the machine's limit",

@@ -38,12 +38,16 @@ def find_free_port() -> int:
 
 
 class ServerProcess:
-    """`python -m server` with the given environment; `ATLAS_*` of our own environment does not leak in."""
+    """`python -m server` with the given environment; `ATLAS_*` of our own environment does not leak in.
+
+    module: another one that takes `--host` and `--port` and answers `/ready`.
+    """
 
     def __init__(
         self,
         environment: Mapping[str, str],
         *,
+        module: str = "server",
         arguments: Sequence[str] = (),
         port: int | None = None,
         log_path: Path | None = None,
@@ -52,6 +56,7 @@ class ServerProcess:
         self.port = port if port is not None else find_free_port()
         self.base_url = f"http://{HOST}:{self.port}"
         self.ready_seconds = ready_seconds
+        self._module = module
         self._arguments = tuple(arguments)
         inherited = {name: value for name, value in os.environ.items() if not name.startswith("ATLAS_")}
         self._environment = {**inherited, "PYTHONUNBUFFERED": "1", **environment}
@@ -73,7 +78,9 @@ class ServerProcess:
 
     def another(self) -> ServerProcess:
         """A second process with the same settings on another port, not started."""
-        return ServerProcess(self._environment, arguments=self._arguments, ready_seconds=self.ready_seconds)
+        return ServerProcess(
+            self._environment, module=self._module, arguments=self._arguments, ready_seconds=self.ready_seconds
+        )
 
     @property
     def is_running(self) -> bool:
@@ -92,7 +99,7 @@ class ServerProcess:
     def launch(self) -> Self:
         """Start the process and do not wait: for those who want to see it fail, or not ready yet."""
         assert not self.is_running, "the server runs already"
-        command = [sys.executable, "-m", "server", "--host", HOST, "--port", str(self.port), *self._arguments]
+        command = [sys.executable, "-m", self._module, "--host", HOST, "--port", str(self.port), *self._arguments]
         with self.log_path.open("ab") as log:
             self._process = subprocess.Popen(command, env=self._environment, stdout=log, stderr=subprocess.STDOUT)
         return self

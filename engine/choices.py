@@ -38,6 +38,7 @@ def choices_from(prompt: Sequence, state: SequenceState, num_choices: int) -> li
             state,
             shares_state=True,
             leaves_state=prompt.leaves_state and choice == 0,
+            opening=prompt.opening,
             earlier_token_ids=prompt.prompt_token_ids[:-1],
             tenant=prompt.tenant,
             priority=prompt.priority,

@@ -7,6 +7,7 @@ from atlas_model.rounded_products import supports_bfloat16_products
 # Twice as long as an idle engine is silent.
 MIN_STEP_TIMEOUT_SECONDS = 2.0
 MATMUL_DTYPES = ("float32", "bfloat16")
+NATIVE_KERNELS = ("auto", "off", "require")
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +36,8 @@ class EngineConfig:
     device: where the model and the slots live.
     matmul_dtype: `bfloat16` makes the products of the model's dense layers in it, `float32` in the model's own dtype.
         States are the same in kind: one goes on under either setting.
+    native_kernels: `auto` computes decode steps by the native kernels where they cover the model and this machine can
+        compile them, `off` never, and `require` raises instead of doing without.
     max_pinned_num_bytes: on CUDA, host memory for states that are copied while the model runs.
     cuda_graphs: on CUDA, decode steps are captured at the start, one for each power of two of rows, and replayed.
     allow_tf32: on CUDA, products of float32 matrices may round their operands (see `numerics`).
@@ -55,6 +58,7 @@ class EngineConfig:
     num_threads: int | None = None
     device: str = "cpu"
     matmul_dtype: str = "float32"
+    native_kernels: str = "auto"
     max_pinned_num_bytes: int = 2**28
     cuda_graphs: bool = True
     allow_tf32: bool = False
@@ -71,6 +75,8 @@ class EngineConfig:
             raise ValueError(
                 f"matmul_dtype bfloat16: {self.device} has no instructions for it here (avx512_bf16, amx_bf16)"
             )
+        if self.native_kernels not in NATIVE_KERNELS:
+            raise ValueError(f"native_kernels must be one of {', '.join(NATIVE_KERNELS)}, not {self.native_kernels!r}")
         if self.step_timeout_seconds is not None and not self.step_timeout_seconds >= MIN_STEP_TIMEOUT_SECONDS:
             raise ValueError(
                 f"step_timeout_seconds must be at least {MIN_STEP_TIMEOUT_SECONDS:g}, not {self.step_timeout_seconds}"

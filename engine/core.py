@@ -20,10 +20,9 @@ from atlas_model.checkpoint import Checkpoint
 from atlas_model.packed_products import pack_products
 from atlas_model.rounded_products import round_products
 from atlas_model.shared_weights import with_shared_weights
-from atlas_model.text.chat_format import OPENING
 from atlas_model.upload import upload
 from engine.config import EngineConfig
-from engine.device.decode_graphs import DecodeGraphs, capture_cuda_graph
+from engine.device.decode_steps import choose_decode_step
 from engine.device.departures import Departures
 from engine.device.device_memory import free_cached_memory, is_out_of_memory
 from engine.device.model_runner import ModelRunner
@@ -68,10 +67,9 @@ class EngineCore:
             self._pool = StatePool(model.config, config.max_num_sequences, device)
             self._sampler = Sampler(self._vocab_size, self._end_token_id, silent, device)
             self._transfers = Transfers(model.config, device, config.max_pinned_num_bytes)
-            uses_graphs = device.type == "cuda" and config.cuda_graphs
-            graphs = DecodeGraphs(model, self._pool, capture_cuda_graph) if uses_graphs else None
+            step = choose_decode_step(model, self._pool, device, config)
         self._departures = Departures()
-        self._runner = ModelRunner(model, self._pool, device, graphs)
+        self._runner = ModelRunner(model, self._pool, device, step)
         self._device = device
         memory_chunk_sizes = model.config.memory_chunk_sizes or (model.config.memory.memory_chunk_size,)
         self._scheduler = Scheduler(config, max(memory_chunk_sizes))
@@ -115,7 +113,7 @@ class EngineCore:
             raise InvalidRequest(f"sequence {sequence.sequence_id} is already running")
         self._scheduler.add(sequence)
         params = sequence.params
-        stopping = None if params is None else Stopping(params, self._end_token_id, self._token_bytes, OPENING.encode())
+        stopping = None if params is None else Stopping(params, self._end_token_id, self._token_bytes, sequence.opening)
         seed = secrets.randbits(64) if params is None or params.seed is None else params.seed
         self._progress[sequence.sequence_id] = Progress(sequence, stopping, seed, time.monotonic())
 

@@ -111,31 +111,43 @@ class Engine:
                     yield output
 
     async def generate_choices(
-        self, prompt: Sequence, num_choices: int
+        self, prompts: list[Sequence], num_choices: int
     ) -> AsyncGenerator[tuple[int, SequenceOutput], None]:
-        """As `generate`, for several answers to one prompt, which is fed once: each output with its choice's number.
-        The caller holds `places` for them.
+        """As `generate`, for so many answers to each prompt, which is fed once: each output with its answer's number,
+        those to the first prompt first. The caller holds `places` for them.
 
-        The first choice is what `generate` would give, and the only one of several that leaves a state; what fails one
-        of them ends them all. More choices than slots take turns.
+        The first answer to a prompt is what `generate` would give, and the only one of several that leaves a state;
+        what fails one of them ends them all. More of them than slots take turns.
         """
         if num_choices == 1:
-            async with aclosing(self._run_all([prompt])) as outputs:
+            numbers = {prompt.sequence_id: number for number, prompt in enumerate(prompts)}
+            async with aclosing(self._run_all(prompts)) as outputs:
                 async for output in outputs:
-                    yield 0, output
+                    yield numbers[output.sequence_id], output
             return
-        self._core.check(prompt)
-        async with aclosing(self._run_all([shared_part(prompt)])) as outputs:
-            shared = [output async for output in outputs][-1]
-        assert shared.state is not None
-        choices = choices_from(prompt, shared.state, num_choices)
-        numbers = {choice.sequence_id: number for number, choice in enumerate(choices)}
+        for prompt in prompts:
+            self._core.check(prompt)
+        shared: dict[str, SequenceOutput] = {}
         try:
+            async with aclosing(self._run_all([shared_part(prompt) for prompt in prompts])) as outputs:
+                async for output in outputs:
+                    shared[output.sequence_id] = output
+            choices: list[Sequence] = []
+            told: dict[str, tuple[int, SequenceOutput]] = {}
+            for prompt in prompts:
+                of_prompt = shared[prompt.sequence_id]
+                assert of_prompt.state is not None
+                for choice in choices_from(prompt, of_prompt.state, num_choices):
+                    told[choice.sequence_id] = len(choices), of_prompt
+                    choices.append(choice)
             async with aclosing(self._run_all(choices)) as outputs:
                 async for output in outputs:
-                    yield numbers[output.sequence_id], as_if_alone(output, shared)
+                    number, of_prompt = told[output.sequence_id]
+                    yield number, as_if_alone(output, of_prompt)
         finally:
-            self.forget(shared.state)
+            for output in shared.values():
+                if output.state is not None:
+                    self.forget(output.state)
 
     async def feed(self, sequence: Sequence, *, has_begun: bool = False) -> SequenceOutput:
         """Feeds a sequence that has no sampling parameters; returns its last output, which holds the state.

@@ -134,6 +134,7 @@ class Sequence:
     token_ids: the new ids; `state.pending_token_ids` are put before them here.
     params: None only feeds (an ingest): it ends with `stop` and nothing pending when all is fed.
     state: None is a session that was fed nothing.
+    opening: where the answer begins with these bytes, they are fed and are no part of it.
     shares_state: others may start from this very state too, so that its row on the device is worth keeping.
     leaves_state: False when nobody will go on from where it ends: its last output has no state.
     earlier_token_ids: fed before these in the same call, by another sequence.
@@ -152,6 +153,7 @@ class Sequence:
         *,
         shares_state: bool = False,
         leaves_state: bool = True,
+        opening: bytes = b"",
         earlier_token_ids: Collection[int] = (),
         prompt_logprobs: int | None = None,
         next_prompt_token_id: int | None = None,
@@ -163,6 +165,7 @@ class Sequence:
         self.state = state
         self.shares_state = shares_state
         self.leaves_state = leaves_state
+        self.opening = opening
         self.earlier_token_ids = earlier_token_ids
         self.prompt_logprobs = params.prompt_logprobs if params and prompt_logprobs is None else prompt_logprobs
         self.tenant = tenant

@@ -18,7 +18,7 @@ from engine import failpoints
 from engine.errors import AtlasError
 from server.app import create_app
 from server.config import ConfigError, ServerConfig
-from server.http_protocol import BoundedHttpProtocol
+from server.http_protocol import ConnectionLimits, bounded_protocol, most_connections
 from server.keys_file import KeysFileError
 from server.runtime import Runtime
 
@@ -36,17 +36,25 @@ class DrainingServer(uvicorn.Server):
         self._tasks: list[asyncio.Task[None]] = []
         self._loop: asyncio.AbstractEventLoop | None = None
         self._is_draining = False
+        limits = ConnectionLimits(
+            head_seconds=config.head_timeout_seconds,
+            stall_seconds=config.body_timeout_seconds,
+            max_num_connections=config.max_connections or most_connections(),
+        )
         super().__init__(
             uvicorn.Config(
                 create_app(self.runtime),
                 host=config.host,
                 port=config.port,
-                http=BoundedHttpProtocol,
+                http=bounded_protocol(limits),
                 ws="none",
                 lifespan="on",
                 log_config=None,
                 access_log=False,
                 server_header=False,
+                # Its own default believes whoever connects from this machine.
+                proxy_headers=config.forwarded_allow_ips is not None,
+                forwarded_allow_ips=config.forwarded_allow_ips,
                 timeout_keep_alive=KEEP_ALIVE_SECONDS,
                 timeout_graceful_shutdown=CLOSE_SECONDS,
             )
@@ -68,7 +76,8 @@ class DrainingServer(uvicorn.Server):
         self._tasks.append(asyncio.create_task(self._drain()))
 
     async def _drain(self) -> None:
-        await self.runtime.drain()
+        if not await self.runtime.drain():
+            self.force_exit = True
         self.should_exit = True
 
     async def _announce(self) -> None:
@@ -89,21 +98,22 @@ class DrainingServer(uvicorn.Server):
         self.should_exit = True
 
 
-async def serve(config: ServerConfig) -> int:
+async def serve(config: ServerConfig) -> tuple[int, bool]:
+    """The exit status, and whether the process is to end without waiting for what still runs."""
     try:
         server = DrainingServer(config)
     except KeysFileError as error:
         _complain(str(error))
-        return 2
+        return 2, False
     if config.api_keys_file is not None:
-        asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, server.runtime.key_ring.reload)
+        asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, server.runtime.reload_keys)
     try:
         await server.runtime.open_store()
     except AtlasError as error:
         _complain(error.message)
-        return 1
+        return 1, False
     await server.serve()
-    return server.exit_status
+    return server.exit_status, server.force_exit
 
 
 def main(arguments: Sequence[str], environment: Mapping[str, str]) -> int:
@@ -116,7 +126,12 @@ def main(arguments: Sequence[str], environment: Mapping[str, str]) -> int:
     logging.basicConfig(level=config.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s %(message)s")
     if config.log_level != "debug":
         logging.getLogger("uvicorn").setLevel(logging.WARNING)
-    return asyncio.run(serve(config))
+    runner = asyncio.Runner()
+    status, is_forced = runner.run(serve(config))
+    if not is_forced:
+        # Waits for every task and thread, also for one in a store that hangs.
+        runner.close()
+    return status
 
 
 def _complain(reason: str) -> None:

@@ -10,13 +10,15 @@ from engine.sequence import FinishReason, SequenceOutput
 from engine.sessions import SessionManager, StoredTurn, TurnRequest
 from server.frames.frame import Frame
 from server.metrics import Metrics
+from server.middleware import RequestContext
 
 
 @dataclass(frozen=True, slots=True)
 class Opened:
-    """The turn has its session; nothing has been said yet."""
+    """The turn has its session, the one that it writes to if it does; nothing has been said yet."""
 
     base_version: int
+    session_id: str | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,27 +41,33 @@ AnswerEvent = Opened | Said | Completed
 
 
 async def answer(
-    sessions: SessionManager, request: TurnRequest, frame: Frame, metrics: Metrics, arrived: float
+    sessions: SessionManager, request: TurnRequest, frame: Frame, metrics: Metrics, context: RequestContext
 ) -> AsyncGenerator[AnswerEvent, None]:
     """Opened, then Said, then Completed. Closing it early takes the turn back, unless its commit has begun.
 
-    arrived: monotonic seconds.
+    Raises RateLimited and RequestTooCostly, before anything is said, beside what a turn does.
     """
-    watch = _Stopwatch(metrics, arrived)
+    watch = _Stopwatch(metrics, context.started)
     outcome = FinishReason.ABORT
     try:
+        context.allowance.check_tokens()
         async with sessions.turn(request) as turn:
             if isinstance(turn, StoredTurn):
                 outcome = FinishReason.STOP
-                yield Opened(turn.version - 1)
+                yield Opened(turn.version - 1, turn.response["session"]["id"])
                 yield Completed(turn.response, is_replay=True)
                 return
-            yield Opened(turn.base_version)
-            async with aclosing(turn.outputs()) as outputs:
-                async for choice, output in outputs:
-                    watch.saw(choice, output)
-                    if output.text:
-                        yield Said(choice, output.text)
+            frame.opened(turn.session_id, turn.base_version + 1)
+            max_num_generated = request.sampling.max_tokens * request.num_answers
+            with context.allowance.reserved(turn.num_new_tokens + max_num_generated) as meter:
+                yield Opened(turn.base_version, turn.session_id)
+                meter.num_tokens = turn.num_new_tokens
+                async with aclosing(turn.outputs()) as outputs:
+                    async for choice, output in outputs:
+                        watch.saw(choice, output)
+                        meter.num_tokens += len(output.token_ids)
+                        if output.text:
+                            yield Said(choice, output.text)
             body = frame.body(turn.answers, turn.usage, turn.session())
             await turn.commit(body)
             outcome = turn.answers[0].finish_reason

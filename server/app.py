@@ -12,9 +12,21 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from engine.errors import AtlasError, InvalidRequest
+from server.cors import Cors
 from server.errors import code_of, error_response, of_framework
 from server.middleware import Edge
-from server.routes import beginnings, chat, health, models, replay, sessions, versions
+from server.routes import (
+    beginnings,
+    chat,
+    completions,
+    conversations,
+    health,
+    models,
+    replay,
+    responses,
+    sessions,
+    versions,
+)
 from server.runtime import Runtime
 from server.schemas import component_schemas
 
@@ -32,8 +44,21 @@ def create_app(runtime: Runtime) -> FastAPI:
 
     app = FastAPI(title="Atlas Serve", version=version("atlas-serve"), lifespan=lifespan, redirect_slashes=False)
     app.state.runtime = runtime
-    app.add_middleware(Edge, key_ring=runtime.key_ring, metrics=runtime.metrics)
-    for routes in (chat, beginnings, sessions, versions, replay, models, health):
+    app.add_middleware(Edge, key_ring=runtime.key_ring, rate_limiter=runtime.rate_limiter, metrics=runtime.metrics)
+    if runtime.config.allowed_origins:
+        app.add_middleware(Cors, origins=runtime.config.allowed_origins)
+    for routes in (
+        chat,
+        completions,
+        responses,
+        conversations,
+        beginnings,
+        sessions,
+        versions,
+        replay,
+        models,
+        health,
+    ):
         app.include_router(routes.router)
     _add_error_handlers(app, runtime)
     _complete_openapi(app)

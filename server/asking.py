@@ -4,12 +4,13 @@ request happens here, before a byte is sent."""
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from starlette.requests import Request
 
 from engine.errors import InvalidRequest, ModelNotFound
 from engine.sessions import TurnRequest
+from engine.stores.base import SessionKey
 from server.bodies import off_loop_if_large, read_json_body
 from server.dependencies import idempotency_key, if_match, is_library_retry, named_session, runtime_of
 from server.frames.frame import Frame
@@ -17,6 +18,8 @@ from server.middleware import RequestContext
 from server.runtime import Serving
 from server.schemas import GenerationRequest
 from server.strict_json import parse_object
+
+A = TypeVar("A", bound="Asked")
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +32,7 @@ class Asked:
     ignored: Sequence[str] = ()
 
 
-async def read_asked(request: Request, understand: Callable[[Request, Serving, dict[str, Any]], Asked]) -> Asked:
+async def read_asked(request: Request, understand: Callable[[Request, Serving, dict[str, Any]], A]) -> A:
     """What the body asks for, in the understanding of its kind; it may run in another thread."""
     config = runtime_of(request).config
     raw = await read_json_body(request, config.max_body_bytes, config.body_timeout_seconds)
@@ -39,20 +42,26 @@ async def read_asked(request: Request, understand: Callable[[Request, Serving, d
     return asked
 
 
-def turn_request(request: Request, serving: Serving, asked: GenerationRequest) -> TurnRequest:
+def turn_request(
+    request: Request, serving: Serving, asked: GenerationRequest, meant: SessionKey | None = None
+) -> TurnRequest:
     """What the body and the headers say of any kind of turn; what is read is for its kind to add.
 
-    Raises InvalidRequest and ModelNotFound.
+    meant: the session that fields of its kind name.   Raises InvalidRequest and ModelNotFound.
     """
     config = runtime_of(request).config
-    if asked.num_choices > config.max_num_sequences + config.max_num_waiting:
-        raise InvalidRequest("n is more than this server runs and queues", param="n")
+    if asked.num_answers > config.max_num_sequences + config.max_num_waiting:
+        param = "n" if asked.num_choices > 1 else "prompt"
+        raise InvalidRequest(f"{param} asks for more answers than this server runs and queues", param=param)
     if asked.model not in (None, serving.checkpoint.name):
         raise ModelNotFound("the model does not exist; GET /v1/models names the one that is served")
+    named = named_session(request, asked.session_id)
+    if None not in (named, meant) and named != meant:
+        raise InvalidRequest("the session that is named is not the one that is meant", param="session_id")
     turn = TurnRequest(
         sampling=asked.to_sampling(config.max_tokens_limit),
         digest=hashlib.sha256(asked.digest_source()).hexdigest(),
-        session=named_session(request, asked.session_id),
+        session=named if meant is None else meant,
         read_only=bool(asked.read_only),
         if_match=if_match(request),
         idempotency_key=idempotency_key(request),

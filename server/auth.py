@@ -23,13 +23,23 @@ class Scope(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
+class RateLimits:
+    """What may be asked for in a minute; None is no limit of this kind."""
+
+    requests_per_minute: int | None = None
+    tokens_per_minute: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Key:
-    """digest: SHA-256 of the key, which is not kept.   min_length: a shorter one is none, whatever its digest."""
+    """digest: SHA-256 of the key, which is not kept.   min_length: a shorter one is none, whatever its digest.
+    limits: of this key alone."""
 
     digest: bytes
     tenant: str = DEFAULT_TENANT
     scopes: frozenset[Scope] = frozenset({Scope.USER, Scope.METRICS})
     min_length: int = 1
+    limits: RateLimits = RateLimits()
 
     def opens(self, path: str) -> bool:
         needed = Scope.METRICS if path == METRICS_PATH else Scope.USER

@@ -1,4 +1,8 @@
-"""Request bodies: bounded in size before they are parsed, and in time while they arrive."""
+"""Request bodies: bounded in size before they are parsed, and in time while they arrive.
+
+A body that stands still is dropped. One of bounded size must also come at a least rate: it is of no use before it is
+whole, and holds memory meanwhile. A document is read as it comes, however slowly.
+"""
 
 import asyncio
 from collections.abc import AsyncGenerator, Callable
@@ -13,6 +17,8 @@ from server.strict_json import parse_object
 # Parsing and hashing more than this would be felt by everybody else's stream.
 MAX_INLINE_NUM_BYTES = 2**20
 PIECE_NUM_BYTES = 2**16
+# What a bounded body has to keep up with, once it has had its idle time.
+LEAST_BYTES_PER_SECOND = 2**13
 
 T = TypeVar("T")
 
@@ -29,17 +35,26 @@ def media_type(request: Request) -> str:
     return kind
 
 
-async def read_pieces(request: Request, idle_seconds: float) -> AsyncGenerator[bytes, None]:
-    """The body as it arrives. Raises RequestTimeout when it stands still, ClientDisconnect when it is cut."""
+async def read_pieces(
+    request: Request, idle_seconds: float, least_bytes_per_second: float = 0.0
+) -> AsyncGenerator[bytes, None]:
+    """The body as it arrives. Raises RequestTimeout when it stands still for so long, or is that much behind the least
+    rate, and ClientDisconnect when it is cut."""
+    loop = asyncio.get_running_loop()
+    began, num_bytes = loop.time(), 0
     while True:
+        due = loop.time() + idle_seconds
+        if least_bytes_per_second:
+            due = min(due, began + idle_seconds + num_bytes / least_bytes_per_second)
         try:
-            async with asyncio.timeout(idle_seconds):
+            async with asyncio.timeout_at(due):
                 message = await request.receive()
         except TimeoutError as error:
             raise RequestTimeout("the body did not arrive in time") from error
         if message["type"] == "http.disconnect":
             raise ClientDisconnect
         if piece := message.get("body", b""):
+            num_bytes += len(piece)
             yield piece
         if not message.get("more_body", False):
             return
@@ -87,7 +102,7 @@ async def _read_at_most(request: Request, max_num_bytes: int, idle_seconds: floa
     if declared.isascii() and declared.isdigit() and int(declared[:20]) > max_num_bytes:
         raise too_large
     num_bytes = 0
-    async with aclosing(read_pieces(request, idle_seconds)) as pieces:
+    async with aclosing(read_pieces(request, idle_seconds, LEAST_BYTES_PER_SECOND)) as pieces:
         async for piece in pieces:
             num_bytes += len(piece)
             if num_bytes > max_num_bytes:

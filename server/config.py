@@ -18,10 +18,10 @@ from typing import Annotated, Any, NoReturn, Self
 import platformdirs
 
 import atlas_model
-from engine.config import MATMUL_DTYPES, MIN_STEP_TIMEOUT_SECONDS, EngineConfig
+from engine.config import MATMUL_DTYPES, MIN_STEP_TIMEOUT_SECONDS, NATIVE_KERNELS, EngineConfig
 from engine.snapshots.codecs import Codec
 from engine.stores.succession import DEFAULT_NUM_KEPT
-from server.auth import ApiKeys
+from server.auth import ApiKeys, RateLimits
 
 PREFIX = "ATLAS_"
 # Of the same family, and read by others: the failpoints of tests, and the client that runs in the same shell.
@@ -31,6 +31,8 @@ SHIPPED_MODEL = Path(atlas_model.__file__).parent / "pretrained" / "atlas-demo"
 MAX_KEPT_VERSIONS = 64
 # A machine of several GPUs counts them: cuda:1.
 DEVICE = re.compile(r"cpu|cuda(:\d+)?")
+# As browsers send it: nothing behind the port.
+ORIGIN = re.compile(r"https?://([A-Za-z0-9.-]+|\[[0-9A-Fa-f:]+\])(:\d{1,5})?")
 LOG_LEVELS = ("debug", "info", "warning", "error")
 _TRUE, _FALSE = ("1", "true", "yes", "on"), ("0", "false", "no", "off")
 
@@ -66,6 +68,9 @@ class ServerConfig:
     matmul_dtype: Annotated[
         str, "the dense layers' products: float32, or bfloat16 where the processor has it, faster and less exact"
     ] = "float32"
+    native_kernels: Annotated[
+        str, "decode steps by kernels that are compiled at the first start: auto, where it works, off or require"
+    ] = "auto"
     cuda_graphs: Annotated[bool, "on CUDA, capture decode steps at the start and replay them"] = True
     allow_tf32: Annotated[
         bool, "on CUDA, multiply float32 matrices faster, their numbers rounded to 10 bits; states stay float32"
@@ -99,8 +104,25 @@ class ServerConfig:
     tenant_max_bytes: Annotated[
         int | None, "bytes that a tenant's sessions may take in the store, all kept versions; default: any number"
     ] = None
+    tenant_requests_per_minute: Annotated[int | None, "requests that a tenant may make; default: any number"] = None
+    tenant_tokens_per_minute: Annotated[
+        int | None, "tokens that may be read and written for a tenant; default: any number"
+    ] = None
     max_body_bytes: Annotated[int, "largest JSON body; documents sent as text/plain have no limit"] = 32 * 2**20
-    body_timeout_seconds: Annotated[float, "a request whose body stands still for so long is dropped"] = 60.0
+    body_timeout_seconds: Annotated[
+        float, "a request whose body stands still for so long is dropped, and a client that reads nothing for so long"
+    ] = 60.0
+    head_timeout_seconds: Annotated[float, "a request whose head is not there after so long is dropped"] = 20.0
+    max_connections: Annotated[
+        int | None, "connections at once; the next one gets 503; default: most of the files the process may open"
+    ] = None
+    forwarded_allow_ips: Annotated[
+        str | None,
+        "comma-separated addresses or networks of proxies whose X-Forwarded-For names the client; default: none",
+    ] = None
+    cors_origins: Annotated[
+        str | None, "comma-separated origins whose pages may call this server, or *; default: none"
+    ] = None
     lease_seconds: Annotated[float, "a session whose server was killed is free again after so long"] = 10.0
     drain_seconds: Annotated[float, "what runs at SIGTERM may go on for so long"] = 30.0
     api_keys: Annotated[
@@ -113,7 +135,13 @@ class ServerConfig:
     log_level: Annotated[str, f"one of {', '.join(LOG_LEVELS)}"] = "info"
 
     def __post_init__(self) -> None:
-        for name in ("lease_seconds", "drain_seconds", "body_timeout_seconds", "max_added_itl_seconds"):
+        for name in (
+            "lease_seconds",
+            "drain_seconds",
+            "body_timeout_seconds",
+            "head_timeout_seconds",
+            "max_added_itl_seconds",
+        ):
             if not 0 < getattr(self, name) < 86400:
                 raise ConfigError(f"{_flag(name)} must be above 0 and less than a day")
         if self.step_timeout_seconds is not None and not self.step_timeout_seconds >= MIN_STEP_TIMEOUT_SECONDS:
@@ -139,11 +167,26 @@ class ServerConfig:
             raise ConfigError("--device must be cpu or cuda")
         if self.matmul_dtype not in MATMUL_DTYPES:
             raise ConfigError(f"--matmul-dtype must be one of {', '.join(MATMUL_DTYPES)}")
+        if self.native_kernels not in NATIVE_KERNELS:
+            raise ConfigError(f"--native-kernels must be one of {', '.join(NATIVE_KERNELS)}")
         if not 0 <= self.kept_versions <= MAX_KEPT_VERSIONS:
             raise ConfigError(f"--kept-versions must be between 0 and {MAX_KEPT_VERSIONS}")
-        for name in ("tenant_max_sessions", "tenant_max_bytes", "inflight_state_bytes"):
+        for name in (
+            "tenant_max_sessions",
+            "tenant_max_bytes",
+            "tenant_requests_per_minute",
+            "tenant_tokens_per_minute",
+            "inflight_state_bytes",
+            "max_connections",
+        ):
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise ConfigError(f"{_flag(name)} must be at least 1; leave it out for the default")
+        for address in _listed(self.forwarded_allow_ips):
+            if address != "*" and not _is_network(address):
+                raise ConfigError("--forwarded-allow-ips must be addresses or networks, separated by commas, or *")
+        for origin in self.allowed_origins:
+            if origin != "*" and not ORIGIN.fullmatch(origin):
+                raise ConfigError("--cors-origins must be origins as https://HOST[:PORT], separated by commas, or *")
         if not 0 <= self.port < 65536:
             raise ConfigError("--port must be between 0 and 65535")
         if self.snapshot_codec not in list(Codec):
@@ -193,6 +236,7 @@ class ServerConfig:
             num_threads=self.threads,
             device=self.device,
             matmul_dtype=self.matmul_dtype,
+            native_kernels=self.native_kernels,
             cuda_graphs=self.cuda_graphs,
             allow_tf32=self.allow_tf32,
         )
@@ -203,6 +247,15 @@ class ServerConfig:
             return ApiKeys.parse(self.api_keys or "")
         except ValueError as error:
             raise ConfigError(f"ATLAS_API_KEYS: {error}") from error
+
+    @property
+    def rate_limits(self) -> RateLimits:
+        """Of each tenant."""
+        return RateLimits(self.tenant_requests_per_minute, self.tenant_tokens_per_minute)
+
+    @property
+    def allowed_origins(self) -> tuple[str, ...]:
+        return _listed(self.cors_origins)
 
     @property
     def store_url(self) -> str:
@@ -265,6 +318,18 @@ def _read(name: str, text: str, hint: Any) -> Any:
         return kind(text)
     except ValueError as error:
         raise ConfigError(f"{name} must be of type {kind.__name__}") from error
+
+
+def _listed(text: str | None) -> tuple[str, ...]:
+    return tuple(filter(None, (part.strip() for part in (text or "").split(","))))
+
+
+def _is_network(text: str) -> bool:
+    try:
+        ipaddress.ip_network(text)
+    except ValueError:
+        return False
+    return True
 
 
 def _is_loopback(host: str) -> bool:

@@ -47,12 +47,12 @@ def session_key(request: Request, session_id: str) -> SessionKey:
     return SessionKey(RequestContext.of(request).tenant, session_id)
 
 
-def new_session_key(request: Request, session_id: str | None) -> SessionKey:
+def new_session_key(request: Request, session_id: str | None, prefix: str = "s-") -> SessionKey:
     """The id of a session to be made; without a wish a new one, which the same Idempotency-Key gives again, so that a
     repeat finds what was made. Raises InvalidRequest."""
     if session_id is None:
         key = idempotency_key(request)
-        session_id = f"s-{uuid.uuid4().hex if key is None else sha256(key.encode()).hexdigest()[:32]}"
+        session_id = f"{prefix}{uuid.uuid4().hex if key is None else sha256(key.encode()).hexdigest()[:32]}"
     return session_key(request, session_id)
 
 

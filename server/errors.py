@@ -10,6 +10,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
 
 from engine import errors
+from engine.sessions.stored_turns import MAX_TURNS
 
 
 class HttpError(errors.AtlasError):
@@ -46,6 +47,37 @@ class MethodNotAllowed(HttpError):
     code: ClassVar[str] = "method_not_allowed"
 
 
+class ResponseNotFound(HttpError):
+    """Absent, another tenant's, forged, forgotten: nobody is told which."""
+
+    code: ClassVar[str] = "response_not_found"
+
+    def __init__(self) -> None:
+        super().__init__(f"there is no response with this id; a session keeps those of its last {MAX_TURNS} turns")
+
+
+class UnsupportedOperation(errors.InvalidRequest):
+    """What other servers can do with what they keep, and a memory cannot."""
+
+    code: ClassVar[str] = "unsupported_operation"
+
+
+class RateLimited(errors.Unavailable):
+    """The caller has asked for as much as it may; it may ask again after `retry_after` seconds."""
+
+    code: ClassVar[str] = "rate_limited"
+
+
+class RequestTooCostly(HttpError):
+    """More than the caller's limit ever allows at once."""
+
+    code: ClassVar[str] = "rate_limited"
+
+
+class TooManyConnections(errors.Unavailable):
+    code: ClassVar[str] = "too_many_connections"
+
+
 @dataclass(frozen=True, slots=True)
 class _Rule:
     """may_retry: False tells the client's library to leave it; None lets the status speak."""
@@ -63,11 +95,13 @@ _RULES: dict[type[Exception], _Rule] = {
     errors.ModelNotFound: _Rule(404),
     errors.VersionNotFound: _Rule(404),
     PathNotFound: _Rule(404),
+    ResponseNotFound: _Rule(404),
     MethodNotAllowed: _Rule(405),
     RequestTimeout: _Rule(408),
     errors.SessionBusy: _Rule(409),
     errors.SessionDiverged: _Rule(409, may_retry=False),
     errors.SessionExists: _Rule(409, may_retry=False),
+    errors.TurnStays: _Rule(409, may_retry=False),
     errors.IngestOpen: _Rule(409, may_retry=False),
     errors.IngestOffset: _Rule(409, may_retry=False),
     errors.IdempotencyMismatch: _Rule(409, may_retry=False),
@@ -79,6 +113,8 @@ _RULES: dict[type[Exception], _Rule] = {
     errors.InvalidState: _Rule(422, may_retry=False),
     errors.StateTooNew: _Rule(422, may_retry=False),
     errors.QueueFull: _Rule(429),
+    RateLimited: _Rule(429),
+    RequestTooCostly: _Rule(429, may_retry=False),
     errors.MemoryDiverged: _Rule(500, may_retry=False),
     errors.StateCorrupt: _Rule(500, may_retry=False),
     errors.Unavailable: _Rule(503),

@@ -8,11 +8,11 @@ import os
 import secrets
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import astuple, replace
 from pathlib import Path
 
 from engine.sequence import DEFAULT_TENANT
-from server.auth import Scope, key_digest
+from server.auth import RateLimits, Scope, key_digest
 from server.keys_file import keys_file_line, parse_holder
 
 KEY_PREFIX = "atlas-"
@@ -28,8 +28,12 @@ def main(arguments: Sequence[str]) -> int:
     except ValueError as error:
         sys.stderr.write(f"server.keys: {error}\n")
         return 2
+    limits = RateLimits(wanted.requests_per_minute, wanted.tokens_per_minute)
+    if any(limit is not None and limit < 1 for limit in astuple(limits)):
+        sys.stderr.write("server.keys: a limit is at least 1; leave it out for the server's own\n")
+        return 2
     secret = KEY_PREFIX + secrets.token_urlsafe(KEY_NUM_BYTES)
-    line = keys_file_line(replace(holder, digest=key_digest(secret.encode()))) + "\n"
+    line = keys_file_line(replace(holder, digest=key_digest(secret.encode()), limits=limits)) + "\n"
     if wanted.file is None:
         sys.stdout.write(f"{secret}\n{line}")
         return 0
@@ -58,6 +62,8 @@ def _parser() -> argparse.ArgumentParser:
     new.add_argument(
         "--scope", action="append", help=f"{', '.join(Scope)}; may be said several times (default: {Scope.USER})"
     )
+    new.add_argument("--requests-per-minute", type=int, help="a limit of this key's own (default: its tenant's)")
+    new.add_argument("--tokens-per-minute", type=int, help="the same, in tokens read and written")
     new.add_argument("--file", type=Path, help="append the line to this file; it is made for its owner alone")
     return parser
 

@@ -2,7 +2,8 @@
 
     # comments are to the end of the line
     sha256:0ff3…9c acme user
-    sha256:77ab…01 ops  metrics,admin     # the dashboard
+    sha256:41d0…e7 acme user requests_per_minute=60 tokens_per_minute=90000
+    sha256:77ab…01 ops  metrics              # the dashboard
 
 The digest is a plain SHA-256: nobody guesses the 256 bits of a key of `python -m server.keys new`. A short key could be
 guessed by whoever has seen the file, so one of fewer than MIN_KEY_LENGTH characters is never accepted.
@@ -11,13 +12,14 @@ guessed by whoever has seen the file, so one of fewer than MIN_KEY_LENGTH charac
 import logging
 import re
 import stat
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
-from server.auth import TENANT, ApiKeys, Key, Scope
+from server.auth import TENANT, ApiKeys, Key, RateLimits, Scope
 
 MIN_KEY_LENGTH = 32
 _DIGEST = re.compile(r"sha256:([0-9a-f]{64})")
+_LIMIT = re.compile(r"(requests_per_minute|tokens_per_minute)=([1-9][0-9]{0,14})")
 _logger = logging.getLogger(__name__)
 
 
@@ -81,18 +83,30 @@ def read_keys_file(path: Path) -> tuple[Key, ...]:
 
 def keys_file_line(key: Key) -> str:
     """What `read_keys_file` reads as this key."""
-    return f"sha256:{key.digest.hex()} {key.tenant} {','.join(sorted(key.scopes))}"
+    limits = [f" {name}={value}" for name, value in asdict(key.limits).items() if value is not None]
+    return f"sha256:{key.digest.hex()} {key.tenant} {','.join(sorted(key.scopes))}{''.join(limits)}"
 
 
 def _parse_line(words: list[str]) -> Key:
     """Raises ValueError; a word that is no digest may be a key, so none is shown."""
-    if len(words) != 3:
-        raise ValueError("a line is a digest, a tenant and scopes")
-    digest, tenant, scopes = words
+    if len(words) < 3:
+        raise ValueError("a line is a digest, a tenant, scopes, and limits if the key has its own")
+    digest, tenant, scopes, *limits = words
     found = _DIGEST.fullmatch(digest)
     if found is None:
         raise ValueError("the first word must be sha256: and 64 of 0-9 a-f")
-    return replace(parse_holder(tenant, scopes), digest=bytes.fromhex(found[1]))
+    return replace(parse_holder(tenant, scopes), digest=bytes.fromhex(found[1]), limits=_parse_limits(limits))
+
+
+def _parse_limits(words: list[str]) -> RateLimits:
+    """Raises ValueError."""
+    limits: dict[str, int] = {}
+    for word in words:
+        found = _LIMIT.fullmatch(word)
+        if found is None or found[1] in limits:
+            raise ValueError("what follows the scopes are limits: requests_per_minute=N, tokens_per_minute=N")
+        limits[found[1]] = int(found[2])
+    return RateLimits(**limits)
 
 
 def parse_holder(tenant: str, scopes: str) -> Key:

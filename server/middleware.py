@@ -1,5 +1,6 @@
 """The outermost ring: every request gets an id, a tenant and one line in the log; what nobody handled becomes a 500."""
 
+import ipaddress
 import json
 import logging
 import re
@@ -12,11 +13,13 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import ClientDisconnect, Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from engine.errors import AtlasError, InvalidRequest
+from engine.errors import AtlasError
 from server.auth import METRICS_PATH, NO_KEY, Key
 from server.errors import Forbidden, InvalidApiKey, code_of, error_response
 from server.keys_file import KeyRing
 from server.metrics import Metrics
+from server.rate_limits import UNLIMITED, Allowance, RateLimiter
+from server.strict_head import check_headers, check_query
 
 OPEN_PATHS = ("/health", "/ready")
 # Asked every few seconds by machines: their lines would drown the others.
@@ -28,11 +31,13 @@ _logger = logging.getLogger("server.requests")
 
 @dataclass(slots=True)
 class RequestContext:
-    """What is known about a request beside the request. `note` goes into its line of the log."""
+    """What is known about a request beside the request. `note` goes into its line of the log; `allowance` is what its
+    key may still ask for."""
 
     request_id: str
     tenant: str
     started: float
+    allowance: Allowance = UNLIMITED
     note: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
@@ -43,9 +48,10 @@ class RequestContext:
 
 
 class Edge:
-    def __init__(self, app: ASGIApp, key_ring: KeyRing, metrics: Metrics) -> None:
+    def __init__(self, app: ASGIApp, key_ring: KeyRing, rate_limiter: RateLimiter, metrics: Metrics) -> None:
         self._app = app
         self._key_ring = key_ring
+        self._rate_limiter = rate_limiter
         self._metrics = metrics
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -63,14 +69,18 @@ class Edge:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                MutableHeaders(scope=message)["X-Request-Id"] = request_id
+                MutableHeaders(scope=message).update({"X-Request-Id": request_id, **context.allowance.headers()})
             await send(message)
 
         try:
-            context.tenant = self._admit(scope, headers).tenant
+            key = self._admit(scope, headers)
+            context.tenant = key.tenant
+            if scope["path"] not in PROBED_PATHS:
+                context.allowance = self._rate_limiter.allowance(key)
+                context.allowance.take_request()
             await self._app(scope, receive, send_with_id)
         except AtlasError as error:
-            # Of `_admit`: the application answers for its own.
+            # Of what stands above: the application answers for its own.
             response = error_response(error)
             response.headers["Connection"] = "close"
             self._metrics.refused(response.status_code, error.code)
@@ -90,9 +100,9 @@ class Edge:
             _log(scope, context, status)
 
     def _admit(self, scope: Scope, headers: Headers) -> Key:
-        """The caller's key. Raises InvalidRequest for a body of two lengths, InvalidApiKey and Forbidden."""
-        if "content-length" in headers and "transfer-encoding" in headers:
-            raise InvalidRequest("Content-Length and Transfer-Encoding exclude each other")
+        """The caller's key. Raises InvalidRequest, InvalidApiKey and Forbidden."""
+        check_headers(scope["headers"])
+        check_query(scope["query_string"])
         if scope["path"] in OPEN_PATHS:
             return NO_KEY
         raw = headers.get("authorization")
@@ -113,6 +123,7 @@ def route_of(scope: Scope) -> str:
 def _log(scope: Scope, context: RequestContext, status: int) -> None:
     line = {
         "request_id": context.request_id,
+        "client": _client_address(scope),
         "method": scope["method"],
         "path": scope["path"],
         "status": status,
@@ -122,3 +133,12 @@ def _log(scope: Scope, context: RequestContext, status: int) -> None:
     # JSON, so that nothing of a client's can begin a line of its own.
     level = logging.DEBUG if scope["path"] in PROBED_PATHS else logging.INFO
     _logger.log(level, "%s", json.dumps(line))
+
+
+def _client_address(scope: Scope) -> str | None:
+    """Of the connection, or what a proxy that is believed says; a proxy may pass on what is no address."""
+    host = scope["client"][0] if scope.get("client") else ""
+    try:
+        return str(ipaddress.ip_address(host))
+    except ValueError:
+        return None

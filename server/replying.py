@@ -8,7 +8,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from engine.errors import AtlasError
-from server.answering import AnswerEvent, Completed, Said, answer
+from server.answering import AnswerEvent, Completed, Opened, Said, answer
 from server.asking import Asked
 from server.dependencies import runtime_of
 from server.disconnect import run_until_disconnect
@@ -31,8 +31,8 @@ async def reply(request: Request, asked: Asked) -> Response:
         headers["X-Session-Id"] = asked.turn.session.session_id
     if asked.ignored:
         headers["X-Ignored-Parameters"] = ", ".join(asked.ignored[:MAX_NUM_IGNORED_SHOWN])
-    started = RequestContext.of(request).started
-    events = answer(runtime.serving().sessions, asked.turn, asked.frame, runtime.metrics, started)
+    context = RequestContext.of(request)
+    events = answer(runtime.serving().sessions, asked.turn, asked.frame, runtime.metrics, context)
     travelling = _Reply(runtime, headers, asked.frame, events)
     return await run_until_disconnect(request.receive, travelling.stream() if asked.streams else travelling.whole())
 
@@ -49,7 +49,9 @@ class _Reply:
     async def whole(self) -> Response:
         async with aclosing(self._events):
             async for item in self._events:
-                if isinstance(item, Completed):
+                if isinstance(item, Opened):
+                    self._opened(item)
+                elif isinstance(item, Completed):
                     self._note(item)
                     if "session" in item.body:
                         self._headers["X-Session-Version"] = str(item.body["session"]["version"])
@@ -72,8 +74,8 @@ class _Reply:
                     if isinstance(item, Said):
                         yield frame.said(item.choice, item.text)
                         has_begun = True
-                    elif "X-Session-Id" in self._headers:
-                        self._headers["X-Session-Version"] = str(item.base_version)
+                    else:
+                        self._opened(item)
             except Exception as error:
                 if not has_begun:
                     raise
@@ -86,6 +88,12 @@ class _Reply:
             self._note(item)
             for piece in frame.replayed(item.body) if item.is_replay else frame.ended(item.body):
                 yield piece
+
+    def _opened(self, opened: Opened) -> None:
+        if opened.session_id is not None:
+            self._headers["X-Session-Id"] = opened.session_id
+        if "X-Session-Id" in self._headers:
+            self._headers["X-Session-Version"] = str(opened.base_version)
 
     def _note(self, completed: Completed) -> None:
         if completed.is_replay:

@@ -20,6 +20,7 @@ from engine.stores.base import Store
 from server.config import ServerConfig
 from server.keys_file import KeyRing
 from server.metrics import Metrics
+from server.rate_limits import RateLimiter
 
 RECONNECT_SECONDS = 2.0
 # Between the engine's end and that of the process: for telling those who wait, and those who ask.
@@ -47,6 +48,7 @@ class Runtime:
     def __init__(self, config: ServerConfig, on_fatal: Callable[[str], None]) -> None:
         self.config = config
         self.key_ring = KeyRing(config.keys, config.api_keys_file)
+        self.rate_limiter = RateLimiter(config.rate_limits)
         self.metrics = Metrics()
         self.loaded = asyncio.Event()
         self._on_fatal = on_fatal
@@ -67,6 +69,11 @@ class Runtime:
             if not self.config.store_optional:
                 raise
             _logger.warning("no sessions until the store answers: %s", error.message)
+
+    def reload_keys(self) -> None:
+        """Reads the file of keys again; one that cannot be used changes nothing."""
+        self.key_ring.reload()
+        self.rate_limiter.forget_all_but(self.key_ring.current)
 
     async def start(self) -> None:
         """Begins to load; `loaded` is set when that is done."""
@@ -95,17 +102,19 @@ class Runtime:
         except TimeoutError as error:
             raise StoreUnavailable("the session store does not answer") from error
 
-    async def drain(self) -> None:
-        """Takes no new work and returns when what runs has ended, or has been ended."""
+    async def drain(self) -> bool:
+        """Takes no new work and returns when what runs has ended, or has been ended; False when it would not end."""
         self._is_draining = True
         if self._serving is None:
-            return
+            return True
         seconds = self.config.drain_seconds
         try:
             async with asyncio.timeout(seconds + COMMIT_GRACE_SECONDS):
                 await self._serving.sessions.drain(seconds)
         except TimeoutError:
             _logger.warning("some requests did not end while the server was shutting down")
+            return False
+        return True
 
     async def stop(self) -> None:
         """Stops everything that `start` began. Twice is safe."""

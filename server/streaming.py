@@ -16,12 +16,11 @@ MEDIA_TYPE = "text/event-stream"
 
 T = TypeVar("T")
 
-
-_encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode
+encode_json = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode
 
 
 def event(value: Mapping[str, Any]) -> bytes:
-    return b"data: " + _encode(value).encode() + b"\n\n"
+    return b"data: " + encode_json(value).encode() + b"\n\n"
 
 
 class EventTemplate:
@@ -33,11 +32,11 @@ class EventTemplate:
     BLANK = "\0"
 
     def __init__(self, value: Mapping[str, Any]) -> None:
-        self._head, self._tail = event(value).split(_encode(self.BLANK).encode())
+        self._head, self._tail = event(value).split(encode_json(self.BLANK).encode())
 
     def filled(self, text: str) -> bytes:
         """What `event` gives with `text` in the place of the blank, byte for byte."""
-        return self._head + _encode(text).encode() + self._tail
+        return self._head + encode_json(text).encode() + self._tail
 
 
 class EventStream(Response):

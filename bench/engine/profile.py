@@ -17,7 +17,7 @@ from atlas_model.checkpoint import Checkpoint
 from bench import report
 from bench.engine.core_driver import CoreDriver
 from bench.engine.models import add_model_arguments, model_header, open_model
-from bench.engine.stack_samples import Frame, StackSamples, place
+from bench.stack_samples import Frame, StackSamples, place
 from bench.workload import parse_counts, parse_length
 
 PARTS: Sequence[tuple[str, str]] = (

@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass
 from bench import report
 from bench.engine.core_driver import CoreDriver
 from bench.engine.models import add_model_arguments, model_header, open_model
-from bench.engine.stack_samples import StackSamples, is_within
+from bench.stack_samples import StackSamples, is_within
 from bench.workload import parse_counts, parse_length
 
 

@@ -11,6 +11,7 @@ from atlas_model.model import AtlasModel
 from bench.clock import seconds_in_turns
 from bench.gpu.parts import Notes, Settings
 from engine.device.decode_graphs import DecodeGraphs, capture_cuda_graph
+from engine.device.decode_steps import TorchStep
 from engine.device.model_runner import ModelRunner
 from engine.device.state_pool import StatePool
 
@@ -39,7 +40,7 @@ class _Rows:
     def __init__(self, model: AtlasModel, device: torch.device, batch_size: int, *, with_graphs: bool) -> None:
         pool = StatePool(model.config, batch_size, device)
         graphs = DecodeGraphs(model, pool, capture_cuda_graph) if with_graphs else None
-        self._runner = ModelRunner(model, pool, device, graphs)
+        self._runner = ModelRunner(model, pool, device, TorchStep(model, graphs))
         self._slots = [pool.acquire() for _ in range(batch_size)]
         self._num_read = 0
         for slot in self._slots:

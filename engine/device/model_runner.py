@@ -1,7 +1,7 @@
 """Runs the model on slots. Tensors only: which rows and how many tokens is the scheduler's decision.
 
-Both forms read the rows, compute, and write what has changed as the last thing they do: when the model raises, no slot
-has changed. Logits come back on the device, one row a sequence, after its last token.
+Both forms read the rows and write what has changed of them where nothing can go wrong any more: when the model raises,
+no slot has changed. Logits come back on the device, one row a sequence, after its last token.
 """
 
 import logging
@@ -13,10 +13,9 @@ from torch import Tensor
 
 from atlas_model.model import AtlasModel, ModelOutput
 from atlas_model.state import State
-from atlas_model.state_delta import StateDelta
 from atlas_model.telemetry import LayerSample, MemoryRecording
 from atlas_model.upload import upload
-from engine.device.decode_graphs import DecodeGraphs
+from engine.device.decode_steps import DecodeStep, TorchStep
 from engine.device.state_pool import StatePool
 from engine.sampling.logprobs import PromptTargets, TokenLogprob, logprobs_of
 
@@ -36,15 +35,15 @@ class Prefilled:
 
 
 class ModelRunner:
-    """graphs: what decodes in place of the model, as far as it can."""
+    """step: what computes the recurrent form; None is the model itself."""
 
     def __init__(
-        self, model: AtlasModel, pool: StatePool, device: torch.device, graphs: DecodeGraphs | None = None
+        self, model: AtlasModel, pool: StatePool, device: torch.device, step: DecodeStep | None = None
     ) -> None:
         self._model = model
         self._pool = pool
         self._device = device
-        self._graphs = graphs
+        self._step = TorchStep(model) if step is None else step
 
     def prefill(
         self,
@@ -75,21 +74,16 @@ class ModelRunner:
 
         Where the slots come in the order of their rows, neither the states nor the logits are copied.
         """
-        together = self._pool.bring_together(slots, start=None if self._graphs is None else 0)
+        together = self._pool.bring_together(slots, self._step.first_row)
         place = {slot: index for index, slot in enumerate(slots)}
         order = [place[slot] for slot in together]
         state = self._pool.read(together)
         ids = upload([token_ids[index] for index in order], torch.int64, self._device)
-        logits, delta = self._step(ids, state)
-        self._pool.apply(together, self._model.commit(delta, state, [positions[index] for index in order]))
+        logits = self._step.feed(ids, state, [positions[index] for index in order])
         if together == list(slots):
             return logits
         back = sorted(range(len(order)), key=order.__getitem__)
         return logits.index_select(0, upload(back, torch.int64, self._device))
-
-    def _step(self, token_ids: Tensor, state: State) -> tuple[Tensor, StateDelta]:
-        results = None if self._graphs is None else self._graphs.step(token_ids)
-        return self._model.step_delta(token_ids, state) if results is None else results
 
     def wait(self) -> None:
         """Returns when the device has done all that it was given."""

@@ -22,7 +22,6 @@ from torch import Tensor
 
 from atlas_model.config import AtlasConfig
 from atlas_model.state import State, state_spec
-from atlas_model.state_delta import StateDelta
 from atlas_model.upload import upload
 
 
@@ -160,11 +159,6 @@ class StatePool:
     def first_rows(self, count: int) -> State:
         """A view of them, whosever they are: to be computed with, and not to be written to."""
         return self._state.map(lambda tensor: tensor[:count])
-
-    def apply(self, slots: Sequence[int], delta: StateDelta) -> None:
-        """Writes a step's delta into the rows that it read; they must be neighbours, in this order."""
-        assert _are_neighbours([self._rows[slot] for slot in slots])
-        delta.write(self.read(slots).named_tensors())
 
     def write(self, slots: Sequence[int], state: State, read: State) -> None:
         """Overwrites the rows, that were `read` before the step, in this order. A tensor that the step returned as it

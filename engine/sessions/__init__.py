@@ -1,9 +1,12 @@
 """Sessions: a conversation's durable memory, and the transactions on it (SESSIONS.md)."""
 
-from engine.sessions.ingest import IngestProgress, IngestRequest, IngestResult
+from engine.sessions.beginnings import Branch, NewSession
+from engine.sessions.ingest import IngestProgress, IngestRequest, IngestResult, RepeatedIngest
+from engine.sessions.learning import LearnRequest
 from engine.sessions.ledger import History, Message
 from engine.sessions.manager import SessionConfig, SessionManager
 from engine.sessions.observer import SessionObserver
+from engine.sessions.prompts import Prompt
 from engine.sessions.quotas import TenantQuota
 from engine.sessions.replay import ReplayProgress, ReplayRequest, ReplayResult
 from engine.sessions.storage import Storage
@@ -13,12 +16,17 @@ from engine.sessions.versions import Versions
 
 __all__ = [
     "Answer",
+    "Branch",
     "CommittedSession",
     "History",
     "IngestProgress",
     "IngestRequest",
     "IngestResult",
+    "LearnRequest",
     "Message",
+    "NewSession",
+    "Prompt",
+    "RepeatedIngest",
     "ReplayProgress",
     "ReplayRequest",
     "ReplayResult",

@@ -59,6 +59,10 @@ class IngestResult:
     session: CommittedSession
 
 
+class RepeatedIngest(IngestResult):
+    """The result of an earlier call, of a document that was not read again."""
+
+
 class Ingest:
     """One call's part of one document. `run` once, inside the session's lease."""
 
@@ -212,7 +216,7 @@ class Ingest:
         rate = self._num_tokens / max(time.monotonic() - self._started, 1e-9)
         return IngestProgress(position.offset, self._num_tokens, rate, base.head.position, base.head.version)
 
-    async def _repeat(self, finished: StoredDocument, pieces: AsyncIterator[bytes]) -> IngestResult:
+    async def _repeat(self, finished: StoredDocument, pieces: AsyncIterator[bytes]) -> RepeatedIngest:
         """The stored result, when these are that document's bytes; of a resumed one only the length is compared."""
         offset = self._request.offset
         reader = DocumentReader(self._tokenizer, DocumentPosition(offset))
@@ -225,4 +229,4 @@ class Ingest:
         if reader.position.offset != finished.num_bytes or not is_same:
             raise IdempotencyMismatch("this document id or Idempotency-Key was used for another document")
         response = dict(finished.response)
-        return IngestResult(**{**response, "session": CommittedSession(**response["session"])})
+        return RepeatedIngest(**{**response, "session": CommittedSession(**response["session"])})

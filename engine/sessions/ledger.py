@@ -87,6 +87,12 @@ def read_messages(
     return Reading(tuple(new), tuple(digests[num_known:]), wanted_system if feeds_system else system_digest)
 
 
+def read_new_messages(messages: Sequence[Message], system_digest: bytes | None) -> Reading:
+    """All of them as new, whoever speaks last; system texts too, whatever was fed before."""
+    entries = tuple(message_digest(message) for message in messages if message.role != SYSTEM)
+    return Reading(tuple(messages), entries, _system_digest(messages) or system_digest)
+
+
 def num_known_messages(messages: Sequence[Message], ledger: Sequence[bytes]) -> int:
     """How many of the messages that are not the system's a session with this ledger has read, if they continue it."""
     digests = [message_digest(message) for message in messages if message.role != SYSTEM]

@@ -10,22 +10,35 @@ from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontext
 from dataclasses import dataclass
 
 from atlas_model.text import ChatFormat, Tokenizer
+from atlas_model.text.chat_format import OPENING
 from engine.engine import Engine
-from engine.errors import CommitConflict, Draining, IngestOpen, SessionDiverged, SessionNotFound, VersionConflict
+from engine.errors import (
+    CommitConflict,
+    Draining,
+    IngestOpen,
+    SessionDiverged,
+    SessionExists,
+    SessionNotFound,
+    VersionConflict,
+)
 from engine.sequence import Sequence, SequenceState
+from engine.sessions.branching import turn_or_branch
 from engine.sessions.committed import CommittedSessions
 from engine.sessions.host_copies import LoadedSession
 from engine.sessions.ingest import Ingest, IngestProgress, IngestRequest, IngestResult
+from engine.sessions.learning import LearnRequest, learn_messages
 from engine.sessions.leases import Leases
 from engine.sessions.ledger import Reading, read_messages
 from engine.sessions.observer import SessionObserver
+from engine.sessions.prompts import chat_token_ids, raw_token_ids
 from engine.sessions.replay import Replay, ReplayProgress, ReplayRequest, ReplayResult
 from engine.sessions.shielding import finish_even_if_cancelled
 from engine.sessions.state_budget import StateBudget
 from engine.sessions.storage import Storage
 from engine.sessions.stored_turns import RequestIdentity, StoredTurn
 from engine.sessions.token_logs import TokenLogs
-from engine.sessions.turn import CommittedSession, Turn, TurnRequest, new_sequence_id, prompt_token_ids
+from engine.sessions.turn import CommittedSession, Since, Turn, TurnRequest, new_sequence_id
+from engine.sessions.undoing import undo_turn
 from engine.sessions.versions import Versions
 from engine.snapshots.snapshot import SessionRecord
 from engine.stores.base import Head, SessionKey
@@ -136,34 +149,28 @@ class SessionManager:
                 if not await finish_even_if_cancelled(self._committed.delete(key)):
                     raise SessionNotFound("there is no session with this id")
 
-    @asynccontextmanager
-    async def turn(self, request: TurnRequest) -> AsyncIterator[Turn | StoredTurn]:
+    async def undo(self, key: SessionKey, version: int, *, may_delete: bool) -> None:
+        """See undo_turn. Raises SessionBusy, QueueFull and Draining too."""
+        with self._open():
+            async with self._leases.hold(key), self._versions.transfer():
+                await undo_turn(self._storage, self._committed, key, version, may_delete=may_delete)
+
+    def turn(self, request: TurnRequest) -> AbstractAsyncContextManager[Turn | StoredTurn]:
         """A turn that is ready to run, or the stored one that `request` repeats.
 
-        Raises SessionBusy, SessionNotFound (read-only), VersionConflict, SessionDiverged, IngestOpen,
-        IdempotencyMismatch, InvalidRequest, StoreFull, QueueFull, Draining, EngineDead, and what loading a session
-        does.
+        Raises SessionBusy, SessionNotFound (read-only, or it may not begin), SessionExists (it must be new),
+        VersionNotFound (of the one to begin from), VersionConflict, SessionDiverged, IngestOpen, IdempotencyMismatch,
+        InvalidRequest, StoreFull, QueueFull, Draining, EngineDead, and what loading a session does.
         """
-        with self._open(), self._engine.places(request.tenant, request.num_choices):
-            async with AsyncExitStack() as stack:
-                base: LoadedSession | None = None
-                if request.session is not None and request.writes:
-                    await stack.enter_async_context(self._leases.hold(request.session))
-                # After the lease, which others may have to give back first.
-                await stack.enter_async_context(self.budget.hold(self._num_states(request)))
-                if request.session is not None and request.writes:
-                    base = await self._committed.find_with_answers(request.session)
-                    if base is not None and (repeated := _find_repeated(request, base)) is not None:
-                        await self._committed.confirm(request.session, base.head)
-                        yield repeated
-                        return
-                elif request.session is not None:
-                    base = await self._committed.find(request.session)
-                    if base is None:
-                        raise SessionNotFound("there is no session with this id")
-                turn = await self._prepare(request, base)
-                stack.callback(turn.close)
-                yield turn
+        if request.branch is None:
+            return self._turn(request)
+        return turn_or_branch(self._turn, self._storage, request, request.branch)
+
+    async def learn(self, request: LearnRequest) -> CommittedSession:
+        """See learn_messages. Raises SessionBusy, QueueFull and Draining too."""
+        with self._open():
+            async with self._leases.hold(request.session), self._hold_for_feeding():
+                return await learn_messages(request, self._committed, self._engine, self._tokenizer, self._chat_format)
 
     @asynccontextmanager
     async def ingest(
@@ -218,15 +225,41 @@ class SessionManager:
             if self._num_open == 0:
                 self._all_closed.set()
 
+    @asynccontextmanager
+    async def _turn(self, request: TurnRequest) -> AsyncIterator[Turn | StoredTurn]:
+        with self._open(), self._engine.places(request.tenant, request.num_answers):
+            async with AsyncExitStack() as stack:
+                base: LoadedSession | None = None
+                if request.session is not None and request.writes:
+                    await stack.enter_async_context(self._leases.hold(request.session))
+                # After the lease, which others may have to give back first.
+                await stack.enter_async_context(self.budget.hold(self._num_states(request)))
+                if request.session is not None and request.writes:
+                    base = await self._committed.find_with_answers(request.session)
+                    if base is not None and (repeated := _find_repeated(request, base)) is not None:
+                        await self._committed.confirm(request.session, base.head)
+                        yield repeated
+                        return
+                    if base is not None and request.begins is not None:
+                        raise SessionExists("a session with this id exists")
+                elif request.session is not None:
+                    base = await self._committed.find(request.session)
+                if base is None and request.session is not None and not (request.writes and request.may_begin):
+                    raise SessionNotFound("there is no session with this id")
+                turn = await self._prepare(request, base)
+                stack.callback(turn.close)
+                yield turn
+
     def _num_states(self, request: TurnRequest) -> int:
-        """That a turn has in memory at once: what it starts from, what it leaves, and what its choices share. A
-        departed history is looked for in two more at a time. Without a session nothing is loaded, and nothing left."""
-        num_states = 0 if request.session is None else 1
+        """That a turn has in memory at once: what it starts from, what it leaves, and what the choices of each prompt
+        share. A departed history is looked for in two more at a time. Without a session nothing is left, and nothing
+        loaded but what is known to begin with."""
+        num_states = 0 if request.session is None and request.begins is None else 1
         if request.writes:
             num_states += self._storage.num_committed_states
         if request.session is not None and request.may_rewind:
             num_states += 2
-        return num_states + (request.num_choices > 1)
+        return num_states + (request.num_prompts if request.num_choices > 1 else 0)
 
     def _hold_for_feeding(self) -> AbstractAsyncContextManager[None]:
         """What a document or a replay goes on from, and what that leaves."""
@@ -236,15 +269,18 @@ class SessionManager:
         version = 0 if base is None else base.head.version
         if request.if_match is not None and request.if_match != version:
             raise VersionConflict(f"the session is at version {version}", current=version)
+        since: Since | None = None
+        if base is None and request.begins is not None and request.begins.source is not None:
+            generation, base, log = await self._versions.load_source(request.begins.source, request.begins.version)
+            since = Since(generation, is_branch=True, log=log)
         record = None if base is None else base.record
         if request.writes and record is not None and record.open_ingest is not None:
             opened = record.open_ingest
             raise IngestOpen(f"document {opened.document_id} is open at offset {opened.offset}: finish it, or rewind")
-        rewound_to = None
         try:
-            reading, token_ids = await asyncio.to_thread(self._read, request, record)
+            reading, prompts = await asyncio.to_thread(self._read, request, record)
         except SessionDiverged:
-            if not request.may_rewind or request.session is None or base is None:
+            if not request.may_rewind or request.session is None or base is None or since is not None:
                 raise
             found = await self._versions.last_common(request.session, base.head, request.messages)
             if found is None:
@@ -252,27 +288,37 @@ class SessionManager:
             generation, older = found
             if request.writes and older.head.generation != base.head.generation:
                 raise CommitConflict("another writer committed this session first") from None
-            base, rewound_to, record = older, generation.version, older.record
-            reading, token_ids = await asyncio.to_thread(self._read, request, record)
+            base, since, record = older, Since(generation), older.record
+            reading, prompts = await asyncio.to_thread(self._read, request, record)
         if request.session is not None and request.writes:
-            await self._committed.check_room(request.session, base)
+            await self._committed.check_room(request.session, None if since and since.is_branch else base)
         state = record.state if record else None
-        sequence = Sequence(
-            new_sequence_id(),
-            token_ids,
-            request.sampling,
-            state,
-            shares_state=not request.writes,
-            leaves_state=request.writes,
-            tenant=request.tenant,
-        )
-        return Turn(request, reading, sequence, base, self._engine, self._committed, rewound_to)
+        sequences = [
+            Sequence(
+                new_sequence_id(),
+                token_ids,
+                request.sampling,
+                state,
+                shares_state=not request.writes,
+                leaves_state=request.writes,
+                opening=OPENING.encode() if request.messages else b"",
+                tenant=request.tenant,
+            )
+            for token_ids in prompts
+        ]
+        return Turn(request, reading, sequences, base, self._engine, self._committed, since)
 
-    def _read(self, request: TurnRequest, record: SessionRecord | None) -> tuple[Reading, list[int]]:
-        """What of the messages is new, and its tokens. Hashes and encodes all of them: not for the event loop."""
+    def _read(self, request: TurnRequest, record: SessionRecord | None) -> tuple[Reading, list[list[int]]]:
+        """What of the request is new, and the tokens of each prompt. Hashes and encodes everything: not for the event
+        loop."""
+        tokenizer, chat_format, is_first = self._tokenizer, self._chat_format, record is None
         ledger, system_digest = (record.ledger, record.system_digest) if record else ((), None)
+        if request.prompts:
+            # No entries of the ledger, as documents are none.
+            prompts = [raw_token_ids(tokenizer, chat_format, each, is_first=is_first) for each in request.prompts]
+            return Reading((), (), system_digest), prompts
         reading = read_messages(request.messages, ledger, system_digest, request.history)
-        return reading, prompt_token_ids(self._tokenizer, self._chat_format, reading, is_first=record is None)
+        return reading, [chat_token_ids(tokenizer, chat_format, reading.messages, is_first=is_first)]
 
 
 def _find_repeated(request: TurnRequest, base: LoadedSession) -> StoredTurn | None:

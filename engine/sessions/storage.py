@@ -15,6 +15,7 @@ from typing import TypeVar
 from atlas_model.config import AtlasConfig
 from atlas_model.state import session_num_bytes
 from engine.errors import StateCorrupt, StateLost, StoreFull, StoreUnavailable
+from engine.sessions.beginnings import NewSession
 from engine.sessions.quotas import UNLIMITED, Quotas, TenantQuota
 from engine.sessions.stored_turns import StoredTurns
 from engine.snapshots.codecs import Codec
@@ -139,13 +140,18 @@ class Storage:
         stored: StoredTurns,
         log: Buffer | None = None,
         continues: int | None = None,
+        begins: NewSession | None = None,
+        drops_since: int | None = None,
     ) -> Head:
         """No record is a session that has read nothing; `log` is appended to the token log, None for no log;
-        `continues` is the version that was gone back to.
+        `continues` is the version that was gone back to, `drops_since` the first that is not kept; without a `base`,
+        `begins` has the metadata and time to live.
 
         Raises StoreFull, LogLost, and CommitConflict when `base` is not the head any more.
         """
-        return await self._call(lambda store: self._commit(store, key, base, record, stored, log, continues))
+        return await self._call(
+            lambda store: self._commit(store, key, base, record, stored, log, continues, begins, drops_since)
+        )
 
     async def confirm(self, key: SessionKey, head: Head) -> None:
         """Returns when what `head` commits is as durable as `durability` says. Raises StoreUnavailable."""
@@ -154,6 +160,10 @@ class Storage:
     async def name_version(self, key: SessionKey, version: int, name: str | None) -> Head:
         """Raises SessionNotFound, and what `renamed_head` does."""
         return await self._call(lambda store: store.name_version(key, version, name))
+
+    async def set_metadata(self, key: SessionKey, metadata: Mapping[str, str]) -> Head:
+        """Raises SessionNotFound."""
+        return await self._call(lambda store: store.set_metadata(key, metadata))
 
     async def delete(self, key: SessionKey) -> bool:
         return await self._call(lambda store: store.delete(key))
@@ -231,12 +241,12 @@ class Storage:
         stored: StoredTurns,
         log: Buffer | None,
         continues: int | None,
+        begins: NewSession | None,
+        drops_since: int | None,
     ) -> Head:
-        if base is not None:
-            new = self._generation(record, stored, base.created, base.metadata, base.ttl_seconds, log)
-        else:
-            new = self._generation(record, stored, time.time(), {}, None, log)
-        new = replace(new, continues=continues)
+        created, known = (time.time(), begins or NewSession()) if base is None else (base.created, base)
+        new = self._generation(record, stored, created, known.metadata, known.ttl_seconds, log)
+        new = replace(new, continues=continues, drops_since=drops_since)
         with self._quotas.admitted(store, key, base, new):
             return _until_answered(lambda: store.commit(key, base, new))
 

@@ -24,12 +24,14 @@ class Fed:
     """What a commit adds: the ids that it has fed, ledger entries, a document that it has read to its end.
 
     since: the generation whose state it goes on from; None is the committed one.
+    log: what a new session that goes on from another's generation takes along of its log; None where that has none.
     """
 
     token_ids: "array[int]"
     entries: tuple[bytes, ...] = ()
     document: StoredDocument | None = None
     since: Generation | None = None
+    log: Buffer | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +72,8 @@ class TokenLogs:
     def appended(self, base: Head | None, record: SessionRecord | None, fed: Fed | None) -> bytes | None:
         """What the commit of `record` on top of `base` appends: nothing when `fed` is None, because the log leads to
         this record already. None for a session without a log."""
-        if not self._begins if base is None else base.log_id is None:
+        before = self._before(base, fed)
+        if before is None:
             return None
         if fed is None:
             return b""
@@ -91,7 +94,7 @@ class TokenLogs:
             open_ingest=None if record is None else record.open_ingest,
             document=StoredTurns(documents=documents).encode() if documents else b"",
         )
-        return encode_record(appended)
+        return bytes(before) + encode_record(appended)
 
     def read(self, log: Buffer) -> LoggedSession:
         """Raises StateCorrupt, and TokenizerMismatch when another tokenizer than this model's has made ids of it."""
@@ -109,3 +112,9 @@ class TokenLogs:
         if last is None:
             return LoggedSession(token_ids, ledger, None, stored)
         return LoggedSession(token_ids, ledger, last, replace(stored, tokens_digest=last.tokens_digest.hex()))
+
+    def _before(self, base: Head | None, fed: Fed | None) -> Buffer | None:
+        """What the log of a new session begins with, and nothing for one that goes on with its own; None for no log."""
+        if base is not None:
+            return None if base.log_id is None else b""
+        return self.beginning() if fed is None or fed.since is None else fed.log

@@ -32,7 +32,7 @@ from engine.sessions.ledger import Message, num_known_messages
 from engine.sessions.shielding import finish_even_if_cancelled
 from engine.sessions.state_budget import StateBudget
 from engine.sessions.storage import Beginning, Storage
-from engine.sessions.stored_turns import RequestIdentity, StoredTurns, stored_change
+from engine.sessions.stored_turns import RequestIdentity, StoredTurn, StoredTurns, stored_change
 from engine.sessions.token_logs import Fed, TokenLogs
 from engine.sessions.turn import CommittedSession
 from engine.stores.base import Buffer, Generation, Head, SessionKey
@@ -98,7 +98,7 @@ class Versions:
         if (begun := await self._begun(key, identity)) is not None:
             return begun
         async with self.transfer():
-            generation, loaded = await self._load_found(source, version, self._committed.load_version)
+            _, loaded, log = await self.load_source(source, version)
             if loaded.record is not None:
                 await self._storage.check_room(key, None)
             head = loaded.head
@@ -108,9 +108,33 @@ class Versions:
                 ttl_seconds=head.ttl_seconds if ttl_seconds is None else ttl_seconds,
                 record=loaded.record,
                 stored=stored,
-                log=await self._load_log(source, head, generation),
+                log=log,
             )
             return await self._begin(key, beginning, identity)
+
+    async def load_source(
+        self, source: SessionKey, version: int | str | None
+    ) -> tuple[Generation, LoadedSession, Buffer | None]:
+        """What another session may begin from: a kept version, its state and answers, its token log up to there.
+
+        Raises SessionNotFound, VersionNotFound, and what loading does.
+        """
+        generation, loaded = await self._load_found(source, version, self._committed.load_version)
+        return generation, loaded, await self._load_log(source, loaded.head, generation)
+
+    async def stored_turn(self, key: SessionKey, version: int) -> StoredTurn | None:
+        """The change that made a version, with its answer, as long as one of the kept versions remembers it; None when
+        none does. Raises SessionNotFound."""
+        for remembered_by in (version, None):
+            with suppress(VersionNotFound, StateLost, StateCorrupt):
+                turns = (await self._storage.load_stored(key, remembered_by)).turns
+                if (found := next((turn for turn in turns if turn.version == version), None)) is not None:
+                    return found
+        return None
+
+    async def set_metadata(self, key: SessionKey, metadata: Mapping[str, str]) -> Head:
+        """In the place of what it has; no new version. Raises SessionNotFound."""
+        return await self._storage.set_metadata(key, metadata)
 
     async def import_snapshot(
         self, key: SessionKey, parts: Sequence[Buffer], ttl_seconds: int | None, identity: RequestIdentity

@@ -14,6 +14,7 @@ All methods are synchronous and safe to call from several threads. Any of them m
 """
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -121,6 +122,9 @@ class Store(Protocol):
 
         Raises `SessionNotFound` and what `renamed_head` does.
         """
+
+    def set_metadata(self, key: SessionKey, metadata: Mapping[str, str]) -> Head:
+        """Replace the metadata in one atomic step; the head after it. Raises `SessionNotFound`."""
 
     def delete(self, key: SessionKey) -> bool:
         """Delete every byte of a session: its head, all its generations, those that a failed commit or a quarantine

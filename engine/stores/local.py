@@ -11,7 +11,7 @@ What the disk does not give up at once goes with the session's next commit or de
 import os
 import sqlite3
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack, suppress
 from itertools import chain
 from pathlib import Path
@@ -43,6 +43,7 @@ from engine.stores.logs import LogDirectory
 from engine.stores.succession import (
     DEFAULT_NUM_KEPT,
     applied_head,
+    described_head,
     generations_dropped,
     is_unchanged,
     next_head,
@@ -128,21 +129,10 @@ class LocalStore:
         """What the index names is on disk."""
 
     def name_version(self, key: SessionKey, version: int, name: str | None) -> Head:
-        head, _ = self._find(key, None)
-        dropped: list[Generation] = []
+        return self._change_head(key, lambda head: renamed_head(head, version, name, self.num_kept))
 
-        def decide(current: Head | None) -> Head:
-            nonlocal head
-            if current is None:
-                raise SessionNotFound("there is no session with this id")
-            head = renamed_head(current, version, name, self.num_kept)
-            dropped.extend(generations_dropped(current, head))
-            return head
-
-        with writing():
-            self._index.update(key, decide)
-            self._drop(key, dropped, ())
-        return head
+    def set_metadata(self, key: SessionKey, metadata: Mapping[str, str]) -> Head:
+        return self._change_head(key, lambda head: described_head(head, metadata))
 
     def delete(self, key: SessionKey) -> bool:
         with writing():
@@ -257,6 +247,23 @@ class LocalStore:
             raise StoreFull(
                 f"the local store may hold {self._max_num_bytes} bytes: {num_used} are used, {num_more} more are needed"
             )
+
+    def _change_head(self, key: SessionKey, change: Callable[[Head], Head]) -> Head:
+        head, _ = self._find(key, None)
+        dropped: list[Generation] = []
+
+        def decide(current: Head | None) -> Head:
+            nonlocal head
+            if current is None:
+                raise SessionNotFound("there is no session with this id")
+            head = change(current)
+            dropped.extend(generations_dropped(current, head))
+            return head
+
+        with writing():
+            self._index.update(key, decide)
+            self._drop(key, dropped, ())
+        return head
 
     def _find(self, key: SessionKey, version: int | None) -> tuple[Head, Generation]:
         head = self.read_head(key)

@@ -4,7 +4,7 @@ One lock, the same heads and the same rules as the other stores. Bytes are copie
 """
 
 import threading
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 from engine.errors import CommitConflict, LogLost, SessionExists, SessionNotFound, StateLost, VersionNotFound
@@ -15,6 +15,7 @@ from engine.stores.leases import ProcessLeases
 from engine.stores.succession import (
     DEFAULT_NUM_KEPT,
     applied_head,
+    described_head,
     generations_dropped,
     is_unchanged,
     next_head,
@@ -86,11 +87,10 @@ class MemoryStore:
         """Nothing here outlives the process."""
 
     def name_version(self, key: SessionKey, version: int, name: str | None) -> Head:
-        with self._lock:
-            base = self._existing_head(key)
-            head = self._heads[key] = renamed_head(base, version, name, self.num_kept)
-            self._drop(generations_dropped(base, head))
-            return head
+        return self._change_head(key, lambda head: renamed_head(head, version, name, self.num_kept))
+
+    def set_metadata(self, key: SessionKey, metadata: Mapping[str, str]) -> Head:
+        return self._change_head(key, lambda head: described_head(head, metadata))
 
     def delete(self, key: SessionKey) -> bool:
         with self._lock:
@@ -159,6 +159,13 @@ class MemoryStore:
             self._logs[head.log_id] += new.log
         elif base is not None and base.log_id is not None:
             self._logs.pop(base.log_id, None)
+
+    def _change_head(self, key: SessionKey, change: Callable[[Head], Head]) -> Head:
+        with self._lock:
+            base = self._existing_head(key)
+            head = self._heads[key] = change(base)
+            self._drop(generations_dropped(base, head))
+            return head
 
     def _live_head(self, key: SessionKey) -> Head | None:
         head = self._heads.get(key)

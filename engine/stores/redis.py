@@ -10,7 +10,7 @@ two sessions. N writers at once may overshoot by N sessions, and what a failed c
 the session's next commit or a recount.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from itertools import chain
 
@@ -53,6 +53,7 @@ from engine.stores.redis_url import RedisUrl
 from engine.stores.succession import (
     DEFAULT_NUM_KEPT,
     applied_head,
+    described_head,
     generations_dropped,
     is_unchanged,
     next_head,
@@ -144,23 +145,10 @@ class RedisStore:
         self._confirm(key, head.generation)
 
     def name_version(self, key: SessionKey, version: int, name: str | None) -> Head:
-        for _ in range(_ATTEMPTS):
-            base, _ = self._find(key, None)
-            head = renamed_head(base, version, name, self.num_kept)
-            dropped = generations_dropped(base, head)
-            arguments: list[bytes | int] = [
-                _fence(base),
-                _fence(head),
-                encode_head(head),
-                GRACE_SECONDS * 1000,
-                members(dropped, []),
-            ]
-            keys = [self._keys.head(key), self._keys.generations(key), *self._keys.everything(key, dropped)]
-            if self._client.run_script_durably(REPLACE_HEAD, keys, arguments):
-                with suppress(StoreFull, StoreUnavailable):
-                    self._index.enlist(key, stored_num_bytes(head))
-                return head
-        raise SessionBusy("the session is being written to")
+        return self._change_head(key, lambda head: renamed_head(head, version, name, self.num_kept))
+
+    def set_metadata(self, key: SessionKey, metadata: Mapping[str, str]) -> Head:
+        return self._change_head(key, lambda head: described_head(head, metadata))
 
     def delete(self, key: SessionKey) -> bool:
         for attempt in range(_ATTEMPTS):
@@ -310,6 +298,25 @@ class RedisStore:
             return
         if not self._client.run_script_durably(CONFIRM, [self._keys.head(key)], [generation.encode()]):
             raise StoreUnavailable("what was committed is not in Redis any more: a failover has lost it")
+
+    def _change_head(self, key: SessionKey, change: Callable[[Head], Head]) -> Head:
+        for _ in range(_ATTEMPTS):
+            base, _ = self._find(key, None)
+            head = change(base)
+            dropped = generations_dropped(base, head)
+            arguments: list[bytes | int] = [
+                _fence(base),
+                _fence(head),
+                encode_head(head),
+                GRACE_SECONDS * 1000,
+                members(dropped, []),
+            ]
+            keys = [self._keys.head(key), self._keys.generations(key), *self._keys.everything(key, dropped)]
+            if self._client.run_script_durably(REPLACE_HEAD, keys, arguments):
+                with suppress(StoreFull, StoreUnavailable):
+                    self._index.enlist(key, stored_num_bytes(head))
+                return head
+        raise SessionBusy("the session is being written to")
 
     def _find(self, key: SessionKey, version: int | None) -> tuple[Head, Generation]:
         head = self.read_head(key)

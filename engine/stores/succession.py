@@ -4,7 +4,7 @@ Every store decides by these functions, inside its own atomic step.
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from engine.errors import InvalidRequest, VersionNotFound
@@ -43,6 +43,7 @@ def next_head(base: Head | None, new: NewGeneration, version: int, num_kept: int
     if base is not None:
         # The commits of one ingest count as one generation: what stood before it stays kept until it has finished.
         kept = base.kept if base.open_ingest else _retained(base.generations, num_kept, new.continues)
+        kept = tuple(g for g in kept if new.drops_since is None or g.version < new.drops_since)
     return Head(
         committed=committed,
         recent=recent,
@@ -82,6 +83,11 @@ def renamed_head(head: Head, version: int, name: str | None, num_kept: int) -> H
             raise InvalidRequest(f"a session has at most {MAX_NUM_NAMED} named versions", "name")
     committed, *kept = (replace(g, name=name) if g is generation else g for g in head.generations)
     return replace(head, committed=committed, kept=_retained(kept, num_kept), revision=head.revision + 1)
+
+
+def described_head(head: Head, metadata: Mapping[str, str]) -> Head:
+    """The head after its session was given other metadata."""
+    return replace(head, metadata=dict(metadata), revision=head.revision + 1)
 
 
 def is_unchanged(base: Head | None, current: Head | None) -> bool:

@@ -30,6 +30,9 @@ class ChoicesFrame(ABC):
         # Of the choices that have said something, what the rest of their text goes out in.
         self._templates: dict[int, EventTemplate] = {}
 
+    def opened(self, session_id: str | None, version: int) -> None:  # noqa: B027 (a choice says nothing about it)
+        """Choices have names of their own."""
+
     def body(self, answers: Sequence[Answer], usage: Usage, session: CommittedSession | None) -> dict[str, Any]:
         choices = [
             {"index": index, **self._whole(index, answer), "finish_reason": answer.finish_reason.value}

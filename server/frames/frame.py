@@ -13,6 +13,9 @@ from engine.sessions import Answer, CommittedSession, Usage
 class Frame(Protocol):
     """One answer's."""
 
+    def opened(self, session_id: str | None, version: int) -> None:
+        """Before anything else: the session that the turn writes to, if any, and the version that it will make."""
+
     def body(self, answers: Sequence[Answer], usage: Usage, session: CommittedSession | None) -> dict[str, Any]:
         """The whole answer as it is sent, and stored with the turn."""
 

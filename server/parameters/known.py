@@ -19,6 +19,19 @@ def _number(neutral: float) -> Neutral:
     return lambda value: type(value) in (int, float) and value == neutral
 
 
+def _any_count(value: Any) -> bool:
+    return type(value) is int
+
+
+def _no_reasoning(value: Any) -> bool:
+    return isinstance(value, dict) and all(wish in (None, "none") for wish in value.values())
+
+
+def _things_that_never_are(value: Any) -> bool:
+    """More about the reasoning, tool calls and images of an answer that has none."""
+    return isinstance(value, list) and "message.output_text.logprobs" not in value
+
+
 _OFF = _one_of(False)
 _EMPTY = _one_of([], {}, "")
 _ANY_SWITCH = _one_of(False, True)
@@ -32,28 +45,46 @@ KNOWN: Mapping[str, Neutral] = {
     "on_divergence": _one_of("error"),
     # OpenAI
     "audio": _NEVER,
+    "background": _OFF,
     "best_of": _number(1),
+    "context_management": _EMPTY,
+    "conversation": _NEVER,
     "echo": _OFF,
     "frequency_penalty": _number(0),
     "function_call": _one_of("none", "auto"),
     "functions": _EMPTY,
+    "image": _EMPTY,
+    "include": _things_that_never_are,
+    "input": _NEVER,
+    "instructions": _NEVER,
     "logit_bias": _EMPTY,
     "logprobs": _OFF,
     "max_completion_tokens": _NEVER,
+    "max_output_tokens": _NEVER,
+    "max_tokens": _NEVER,
+    # Nor how many there may be.
+    "max_tool_calls": _any_count,
     "messages": _NEVER,
     "modalities": _one_of(["text"]),
+    "moderation": _NEVER,
+    "n": _number(1),
     # Whether tools run in parallel says nothing when there are none.
     "parallel_tool_calls": _ANY_SWITCH,
     "prediction": _NEVER,
     "presence_penalty": _number(0),
+    "previous_response_id": _NEVER,
     "prompt": _NEVER,
+    "reasoning": _no_reasoning,
     "reasoning_effort": _one_of("none"),
     "response_format": _one_of({"type": "text"}),
     "store": _OFF,
     "suffix": _NEVER,
+    "text": _one_of({}, {"format": {"type": "text"}}),
     "tool_choice": _one_of("none", "auto"),
     "tools": _EMPTY,
     "top_logprobs": _number(0),
+    # There is no end of the context that anything could be cut off at.
+    "truncation": _one_of("auto", "disabled"),
     "verbosity": _NEVER,
     "web_search_options": _NEVER,
     # vLLM

@@ -5,7 +5,14 @@ Which fields are served at all is decided in `parameters`.
 
 from server.schemas.base import VersionName
 from server.schemas.chat import ChatRequest
+from server.schemas.completion import CompletionRequest
+from server.schemas.conversations import (
+    CreateConversationRequest,
+    CreateItemsRequest,
+    UpdateConversationRequest,
+)
 from server.schemas.generation import GenerationRequest
+from server.schemas.responses import ResponseRequest
 from server.schemas.sessions import (
     CreateSessionRequest,
     ForkRequest,
@@ -18,14 +25,19 @@ from server.schemas.validation import component_schemas, octets_body, request_bo
 
 __all__ = [
     "ChatRequest",
+    "CompletionRequest",
+    "CreateConversationRequest",
+    "CreateItemsRequest",
     "CreateSessionRequest",
     "DetokenizeRequest",
     "ForkRequest",
     "GenerationRequest",
     "IngestTextRequest",
     "NameVersionRequest",
+    "ResponseRequest",
     "RewindRequest",
     "TokenizeRequest",
+    "UpdateConversationRequest",
     "VersionName",
     "component_schemas",
     "octets_body",

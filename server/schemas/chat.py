@@ -7,7 +7,7 @@ from pydantic import BeforeValidator
 from engine.errors import InvalidRequest
 from engine.sessions import History, Message
 from server.schemas.base import Body
-from server.schemas.generation import GenerationRequest
+from server.schemas.generation import ChoicesRequest
 
 
 class TextPart(Body):
@@ -32,7 +32,7 @@ class ChatMessage(Body):
         return Message("system" if self.role == "developer" else self.role, self.content)
 
 
-class ChatRequest(GenerationRequest):
+class ChatRequest(ChoicesRequest):
     """POST /v1/chat/completions."""
 
     messages: list[ChatMessage]

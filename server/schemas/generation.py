@@ -28,9 +28,6 @@ class GenerationRequest(Body):
 
     model: str | None = None
     stream: bool | None = None
-    stream_options: StreamOptions | None = None
-    max_tokens: int | None = None
-    n: Annotated[int, Field(ge=1, le=MAX_NUM_CHOICES)] | None = None
     temperature: float | None = None
     top_p: float | None = None
     top_k: Annotated[int, Field(lt=2**63)] | None = None
@@ -50,12 +47,14 @@ class GenerationRequest(Body):
     read_only: bool | None = None
 
     @property
-    def includes_usage(self) -> bool:
-        return self.stream_options is not None and bool(self.stream_options.include_usage)
+    def num_choices(self) -> int:
+        """To each prompt."""
+        return 1
 
     @property
-    def num_choices(self) -> int:
-        return self.n or 1
+    def num_answers(self) -> int:
+        """To all prompts."""
+        return self.num_choices
 
     def to_sampling(self, max_tokens_limit: int) -> SamplingParams:
         """Raises InvalidRequest naming the field."""
@@ -91,4 +90,23 @@ class GenerationRequest(Body):
 
     def _max_tokens(self) -> tuple[str, int | None]:
         """The limit that is asked for, after the field that asks for it."""
+        raise NotImplementedError
+
+
+class ChoicesRequest(GenerationRequest):
+    """The fields of requests that are answered with choices."""
+
+    stream_options: StreamOptions | None = None
+    max_tokens: int | None = None
+    n: Annotated[int, Field(ge=1, le=MAX_NUM_CHOICES)] | None = None
+
+    @property
+    def includes_usage(self) -> bool:
+        return self.stream_options is not None and bool(self.stream_options.include_usage)
+
+    @property
+    def num_choices(self) -> int:
+        return self.n or 1
+
+    def _max_tokens(self) -> tuple[str, int | None]:
         return "max_tokens", self.max_tokens

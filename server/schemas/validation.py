@@ -9,7 +9,15 @@ from engine.errors import InvalidRequest
 from server.names import shown_name
 from server.schemas.base import Body
 from server.schemas.chat import ChatMessage, ChatRequest, TextPart
+from server.schemas.completion import CompletionRequest
+from server.schemas.conversations import (
+    CreateConversationRequest,
+    CreateItemsRequest,
+    UpdateConversationRequest,
+)
 from server.schemas.generation import StreamOptions
+from server.schemas.items import Item, ItemPart
+from server.schemas.responses import ConversationReference, ResponseRequest, ResponseStreamOptions
 from server.schemas.sessions import (
     CreateSessionRequest,
     ForkRequest,
@@ -25,16 +33,25 @@ M = TypeVar("M", bound=Body)
 _MODELS: tuple[type[Body], ...] = (
     ChatMessage,
     ChatRequest,
+    CompletionRequest,
+    ConversationReference,
+    CreateConversationRequest,
+    CreateItemsRequest,
     CreateSessionRequest,
     DetokenizeRequest,
     ForkRequest,
     ForkSource,
     IngestTextRequest,
+    Item,
+    ItemPart,
     NameVersionRequest,
+    ResponseRequest,
+    ResponseStreamOptions,
     RewindRequest,
     StreamOptions,
     TextPart,
     TokenizeRequest,
+    UpdateConversationRequest,
 )
 _FIELDS = frozenset(field.alias or name for model in _MODELS for name, field in model.model_fields.items())
 

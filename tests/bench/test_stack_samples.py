@@ -10,7 +10,7 @@ import pytest
 
 from bench import report
 from bench.engine.profile import OTHER, PARTS, function_of, part_of
-from bench.engine.stack_samples import Frame, StackSamples, is_within, place
+from bench.stack_samples import Frame, StackSamples, is_within, place
 
 ROOT = report.ROOT
 

@@ -146,7 +146,7 @@ def test_a_repetition_penalty_counts_the_whole_prompt_for_each_of_several_choice
         said: list[list[int]] = [[], [], []]
         async with running() as engine:
             with engine.places("default", 3):
-                async for number, output in engine.generate_choices(Sequence("a", QUESTION, ECHOING), 3):
+                async for number, output in engine.generate_choices([Sequence("a", QUESTION, ECHOING)], 3):
                     said[number] += output.token_ids
         assert said == [expected_answer(ECHOING, QUESTION, QUESTION)] * 3
         assert said[0] != expected_answer(ECHOING, QUESTION, QUESTION[-1:])

@@ -28,7 +28,7 @@ def asked(params: SamplingParams, name: str = "a", text: str = "where is the bal
 async def choices_of(engine: Engine, sequence: Sequence, num_choices: int) -> list[list[SequenceOutput]]:
     outputs: list[list[SequenceOutput]] = [[] for _ in range(num_choices)]
     with engine.places(sequence.tenant, num_choices):
-        async with aclosing(engine.generate_choices(sequence, num_choices)) as stream:
+        async with aclosing(engine.generate_choices([sequence], num_choices)) as stream:
             async for choice, output in stream:
                 outputs[choice].append(output)
     return outputs
@@ -93,6 +93,25 @@ def test_choices_go_on_from_a_session_with_pending_tokens() -> None:
         assert choices[0][-1].state is not None
         assert_same_session(choices[0][-1].state, alone.state)
         assert choices[1][-1].num_prompt_tokens == alone.last.num_prompt_tokens
+
+    in_loop(test)
+
+
+def test_several_prompts_are_answered_as_each_alone_and_their_choices_follow_each_other() -> None:
+    async def test() -> None:
+        texts = ("where is the ball?", "who has it?", "when?")
+        async with running() as engine:
+            alone = [await choices_of(engine, asked(SAMPLED, text=text), 2) for text in texts]
+            prompts = [asked(SAMPLED, text, text) for text in texts]
+            for num_choices in (1, 2):
+                outputs: list[list[int]] = [[] for _ in range(len(texts) * num_choices)]
+                with engine.places("default", len(outputs)):
+                    async with aclosing(engine.generate_choices(prompts, num_choices)) as stream:
+                        async for number, output in stream:
+                            outputs[number].extend(output.token_ids)
+                assert outputs == [tokens(choice) for choices in alone for choice in choices[:num_choices]]
+                prompts = [asked(SAMPLED, text, text) for text in texts]
+            await until(lambda: engine.stats().num_slots_in_use == 0)
 
     in_loop(test)
 

@@ -17,6 +17,7 @@ from engine.config import EngineConfig
         {"max_state_norm": float("nan")},
         {"num_threads": 0},
         {"matmul_dtype": "float16"},
+        {"native_kernels": "on"},
     ],
 )
 def test_a_setting_that_makes_no_sense_stops_the_process_and_names_itself(values: dict[str, Any]) -> None:

@@ -96,8 +96,18 @@ def test_end_leaves_itself_pending_and_is_no_token_of_the_answer() -> None:
     fed = [*prompt(PROMPTS["short"]), *written.token_ids]
     assert written.state.pending_token_ids == (tiny().tokenizer.special.end,)
     assert written.state.tokens_digest == extend_digest(INITIAL_DIGEST, fed)
-    assert written.text == tiny().tokenizer.decode(written.token_ids).removeprefix(" ")
+    assert written.text == tiny().tokenizer.decode(written.token_ids)
     assert written.last.num_generated_tokens == len(written.token_ids)
+
+
+def test_what_an_answer_opens_with_is_fed_and_is_no_part_of_it() -> None:
+    params = params_that_end()
+    plain = answer(new_core(checkpoint=talker()), asked("short", params))
+    opened = Sequence("short", prompt(PROMPTS["short"]), params, opening=plain.text[0].encode())
+    written = answer(new_core(checkpoint=talker()), opened)
+    assert written.text == plain.text[1:] != ""
+    assert written.token_ids == plain.token_ids
+    assert_same_session(written.state, plain.state)
 
 
 @pytest.mark.parametrize("later", [{"min_tokens": 20}, {"ignore_eos": True}])

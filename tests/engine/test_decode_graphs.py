@@ -18,6 +18,7 @@ from engine.device.decode_graphs import (
     bucket_sizes,
     capture_cuda_graph,
 )
+from engine.device.decode_steps import TorchStep
 from engine.device.model_runner import ModelRunner
 from engine.device.state_pool import StatePool
 from tests.atlas_model.test_model import LAYOUTS
@@ -58,7 +59,7 @@ def decoded(model: AtlasModel, device: str, capture: Capture | None) -> tuple[li
         pool = StatePool(model.config, NUM_SLOTS, torch.device(device))
         slots = [pool.acquire() for _ in range(NUM_SLOTS)]
         graphs = None if capture is None else DecodeGraphs(model, pool, capture)
-        runner = ModelRunner(model, pool, torch.device(device), graphs)
+        runner = ModelRunner(model, pool, torch.device(device), TorchStep(model, graphs))
         for slot in slots:
             pool.load(slot, model.initial_state(1))
         pieces = [[7 + slot] * (slot + 1) for slot in slots]

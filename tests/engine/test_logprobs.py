@@ -150,7 +150,7 @@ def test_choices_are_told_the_whole_prompt_that_they_share(num_choices: int) -> 
 
     async def run(engine: Engine) -> list[tuple[int, SequenceOutput]]:
         with engine.places("default", num_choices):
-            return [each async for each in engine.generate_choices(Sequence("a", QUESTION, params), num_choices)]
+            return [each async for each in engine.generate_choices([Sequence("a", QUESTION, params)], num_choices)]
 
     async def test() -> None:
         async with running() as engine:

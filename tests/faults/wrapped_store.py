@@ -1,7 +1,7 @@
 """Stores that go wrong on purpose, around a real one."""
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TypeVar
 
 from engine.errors import CommitConflict, StoreUnavailable
@@ -61,6 +61,9 @@ class WrappedStore:
 
     def name_version(self, key: SessionKey, version: int, name: str | None) -> Head:
         return self._call(lambda: self._store.name_version(key, version, name))
+
+    def set_metadata(self, key: SessionKey, metadata: Mapping[str, str]) -> Head:
+        return self._call(lambda: self._store.set_metadata(key, metadata))
 
     def delete(self, key: SessionKey) -> bool:
         return self._call(lambda: self._store.delete(key))

@@ -70,9 +70,13 @@ class ThreadedServer:
         return self._server.runtime
 
     @property
-    def port(self) -> int:
+    def listener(self) -> socket.socket:
         assert self._server is not None
-        port: int = self._server.servers[0].sockets[0].getsockname()[1]
+        return self._server.servers[0].sockets[0]
+
+    @property
+    def port(self) -> int:
+        port: int = self.listener.getsockname()[1]
         return port
 
     @property

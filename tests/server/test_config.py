@@ -48,6 +48,7 @@ def test_every_setting_is_a_flag_and_a_variable() -> None:
         (["--snapshot-codec", "zip"], {}, "--snapshot-codec"),
         (["--log-level", "loud"], {}, "--log-level"),
         (["--matmul-dtype", "float16"], {}, "--matmul-dtype"),
+        (["--native-kernels", "on"], {}, "--native-kernels"),
         (["--threads", "0"], {}, "--threads"),
         (["--threads", "100000"], {}, "--threads"),
         (["--step-timeout-seconds", "0.001"], {}, "--step-timeout-seconds"),

@@ -11,7 +11,7 @@ import httpx
 import pytest
 
 from server.__main__ import main as serve
-from server.auth import ApiKeys, Scope, key_digest
+from server.auth import ApiKeys, RateLimits, Scope, key_digest
 from server.keys import main as make_key
 from server.keys_file import KeyRing, KeysFileError, keys_file_line, parse_holder, read_keys_file
 from tests.server.forked import ForkedServer, Forker
@@ -63,6 +63,13 @@ def test_a_key_is_printed_once_and_its_line_opens_with_it(capsys: pytest.Capture
     assert capsys.readouterr().out.splitlines()[0] != key
 
 
+def test_a_key_may_have_limits_of_its_own(capsys: pytest.CaptureFixture[str], keys_file: Path) -> None:
+    key = made_key(capsys, keys_file, "--requests-per-minute", "60", "--tokens-per-minute", "9000")
+    found = ApiKeys(read_keys_file(keys_file)).find(b"Bearer " + key.encode())
+    assert found is not None
+    assert found.limits == RateLimits(requests_per_minute=60, tokens_per_minute=9000)
+
+
 def test_a_file_that_is_made_is_its_owners_alone_and_grows_by_whole_lines(
     capsys: pytest.CaptureFixture[str], keys_file: Path
 ) -> None:
@@ -77,7 +84,9 @@ def test_a_file_that_is_made_is_its_owners_alone_and_grows_by_whole_lines(
     assert first not in keys_file.read_text()
 
 
-@pytest.mark.parametrize("arguments", [["--tenant", "bad tenant"], ["--scope", "root"], ["--scope", ""]])
+@pytest.mark.parametrize(
+    "arguments", [["--tenant", "bad tenant"], ["--scope", "root"], ["--scope", ""], ["--tokens-per-minute", "0"]]
+)
 def test_a_key_for_nobody_or_for_nothing_is_not_made(
     capsys: pytest.CaptureFixture[str], keys_file: Path, arguments: list[str]
 ) -> None:
@@ -100,6 +109,9 @@ def test_comments_and_empty_lines_are_nothing(keys_file: Path) -> None:
         DIGEST,
         f"{DIGEST} acme",
         f"{DIGEST} acme user more",
+        f"{DIGEST} acme user requests_per_minute=0",
+        f"{DIGEST} acme user requests_per_minute=1 requests_per_minute=2",
+        f"{DIGEST} acme user tokens=1",
         f"{DIGEST} acme root",
         f"{DIGEST} acme user,",
         f"{DIGEST} a/b user",

@@ -1,5 +1,6 @@
 """Every route by every kind of caller. A route that is not in the table fails: somebody has to say who may use it."""
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -30,8 +31,11 @@ class Route:
     elsewhere: str | None = "session_not_found"
 
 
-# `{session_id}` in a request stands for the session too.
+# `{session_id}` in a request stands for the session too, and `{conversation_id}` everywhere.
 CHAT = {"json": {"messages": [user("?")], "max_tokens": 1, "session_id": "{session_id}", "read_only": True}}
+COMPLETION = {"json": {"prompt": "?", "max_tokens": 1, "session_id": "{session_id}", "read_only": True}}
+RESPONSE = {"json": {"input": "?", "max_output_tokens": 1, "conversation": "{session_id}", "store": False}}
+ITEMS = {"json": {"items": [user("a")]}}
 ROUTES = {
     ("GET", "/health"): Route(OPEN),
     ("GET", "/ready"): Route(OPEN),
@@ -46,6 +50,21 @@ ROUTES = {
     ("POST", "/tokenize"): Route(request={"json": {"text": "a"}}),
     ("POST", "/detokenize"): Route(request={"json": {"tokens": [1]}}),
     ("POST", "/v1/chat/completions"): Route(request=CHAT),
+    ("POST", "/v1/completions"): Route(request=COMPLETION),
+    ("POST", "/v1/responses"): Route(request=RESPONSE),
+    # Whose a response is, is told by its id, and tried where there is one.
+    ("GET", "/v1/responses/{response_id}"): Route(),
+    ("DELETE", "/v1/responses/{response_id}"): Route(),
+    ("POST", "/v1/responses/{response_id}/cancel"): Route(),
+    ("GET", "/v1/responses/{response_id}/input_items"): Route(),
+    ("POST", "/v1/conversations"): Route(request={"json": {}}),
+    ("GET", "/v1/conversations/{conversation_id}"): Route(),
+    ("POST", "/v1/conversations/{conversation_id}"): Route(request={"json": {"metadata": {"a": "b"}}}),
+    ("DELETE", "/v1/conversations/{conversation_id}"): Route(),
+    ("POST", "/v1/conversations/{conversation_id}/items"): Route(request=ITEMS),
+    ("GET", "/v1/conversations/{conversation_id}/items"): Route(elsewhere="unsupported_operation"),
+    ("GET", "/v1/conversations/{conversation_id}/items/{item_id}"): Route(elsewhere="unsupported_operation"),
+    ("DELETE", "/v1/conversations/{conversation_id}/items/{item_id}"): Route(elsewhere="unsupported_operation"),
     ("GET", "/v1/sessions"): Route(),
     ("POST", "/v1/sessions"): Route(request={"json": {"from": {"session_id": "{session_id}"}}}),
     ("POST", "/v1/sessions/import"): Route(request={"content": b"no snapshot"}),
@@ -63,7 +82,8 @@ ROUTES = {
         request={"content": b"text", "params": {"offset": 7}}, elsewhere="ingest_offset"
     ),
 }
-SESSION_ROUTES = [name for name, route in ROUTES.items() if "{session_id}" in f"{name[1]}{route.request}"]
+NAMES = re.compile("{session_id}|{conversation_id}")
+SESSION_ROUTES = [name for name, route in ROUTES.items() if NAMES.search(f"{name[1]}{route.request}")]
 # Who holds what; the digest of each key is in the server's file.
 HOLDERS = {
     "user-key": ("acme", {Scope.USER}),
@@ -97,7 +117,7 @@ def client_of(server: ThreadedServer, holder: str | None) -> httpx.Client:
 def named(value: Any, session_id: str) -> Any:
     """`value` with the session in the place of its parameter."""
     if isinstance(value, str):
-        return value.replace("{session_id}", session_id)
+        return NAMES.sub(session_id, value)
     if isinstance(value, dict):
         return {key: named(item, session_id) for key, item in value.items()}
     return [named(item, session_id) for item in value] if isinstance(value, list) else value

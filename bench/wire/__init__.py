@@ -1,0 +1,1 @@
+"""What the server costs apart from its engine."""

@@ -1,0 +1,42 @@
+"""The way of a token from the engine's thread to the socket, as stages of the event loop's time."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from bench import report
+from bench.stack_samples import Frame, place
+
+WAITING = "waiting"
+OTHER = "other"
+
+STAGES: Sequence[tuple[str, str]] = (
+    ("selectors.py EpollSelector.select", WAITING),
+    ("asyncio/selector_events.py _SelectorSocketTransport.write", "socket write"),
+    ("asyncio/", "event loop"),
+    ("selectors.py", "event loop"),
+    ("uvicorn/", "uvicorn"),
+    ("starlette/", "starlette and fastapi"),
+    ("fastapi/", "starlette and fastapi"),
+    ("server/middleware.py", "edge"),
+    ("server/disconnect.py", "event stream"),
+    ("server/streaming.py EventTemplate.filled", "JSON"),
+    ("json/", "JSON"),
+    ("server/streaming.py", "event stream"),
+    ("server/metrics.py", "metrics"),
+    ("prometheus_client/", "metrics"),
+    ("server/answering.py", "answer"),
+    ("server/chat_answer.py", "answer"),
+    ("server/routes/", "answer"),
+    ("engine/sessions/", "turn"),
+    ("engine/choices.py", "engine"),
+    ("engine/mailbox.py", "engine"),
+    ("engine/engine.py", "engine"),
+)
+"""What a frame's place has in it, and its stage; the first that fits. A frame that none fits belongs to its caller."""
+
+
+def stage_of(stack: Sequence[Frame]) -> str:
+    """The stage of the innermost frame that belongs to one."""
+    stages = (stage for frame in stack for part, stage in STAGES if part in place(frame, report.ROOT))
+    return next(stages, OTHER)

@@ -1,0 +1,87 @@
+"""Answers of /v1/responses: one message of one text, or the events in which it comes about."""
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from engine.sequence import FinishReason
+from engine.sessions import Answer, CommittedSession, Usage
+from server.frames.response_events import ResponseEvents, replayed_events
+from server.items import message_item
+from server.response_ids import ResponseId, new_mark, unkept_id
+from server.session_answer import session_object
+
+
+class ResponseFrame:
+    """A `Frame`. told: what the response says of its request."""
+
+    def __init__(self, model: str, told: Mapping[str, Any]) -> None:
+        self._mark = new_mark()
+        self._begun = {
+            "id": unkept_id(self._mark),
+            "object": "response",
+            "created_at": int(time.time()),
+            "completed_at": None,
+            "error": None,
+            "incomplete_details": None,
+            "model": model,
+            "output": [],
+            "status": "in_progress",
+            "usage": None,
+            **told,
+        }
+        self._events: ResponseEvents | None = None
+
+    def opened(self, session_id: str | None, version: int) -> None:
+        if session_id is not None:
+            self._begun["id"] = str(ResponseId(session_id, version, self._mark))
+
+    def body(self, answers: Sequence[Answer], usage: Usage, session: CommittedSession | None) -> dict[str, Any]:
+        (answer,) = answers
+        is_whole = answer.finish_reason is FinishReason.STOP
+        status = "completed" if is_whole else "incomplete"
+        body = {
+            **self._begun,
+            "completed_at": int(time.time()) if is_whole else None,
+            "incomplete_details": None if is_whole else {"reason": "max_output_tokens"},
+            "output": [message_item(self._item_id, "assistant", answer.text, status)],
+            "status": status,
+            "usage": _usage_object(usage),
+        }
+        return body if session is None else {**body, "session": session_object(session)}
+
+    def said(self, choice: int, text: str) -> bytes:
+        if self._events is not None:
+            return self._events.said(text)
+        self._events = ResponseEvents(self._begun, self._item_id)
+        return b"".join(self._events.begun()) + self._events.said(text)
+
+    def ended(self, body: Mapping[str, Any]) -> Iterator[bytes]:
+        if self._events is None:
+            yield from replayed_events(body)
+        else:
+            yield from self._events.ended(body)
+
+    def replayed(self, body: Mapping[str, Any]) -> Iterator[bytes]:
+        return replayed_events(body)
+
+    def failed(self, error: Exception) -> bytes:
+        assert self._events is not None, "until something is said, an error has a status of its own"
+        return b"".join(self._events.failed(error))
+
+    @property
+    def _item_id(self) -> str:
+        return f"msg_{self._mark}"
+
+
+def _usage_object(usage: Usage) -> dict[str, Any]:
+    return {
+        "input_tokens": usage.num_prompt_tokens,
+        "input_tokens_details": {
+            "cached_tokens": usage.num_cached_tokens,
+            "cache_write_tokens": usage.num_written_tokens,
+        },
+        "output_tokens": usage.num_completion_tokens,
+        "output_tokens_details": {"reasoning_tokens": 0},
+        "total_tokens": usage.num_prompt_tokens + usage.num_completion_tokens,
+    }

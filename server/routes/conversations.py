@@ -1,0 +1,152 @@
+"""/v1/conversations: sessions that OpenAI's library makes, names to its responses, and deletes.
+
+A conversation is a session; any session's id is a conversation's. Items are messages that the memory learns, in one
+commit and without an answer. A memory has no list of what it has read, so items can be added and not told one by one.
+"""
+
+from typing import Any
+
+from fastapi import APIRouter
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+
+from engine.sessions import CommittedSession, LearnRequest, NewSession
+from engine.stores.base import Head, SessionKey
+from server.bodies import read_json
+from server.dependencies import if_match, new_session_key, path_session, request_identity, runtime_of
+from server.errors import UnsupportedOperation
+from server.items import learned_item_id, message_item
+from server.parameters import review_items
+from server.runtime import Runtime
+from server.schemas import (
+    CreateConversationRequest,
+    CreateItemsRequest,
+    UpdateConversationRequest,
+    request_body,
+    validate,
+)
+from server.session_answer import session_headers
+
+SESSION_PREFIX = "conv_"
+
+router = APIRouter(prefix="/v1/conversations")
+
+
+@router.post("", openapi_extra=request_body(CreateConversationRequest))
+async def create_conversation(request: Request) -> Response:
+    """A session that has read nothing, or the items."""
+    runtime = runtime_of(request)
+    body = await _read(request, runtime, may_be_absent=True)
+    review_items(body.get("items"), "items")
+    wanted = validate(CreateConversationRequest, body)
+    key = new_session_key(request, None, SESSION_PREFIX)
+    identity = request_identity(request, "converse", wanted.model_dump())
+    sessions = runtime.serving().sessions
+    if wanted.items:
+        messages = tuple(item.to_message() for item in wanted.items)
+        begins = NewSession(wanted.metadata or {})
+        await sessions.learn(LearnRequest(key, messages, begins, identity=identity))
+    with sessions.versions() as versions:
+        if wanted.items:
+            head, _ = await versions.find(key, None)
+        else:
+            head = await versions.create(key, wanted.metadata or {}, None, identity)
+    return _told(key, head)
+
+
+@router.get("/{conversation_id}")
+async def get_conversation(request: Request) -> Response:
+    key = path_session(request)
+    with runtime_of(request).serving().sessions.versions() as versions:
+        head, _ = await versions.find(key, None)
+    return _told(key, head)
+
+
+@router.post("/{conversation_id}", openapi_extra=request_body(UpdateConversationRequest))
+async def update_conversation(request: Request) -> Response:
+    """Other metadata. No new version: what is in flight goes on."""
+    runtime = runtime_of(request)
+    key = path_session(request)
+    wanted = validate(UpdateConversationRequest, await _read(request, runtime))
+    with runtime.serving().sessions.versions() as versions:
+        head = await versions.set_metadata(key, wanted.metadata or {})
+    return _told(key, head)
+
+
+@router.delete("/{conversation_id}")
+async def delete_conversation(request: Request) -> Response:
+    """With every byte of it, and all its responses."""
+    key = path_session(request)
+    await runtime_of(request).serving().sessions.delete(key)
+    return JSONResponse({"id": key.session_id, "object": "conversation.deleted", "deleted": True})
+
+
+@router.post("/{conversation_id}/items", openapi_extra=request_body(CreateItemsRequest))
+async def create_items(request: Request) -> Response:
+    """Learn messages, as one new version. Honours If-Match."""
+    runtime = runtime_of(request)
+    key = path_session(request)
+    body = await _read(request, runtime)
+    review_items(body.get("items"), "items")
+    wanted = validate(CreateItemsRequest, body)
+    identity = request_identity(request, "learn", {"session_id": key.session_id, **wanted.model_dump()})
+    messages = tuple(item.to_message() for item in wanted.items)
+    learning = LearnRequest(key, messages, if_match=if_match(request), identity=identity)
+    session = await runtime.serving().sessions.learn(learning)
+    return JSONResponse(_learned(session, wanted), headers=session_headers(key, session.version))
+
+
+@router.get("/{conversation_id}/items")
+async def list_items(request: Request) -> Response:
+    """Refused: a memory has no list of what it has read."""
+    raise _untold()
+
+
+@router.get("/{conversation_id}/items/{item_id}")
+async def get_item(request: Request) -> Response:
+    """Refused, as the list is."""
+    raise _untold()
+
+
+@router.delete("/{conversation_id}/items/{item_id}")
+async def delete_item(request: Request) -> Response:
+    """Refused: nothing can be taken out of a memory."""
+    raise UnsupportedOperation(
+        "what was learned stays learned: rewind the session to an older version, or delete it", param="item_id"
+    )
+
+
+def _untold() -> UnsupportedOperation:
+    return UnsupportedOperation(
+        "the memory has learned the items; it keeps no list of them. GET /v1/responses/{id} has the last answers",
+        param="conversation_id",
+    )
+
+
+async def _read(request: Request, runtime: Runtime, *, may_be_absent: bool = False) -> dict[str, Any]:
+    config = runtime.config
+    return await read_json(request, config.max_body_bytes, config.body_timeout_seconds, may_be_absent=may_be_absent)
+
+
+def _told(key: SessionKey, head: Head) -> Response:
+    body = {
+        "id": key.session_id,
+        "object": "conversation",
+        "created_at": int(head.created),
+        "metadata": dict(head.metadata),
+    }
+    return JSONResponse(body, headers=session_headers(key, head.version))
+
+
+def _learned(session: CommittedSession, wanted: CreateItemsRequest) -> dict[str, Any]:
+    items = [
+        message_item(learned_item_id(session, index), item.role, item.content)
+        for index, item in enumerate(wanted.items)
+    ]
+    return {
+        "object": "list",
+        "data": items,
+        "first_id": items[0]["id"],
+        "last_id": items[-1]["id"],
+        "has_more": False,
+    }
