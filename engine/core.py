@@ -32,8 +32,9 @@ from engine.device.transfers import Transfers
 from engine.errors import AtlasError, Draining, EngineOverloaded, InvalidRequest, MemoryDiverged
 from engine.progress import Progress
 from engine.sampling.adjustment import Adjustment
-from engine.sampling.logprobs import MAX_NUM_PROMPT_LOGPROBS, TokenLogprob
+from engine.sampling.logprobs import TokenLogprob
 from engine.sampling.sampler import Draw, Sampler
+from engine.sampling.sampling_params import MAX_NUM_LOGPROBS
 from engine.sampling.stopping import Stopping
 from engine.scheduling.pace import PrefillPace
 from engine.scheduling.scheduler import Batch, Piece, Scheduler
@@ -96,11 +97,9 @@ class EngineCore:
             self._check_ids(dict(params.logit_bias), "logit_bias")
             self._check_ids(params.stop_token_ids, "stop_token_ids")
         num_told = 0 if sequence.prompt_logprobs is None else len(token_ids) * (1 + sequence.prompt_logprobs)
-        if num_told > MAX_NUM_PROMPT_LOGPROBS:
-            raise InvalidRequest(
-                f"prompt_logprobs of this prompt would be {num_told} numbers, of at most {MAX_NUM_PROMPT_LOGPROBS}",
-                param="prompt_logprobs",
-            )
+        if num_told > MAX_NUM_LOGPROBS:
+            message = f"prompt_logprobs of this prompt would be {num_told} numbers, of at most {MAX_NUM_LOGPROBS}"
+            raise InvalidRequest(message, param="prompt_logprobs")
 
     def _check_ids(self, token_ids: Collection[int], param: str | None) -> None:
         if token_ids and (min(token_ids) < 0 or max(token_ids) >= self._vocab_size):

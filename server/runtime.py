@@ -11,13 +11,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from atlas_model.checkpoint import Checkpoint, load_checkpoint
+from atlas_model.state import session_num_bytes
 from engine.engine import Engine
 from engine.errors import AtlasError, Draining, EngineDead, Loading, StoreUnavailable
 from engine.sessions import SessionConfig, SessionManager, Storage, TenantQuota
 from engine.snapshots.codecs import Codec
 from engine.stores import open_store
 from engine.stores.base import Store
-from server.config import ServerConfig
+from server.config import ConfigError, ServerConfig
 from server.keys_file import KeyRing
 from server.metrics import Metrics
 from server.rate_limits import RateLimiter
@@ -133,6 +134,7 @@ class Runtime:
         config = self.config
         try:
             checkpoint = await asyncio.to_thread(load_checkpoint, config.model, config.device)
+            _check_room(config.inflight_state_bytes, session_num_bytes(checkpoint.model.config))
             engine = await asyncio.to_thread(Engine, checkpoint, config.engine)
         except Exception as error:
             # Boundary: whatever is wrong with a checkpoint folder or a device, this process cannot serve.
@@ -191,3 +193,9 @@ class Runtime:
         task = asyncio.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+
+
+def _check_room(inflight_state_bytes: int | None, state_num_bytes: int) -> None:
+    """Raises ConfigError."""
+    if inflight_state_bytes is not None and inflight_state_bytes < state_num_bytes:
+        raise ConfigError(f"--inflight-state-bytes must hold at least one state, which has {state_num_bytes} bytes")

@@ -71,7 +71,7 @@ async def export_session(request: Request, version: Annotated[VersionName | None
     runtime = runtime_of(request)
     key = path_session(request)
     async with AsyncExitStack() as stack:
-        await stack.enter_async_context(runtime.serving().sessions.transfer())
+        await stack.enter_async_context(runtime.serving().sessions.transfer(key.tenant))
         with runtime.serving().sessions.versions() as versions:
             _, generation, parts = await versions.export(key, version)
         room = stack.pop_all()

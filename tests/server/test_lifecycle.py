@@ -10,6 +10,8 @@ from pathlib import Path
 import httpx
 import pytest
 
+from atlas_model.checkpoint import load_checkpoint
+from atlas_model.state import session_num_bytes
 from server.__main__ import main
 from tests.redis_server import RedisServer, redis_is_installed
 from tests.server.forked import ForkedServer, Forker
@@ -64,6 +66,13 @@ def test_a_folder_that_is_no_checkpoint_stops_the_process(capsys: pytest.Capture
 
 def test_a_device_that_is_not_there_stops_the_process(capsys: pytest.CaptureFixture[str], model: Path) -> None:
     fails_to_start(capsys, "--store", "memory://", "--model", str(model), "--device", "cuda:99")
+
+
+def test_room_for_less_than_one_state_stops_the_process(capsys: pytest.CaptureFixture[str], model: Path) -> None:
+    num_bytes = session_num_bytes(load_checkpoint(model).model.config)
+    arguments = ("--store", "memory://", "--model", str(model), "--inflight-state-bytes")
+    line = fails_to_start(capsys, *arguments, str(num_bytes - 1))
+    assert line.endswith(f"--inflight-state-bytes must hold at least one state, which has {num_bytes} bytes")
 
 
 @pytest.mark.redis
