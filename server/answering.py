@@ -4,7 +4,7 @@ import time
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from engine.sequence import FinishReason, SequenceOutput
 from engine.sessions import SessionManager, StoredTurn, TurnRequest, Usage
@@ -21,9 +21,8 @@ class Opened:
     session_id: str | None
 
 
-@dataclass(frozen=True, slots=True)
-class Said:
-    """More text of one choice."""
+class Said(NamedTuple):
+    """More text of one choice. One is made for every token, and a tuple is made in a third of a dataclass' time."""
 
     choice: int
     text: str
