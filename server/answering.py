@@ -4,11 +4,11 @@ import time
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 from engine.sequence import FinishReason, SequenceOutput
 from engine.sessions import SessionManager, StoredTurn, TurnRequest, Usage
-from server.frames.frame import Frame
+from server.frames.frame import Frame, Said
 from server.metrics import Metrics
 from server.middleware import RequestContext
 
@@ -19,13 +19,6 @@ class Opened:
 
     base_version: int
     session_id: str | None
-
-
-class Said(NamedTuple):
-    """More text of one choice. One is made for every token, and a tuple is made in a third of a dataclass' time."""
-
-    choice: int
-    text: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +42,8 @@ async def answer(
     """
     watch = _Stopwatch(metrics, context)
     outcome = FinishReason.ABORT
+    # The choices of which something was said.
+    told: set[int] = set()
     try:
         context.allowance.check_tokens()
         async with sessions.turn(request) as turn:
@@ -67,8 +62,12 @@ async def answer(
                         async for choice, output in outputs:
                             watch.saw(choice, output)
                             meter.num_tokens += len(output.token_ids)
-                            if output.text:
-                                yield Said(choice, output.text)
+                            if output.text or output.logprobs:
+                                prompt = None
+                                if choice not in told:
+                                    told.add(choice)
+                                    prompt = turn.prompt(choice)
+                                yield Said(choice, output.text, output.logprobs, prompt)
                 finally:
                     watch.used(turn.usage)
             body = frame.body(turn.answers, turn.usage, turn.session())

@@ -6,6 +6,7 @@ from typing import Any
 
 from engine.sequence import FinishReason
 from engine.sessions import Answer, CommittedSession, Usage
+from server.frames.frame import Said
 from server.frames.response_events import ResponseEvents, replayed_events
 from server.items import message_item
 from server.response_ids import ResponseId, new_mark, unkept_id
@@ -50,11 +51,11 @@ class ResponseFrame:
         }
         return body if session is None else {**body, "session": session_object(session)}
 
-    def said(self, choice: int, text: str) -> bytes:
+    def said(self, said: Said) -> bytes:
         if self._events is not None:
-            return self._events.said(text)
+            return self._events.said(said.text)
         self._events = ResponseEvents(self._begun, self._item_id)
-        return b"".join(self._events.begun()) + self._events.said(text)
+        return b"".join(self._events.begun()) + self._events.said(said.text)
 
     def ended(self, body: Mapping[str, Any]) -> Iterator[bytes]:
         if self._events is None:
