@@ -8,12 +8,12 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from engine.errors import AtlasError
-from server.answering import AnswerEvent, Completed, Opened, Said, answer
+from server.answering import AnswerEvent, Completed, Opened, answer
 from server.asking import Asked
 from server.dependencies import runtime_of
 from server.disconnect import run_until_disconnect
 from server.errors import code_of, status_of
-from server.frames.frame import Frame
+from server.frames.frame import Frame, Said
 from server.middleware import RequestContext
 from server.runtime import Runtime
 from server.streaming import EventStream
@@ -72,7 +72,7 @@ class _Reply:
             try:
                 while not isinstance(item := await anext(self._events), Completed):
                     if isinstance(item, Said):
-                        yield frame.said(item.choice, item.text)
+                        yield frame.said(item)
                         has_begun = True
                     else:
                         self._opened(item)

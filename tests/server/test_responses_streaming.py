@@ -165,3 +165,29 @@ def test_a_failure_after_the_first_word_is_a_failed_response_and_an_error_that_t
     assert (failed["type"], failed["response"]["status"]) == ("response.failed", "failed")
     assert (error["type"], error["code"]) == ("error", "session_busy")
     assert session_of(client, conversation.id)["version"] == 0
+
+
+def test_log_probabilities_are_a_chats_whole_streamed_and_replayed(library: Any) -> None:
+    chat = library.chat.completions.create(
+        model="atlas-tiny",
+        messages=[{"role": "user", "content": "Hi"}],
+        max_tokens=6,
+        temperature=0,
+        logprobs=True,
+        top_logprobs=2,
+    )
+    expected = [(each.token, each.logprob, len(each.top_logprobs)) for each in chat.choices[0].logprobs.content]
+    asked = {"include": ["message.output_text.logprobs"], "top_logprobs": 2, "input": "Hi", **GREEDY}
+    raw = library.responses.with_raw_response.create(**asked)
+    response = raw.parse()
+    told = response.output[0].content[0].logprobs
+    assert [(each.token, each.logprob, len(each.top_logprobs)) for each in told] == expected
+    events = list(library.responses.create(stream=True, **asked))
+    deltas = [each for event in events if event.type == DELTA for each in event.logprobs]
+    assert [(each.token, each.logprob, len(each.top_logprobs)) for each in deltas] == expected
+    assert events[-1].response.output[0].content[0].logprobs == told
+    replayed = list(library.responses.retrieve(response.id, stream=True))
+    assert [each.token for each in replayed[4].logprobs] == [token for token, _, _ in expected]
+    assert response.top_logprobs == 2
+    # Strictly what the library knows.
+    events_of("\n\n".join(f"event: {event.type}\ndata: {event.model_dump_json()}" for event in events))
