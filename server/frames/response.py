@@ -62,7 +62,8 @@ class ResponseFrame:
         if self._events is not None:
             return self._events.said(said.text, logprobs)
         self._events = ResponseEvents(self._begun, self._item_id)
-        return b"".join(self._events.begun()) + self._events.said(said.text, logprobs)
+        opening = (*self._events.begun(), *self._events.opened())
+        return b"".join((*opening, self._events.said(said.text, logprobs)))
 
     def ended(self, body: Mapping[str, Any]) -> Iterator[bytes]:
         if self._events is None:
@@ -74,8 +75,11 @@ class ResponseFrame:
         return replayed_events(body)
 
     def failed(self, error: Exception) -> bytes:
-        assert self._events is not None, "until something is said, an error has a status of its own"
-        return b"".join(self._events.failed(error))
+        if self._events is not None:
+            return b"".join(self._events.failed(error))
+        # Only a sign of life was sent.
+        events = ResponseEvents(self._begun, self._item_id)
+        return b"".join((*events.begun(), *events.failed(error)))
 
     @property
     def _item_id(self) -> str:

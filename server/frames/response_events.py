@@ -14,7 +14,7 @@ _PLACE = {"output_index": 0, "content_index": 0}
 
 
 class ResponseEvents:
-    """Call `begun` first, then `said` and at last `ended` or `failed`.
+    """Call `begun` first, then `opened`, `said` and at last `ended`; or after any of them `failed`.
 
     begun: the response as it is while nothing has been said.
     """
@@ -30,6 +30,9 @@ class ResponseEvents:
     def begun(self) -> Iterator[bytes]:
         yield self._event("response.created", response=self._begun)
         yield self._event("response.in_progress", response=self._begun)
+
+    def opened(self) -> Iterator[bytes]:
+        """The message and its text, of which nothing has been said."""
         item = message_item(self._item_id, "assistant", "in_progress", [])
         yield self._event("response.output_item.added", output_index=0, item=item)
         yield self._event("response.content_part.added", item_id=self._item_id, **_PLACE, part=output_text(""))
@@ -80,6 +83,7 @@ def replayed_events(body: Mapping[str, Any]) -> Iterator[bytes]:
     begun.pop("session", None)
     events = ResponseEvents(begun, item["id"])
     yield from events.begun()
+    yield from events.opened()
     (part,) = item["content"]
     if part["text"]:
         yield events.said(part["text"], part["logprobs"])
