@@ -11,7 +11,17 @@ MODEL = "atlas-tiny"
 SESSIONS = tuple(f"fuzz-{number}" for number in range(12))
 MAX_NUM_IDS = 32
 OPTIONAL_IS_THERE = 0.2
-TEXTS = ("Mary went to the garden.", "Where is Mary?", "a", "", "4 7 1", "été \U0001f600", "one two three " * 20, "\n")
+TEXTS = (
+    "Mary went to the garden.",
+    "~/notes.txt",
+    "Where is Mary?",
+    "a",
+    "",
+    "4 7 1",
+    "été \U0001f600",
+    "one two three " * 20,
+    "\n",
+)
 JSON = "application/json"
 
 
