@@ -27,7 +27,8 @@ async def reply(request: Request, asked: Asked) -> Response:
     """Runs the turn. Ends it when the client goes away."""
     runtime = runtime_of(request)
     headers: dict[str, str] = {}
-    if asked.turn.session is not None:
+    # A branch is named when it is known to be one.
+    if asked.turn.session is not None and asked.turn.branch is None:
         headers["X-Session-Id"] = asked.turn.session.session_id
     if asked.ignored:
         headers["X-Ignored-Parameters"] = ", ".join(asked.ignored[:MAX_NUM_IGNORED_SHOWN])
