@@ -82,7 +82,8 @@ class DrainingServer(uvicorn.Server):
         self._tasks.append(asyncio.create_task(self._drain()))
 
     async def _drain(self) -> None:
-        await self.runtime.drain()
+        if not await self.runtime.drain():
+            self.force_exit = True
         self.should_exit = True
 
     async def _announce(self) -> None:
@@ -111,21 +112,22 @@ class DrainingServer(uvicorn.Server):
         self.should_exit = True
 
 
-async def serve(config: ServerConfig) -> int:
+async def serve(config: ServerConfig) -> tuple[int, bool]:
+    """The exit status, and whether the process is to end without waiting for what still runs."""
     try:
         server = DrainingServer(config)
     except KeysFileError as error:
         _complain(str(error), LogFormat.TEXT)
-        return 2
+        return 2, False
     if config.api_keys_file is not None:
         asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, server.runtime.reload_keys)
     try:
         await server.runtime.open_store()
     except AtlasError as error:
         _complain(error.message, LogFormat(config.log_format))
-        return 1
+        return 1, False
     await server.serve()
-    return server.exit_status
+    return server.exit_status, server.force_exit
 
 
 def main(arguments: Sequence[str], environment: Mapping[str, str]) -> int:
@@ -136,7 +138,12 @@ def main(arguments: Sequence[str], environment: Mapping[str, str]) -> int:
         _complain(str(error), LogFormat.TEXT)
         return 2
     configure_logging(LogFormat(config.log_format), config.log_level)
-    return asyncio.run(serve(config))
+    runner = asyncio.Runner()
+    status, is_forced = runner.run(serve(config))
+    if not is_forced:
+        # Waits for every task and thread, also for one in a store that hangs.
+        runner.close()
+    return status
 
 
 def _complain(reason: str, log_format: LogFormat) -> None:

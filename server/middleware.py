@@ -12,12 +12,13 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import ClientDisconnect, Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from engine.errors import AtlasError, InvalidRequest
+from engine.errors import AtlasError
 from server.auth import METRICS_PATH, NO_KEY, Key
 from server.errors import Forbidden, InvalidApiKey, code_of, error_response, status_of
 from server.keys_file import KeyRing
 from server.metrics import Metrics
 from server.rate_limits import UNLIMITED, Allowance, RateLimiter
+from server.strict_head import check_headers, check_query
 
 OPEN_PATHS = ("/health", "/ready")
 # Asked every few seconds by machines: their lines would drown the others.
@@ -102,9 +103,9 @@ class Edge:
             _log(scope, context, status)
 
     def _admit(self, scope: Scope, headers: Headers) -> Key:
-        """The caller's key. Raises InvalidRequest for a body of two lengths, InvalidApiKey and Forbidden."""
-        if "content-length" in headers and "transfer-encoding" in headers:
-            raise InvalidRequest("Content-Length and Transfer-Encoding exclude each other")
+        """The caller's key. Raises InvalidRequest, InvalidApiKey and Forbidden."""
+        check_headers(scope["headers"])
+        check_query(scope["query_string"])
         if scope["path"] in OPEN_PATHS:
             return NO_KEY
         raw = headers.get("authorization")

@@ -102,17 +102,19 @@ class Runtime:
         except TimeoutError as error:
             raise StoreUnavailable("the session store does not answer") from error
 
-    async def drain(self) -> None:
-        """Takes no new work and returns when what runs has ended, or has been ended."""
+    async def drain(self) -> bool:
+        """Takes no new work and returns when what runs has ended, or has been ended; False when it would not end."""
         self._is_draining = True
         if self._serving is None:
-            return
+            return True
         seconds = self.config.drain_seconds
         try:
             async with asyncio.timeout(seconds + COMMIT_GRACE_SECONDS):
                 await self._serving.sessions.drain(seconds)
         except TimeoutError:
             _logger.warning("some requests did not end while the server was shutting down")
+            return False
+        return True
 
     async def stop(self) -> None:
         """Stops everything that `start` began. Twice is safe."""

@@ -7,7 +7,7 @@ is answered as the first was.
 import asyncio
 from typing import Annotated
 
-from fastapi import APIRouter, Query
+from fastapi import APIRouter, Depends, Query
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
@@ -19,10 +19,11 @@ from server.bodies import read_json, read_octets
 from server.dependencies import new_session_key, path_session, request_identity, runtime_of, session_key
 from server.schemas import CreateSessionRequest, ForkRequest, octets_body, request_body, validate
 from server.session_answer import describe_session, session_headers
+from server.strict_head import PlainInteger, closed_query
 
-Ttl = Annotated[int | None, Query(ge=1, le=2**31)]
+Ttl = Annotated[int | None, Query(ge=1, le=2**31), PlainInteger]
 
-router = APIRouter(prefix="/v1/sessions")
+router = APIRouter(prefix="/v1/sessions", dependencies=[Depends(closed_query)])
 
 
 @router.post("", openapi_extra=request_body(CreateSessionRequest))

@@ -8,7 +8,7 @@ from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from typing import Any
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Depends
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
@@ -20,8 +20,9 @@ from server.progress import progress_stream
 from server.runtime import Runtime
 from server.session_answer import session_headers, session_object
 from server.streaming import MEDIA_TYPE, latest
+from server.strict_head import closed_query
 
-router = APIRouter(prefix="/v1/sessions/{session_id}")
+router = APIRouter(prefix="/v1/sessions/{session_id}", dependencies=[Depends(closed_query)])
 
 
 @router.post("/replay")

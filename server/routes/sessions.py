@@ -11,7 +11,7 @@ from contextlib import aclosing
 from dataclasses import asdict
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Query
+from fastapi import APIRouter, Depends, Query
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
@@ -27,16 +27,17 @@ from server.runtime import Runtime
 from server.schemas import IngestTextRequest, request_body, validate
 from server.session_answer import describe_session, session_headers, session_object
 from server.streaming import MEDIA_TYPE, latest
+from server.strict_head import PlainInteger, closed_query
 
-Limit = Annotated[int, Query(ge=1, le=1000)]
-DocumentId = Annotated[str | None, Query(pattern=r"\A[A-Za-z0-9._:-]{1,128}\z")]
-Offset = Annotated[int, Query(ge=0, lt=2**63)]
+Limit = Annotated[int, Query(ge=1, le=1000), PlainInteger]
+Id = Annotated[str | None, Query(pattern=r"\A[A-Za-z0-9._:-]{1,128}\z")]
+Offset = Annotated[int, Query(ge=0, lt=2**63), PlainInteger]
 
-router = APIRouter(prefix="/v1/sessions")
+router = APIRouter(prefix="/v1/sessions", dependencies=[Depends(closed_query)])
 
 
 @router.get("")
-async def list_sessions(request: Request, limit: Limit = 100, after: str | None = None) -> Response:
+async def list_sessions(request: Request, limit: Limit = 100, after: Id = None) -> Response:
     """The caller's sessions in the order of their ids, those after `after`."""
     tenant = RequestContext.of(request).tenant
     found = await runtime_of(request).serving().sessions.list_sessions(tenant, limit + 1, after)
@@ -81,7 +82,7 @@ async def delete_session(request: Request) -> Response:
 
 
 @router.post("/{session_id}/ingest", openapi_extra=request_body(IngestTextRequest))
-async def ingest(request: Request, document_id: DocumentId = None, offset: Offset = 0) -> Response:
+async def ingest(request: Request, document_id: Id = None, offset: Offset = 0) -> Response:
     """Read a document. With `Accept: text/event-stream` the answer is progress events and then the result."""
     runtime = runtime_of(request)
     key = path_session(request)

@@ -7,7 +7,7 @@ import re
 from contextlib import AsyncExitStack
 from typing import Annotated
 
-from fastapi import APIRouter, Query
+from fastapi import APIRouter, Depends, Query
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
@@ -17,8 +17,9 @@ from server.dependencies import if_match, path_segment, path_session, request_id
 from server.download import Download
 from server.schemas import NameVersionRequest, RewindRequest, VersionName, request_body, validate
 from server.session_answer import describe_versions, session_headers, session_object
+from server.strict_head import closed_query
 
-router = APIRouter(prefix="/v1/sessions/{session_id}")
+router = APIRouter(prefix="/v1/sessions/{session_id}", dependencies=[Depends(closed_query)])
 
 
 @router.get("/versions")

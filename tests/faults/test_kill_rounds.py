@@ -13,13 +13,19 @@ import pytest
 
 from tests.engine.sessions_harness import text_of
 from tests.faults.figures import tell
-from tests.faults.writers import COMMIT_NUM_TOKENS, Writer, operate, writing
+from tests.faults.writers import (
+    COMMIT_NUM_TOKENS,
+    Writer,
+    assert_nothing_was_lost_or_torn,
+    new_writers,
+    operate,
+    writing,
+)
 from tests.redis_server import RedisServer
 from tests.server.forked import ForkedServer, Forker
 from tests.server.harness import session_of
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-NUM_WRITERS = 2
 # Passes through a failpoint before it kills: a commit takes about a dozen commands, and the start some of its own.
 MAX_PASSES = {"redis.request": 40, "redis.reply": 40}
 MAX_PASSES_OTHERWISE = 3
@@ -63,24 +69,6 @@ def kills(store: str, dice: random.Random) -> Iterator[str]:
     for name in itertools.cycle(failpoints_of(store)):
         yield f"{name}={dice.randint(1, MAX_PASSES.get(name, MAX_PASSES_OTHERWISE))}:kill"
         yield ""
-
-
-def new_writers(server: ForkedServer) -> list[Writer]:
-    return [Writer(f"http://127.0.0.1:{server.port}", f"killed-{number}") for number in range(NUM_WRITERS)]
-
-
-def assert_nothing_was_lost_or_torn(server: ForkedServer, writers: Sequence[Writer]) -> None:
-    """What was killed has the very tokens of a session that did as much in peace."""
-    number = 0
-    for writer in sorted(writers, key=lambda writer: writer.num_done):
-        assert not writer.broken, writer.broken
-        while number < writer.num_done:
-            operate(server.client, "in-peace", number)
-            number += 1
-        left, right = session_of(server.client, writer.session_id), session_of(server.client, "in-peace")
-        assert left["version"] == writer.acknowledged
-        for name in ("tokens_digest", "position", "open_ingest"):
-            assert left[name] == right[name], name
 
 
 def kill_server(server: ForkedServer, num_rounds: int, store: str) -> None:

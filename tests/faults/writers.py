@@ -10,11 +10,13 @@ from typing import Protocol
 import httpx
 
 from tests.engine.sessions_harness import text_of
-from tests.server.harness import ask
+from tests.server.forked import ForkedServer
+from tests.server.harness import ask, session_of
 
 DOCUMENT = text_of(4)
 # Of the tiny model's: the document is committed several times.
 COMMIT_NUM_TOKENS = 60
+NUM_WRITERS = 2
 PAUSE_SECONDS = 0.02
 
 
@@ -109,3 +111,21 @@ def writing(writers: Sequence[Worker]) -> Iterator[None]:
             ends.callback(thread.join)
         ends.callback(is_over.set)
         yield
+
+
+def new_writers(server: ForkedServer) -> list[Writer]:
+    return [Writer(f"http://127.0.0.1:{server.port}", f"killed-{number}") for number in range(NUM_WRITERS)]
+
+
+def assert_nothing_was_lost_or_torn(server: ForkedServer, writers: Sequence[Writer]) -> None:
+    """What was killed has the very tokens of a session that did as much in peace."""
+    number = 0
+    for writer in sorted(writers, key=lambda writer: writer.num_done):
+        assert not writer.broken, writer.broken
+        while number < writer.num_done:
+            operate(server.client, "in-peace", number)
+            number += 1
+        left, right = session_of(server.client, writer.session_id), session_of(server.client, "in-peace")
+        assert left["version"] == writer.acknowledged
+        for name in ("tokens_digest", "position", "open_ingest"):
+            assert left[name] == right[name], name
