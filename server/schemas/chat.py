@@ -6,7 +6,7 @@ from pydantic import BeforeValidator
 
 from engine.errors import InvalidRequest
 from engine.sessions import History, Message
-from server.schemas.base import Body
+from server.schemas.base import Body, with_examples
 from server.schemas.generation import ChoicesRequest
 
 
@@ -34,6 +34,25 @@ class ChatMessage(Body):
 
 class ChatRequest(ChoicesRequest):
     """POST /v1/chat/completions."""
+
+    model_config = with_examples(
+        {
+            "model": "atlas-demo",
+            "messages": [{"role": "user", "content": "Where is Mary?"}],
+            "session_id": "demo",
+            "temperature": 0,
+            "max_tokens": 16,
+        },
+        {
+            "messages": [
+                {"role": "system", "content": "Answer in one word."},
+                {"role": "user", "content": "Where is Mary?"},
+            ],
+            "stream": True,
+            "stream_options": {"include_usage": True},
+            "max_tokens": 16,
+        },
+    )
 
     messages: list[ChatMessage]
     max_completion_tokens: int | None = None

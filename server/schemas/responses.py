@@ -7,7 +7,7 @@ from pydantic import BeforeValidator, Field
 
 from engine.errors import EmptyPrompt, InvalidRequest
 from engine.sessions import History, Message
-from server.schemas.base import Body
+from server.schemas.base import Body, with_examples
 from server.schemas.generation import GenerationRequest
 from server.schemas.items import Item
 
@@ -28,6 +28,11 @@ def _id_of(conversation: Any) -> Any:
 
 class ResponseRequest(GenerationRequest):
     """POST /v1/responses."""
+
+    model_config = with_examples(
+        {"model": "atlas-demo", "input": "Where is Mary?", "max_output_tokens": 16},
+        {"input": [{"role": "user", "content": "And John?"}], "stream": True, "max_output_tokens": 16},
+    )
 
     input: str | list[Item]
     instructions: str | None = None
