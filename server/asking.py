@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 from starlette.requests import Request
 
-from engine.errors import InvalidRequest, ModelNotFound
+from engine.errors import InvalidRequest
 from engine.sessions import TurnRequest
 from engine.stores.base import SessionKey
 from server.bodies import off_loop_if_large, read_json_body
@@ -53,7 +53,7 @@ def turn_request(
     if asked.num_answers > config.max_num_sequences + config.max_num_waiting:
         param = "n" if asked.num_choices > 1 else "prompt"
         raise InvalidRequest(f"{param} asks for more answers than this server runs and queues", param=param)
-    check_model(asked.model, serving.checkpoint.name)
+    serving.check_model_name(asked.model)
     named = named_session(request, asked.session_id)
     if None not in (named, meant) and named != meant:
         raise InvalidRequest("the session that is named is not the one that is meant", param="session_id")
@@ -73,12 +73,6 @@ def turn_request(
         require_no_session("read_only", turn.read_only)
         require_no_session("If-Match", turn.if_match is not None)
     return turn
-
-
-def check_model(asked: str | None, served: str) -> None:
-    """Raises ModelNotFound for another one than is served."""
-    if asked not in (None, served):
-        raise ModelNotFound("the model does not exist; GET /v1/models names the one that is served")
 
 
 def require_no_session(name: str, is_asked: bool) -> None:

@@ -29,7 +29,8 @@ async def reply(request: Request, asked: Asked) -> Response:
     """Runs the turn. Ends it when the client goes away."""
     runtime = runtime_of(request)
     headers: dict[str, str] = {}
-    if asked.turn.session is not None:
+    # A branch is named when it is known to be one.
+    if asked.turn.session is not None and asked.turn.branch is None:
         headers["X-Session-Id"] = asked.turn.session.session_id
     if asked.ignored:
         headers["X-Ignored-Parameters"] = ", ".join(asked.ignored[:MAX_NUM_IGNORED_SHOWN])
@@ -70,13 +71,7 @@ class _Reply:
         config = self._runtime.config
         first, rest = await begin(self._pieces(), config.stream_keepalive_seconds)
         self._has_begun = True
-        return EventStream(
-            first,
-            rest,
-            self._headers,
-            stall_seconds=config.body_timeout_seconds,
-            keep_alive_seconds=config.stream_keepalive_seconds,
-        )
+        return EventStream(first, rest, self._headers, keep_alive_seconds=config.stream_keepalive_seconds)
 
     async def _pieces(self) -> AsyncGenerator[bytes, None]:
         """Raises what comes before the stream has begun, and tells in a piece what comes after that."""

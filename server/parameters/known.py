@@ -27,11 +27,6 @@ def _no_reasoning(value: Any) -> bool:
     return isinstance(value, dict) and all(wish in (None, "none") for wish in value.values())
 
 
-def _things_that_never_are(value: Any) -> bool:
-    """More about the reasoning, tool calls and images of an answer that has none."""
-    return isinstance(value, list) and "message.output_text.logprobs" not in value
-
-
 _OFF = _one_of(False)
 _EMPTY = _one_of([], {}, "")
 _ANY_SWITCH = _one_of(False, True)
@@ -53,7 +48,7 @@ KNOWN: Mapping[str, Neutral] = {
     "function_call": _one_of("none", "auto"),
     "functions": _EMPTY,
     "image": _EMPTY,
-    "include": _things_that_never_are,
+    "include": _EMPTY,
     "input": _NEVER,
     "instructions": _NEVER,
     "logprobs": _OFF,

@@ -9,7 +9,6 @@ from starlette.responses import JSONResponse, Response
 
 from atlas_model.checkpoint import Checkpoint
 from atlas_model.state import session_num_bytes
-from server.asking import check_model
 from server.dependencies import runtime_of
 
 router = APIRouter()
@@ -24,9 +23,9 @@ async def list_models(request: Request) -> Response:
 @router.get("/v1/models/{model}")
 async def get_model(request: Request, model: str) -> Response:
     """The same model by its name."""
-    checkpoint = runtime_of(request).serving().checkpoint
-    check_model(model, checkpoint.name)
-    return JSONResponse(_described(checkpoint))
+    serving = runtime_of(request).serving()
+    serving.check_model_name(model)
+    return JSONResponse(_described(serving.checkpoint))
 
 
 @router.get("/version")

@@ -10,7 +10,6 @@ from starlette.responses import JSONResponse, Response
 from atlas_model.checkpoint import Checkpoint
 from engine.errors import InvalidRequest
 from engine.sessions import chat_token_ids, message_token_ids
-from server.asking import check_model
 from server.bodies import read_json
 from server.dependencies import runtime_of
 from server.frames.logprobs import TokenNames
@@ -18,6 +17,16 @@ from server.parameters import review_messages
 from server.schemas import DetokenizeRequest, TokenizeRequest, request_body, validate
 
 router = APIRouter()
+
+
+@router.get("/tokenizer_info")
+async def get_tokenizer_info(request: Request) -> Response:
+    """What vLLM's clients ask before they count tokens here. Special tokens have ids and no text: in a text, what looks
+    like one is a text."""
+    tokenizer = runtime_of(request).serving().checkpoint.tokenizer
+    special = tokenizer.special
+    ids = {"bos_token_id": special.bos, "eos_token_id": special.end, "vocab_size": tokenizer.vocab_size}
+    return JSONResponse({"bos_token": None, "eos_token": None, "chat_template": None, **ids})
 
 
 @router.post("/tokenize", openapi_extra=request_body(TokenizeRequest))
@@ -28,8 +37,8 @@ async def tokenize(request: Request) -> Response:
     body = await read_json(request, runtime.config.max_body_bytes, runtime.config.body_timeout_seconds)
     review_messages(body.get("messages"))
     asked = validate(TokenizeRequest, body)
+    runtime.serving().check_model_name(asked.model)
     checkpoint = runtime.serving().checkpoint
-    check_model(asked.model, checkpoint.name)
     tokens = await asyncio.to_thread(_token_ids, checkpoint, asked)
     answer: dict[str, Any] = {"tokens": tokens, "count": len(tokens), "max_model_len": None, "token_strs": None}
     if asked.return_token_strs:
@@ -44,8 +53,8 @@ async def detokenize(request: Request) -> Response:
     runtime = runtime_of(request)
     body = await read_json(request, runtime.config.max_body_bytes, runtime.config.body_timeout_seconds)
     asked = validate(DetokenizeRequest, body)
+    runtime.serving().check_model_name(asked.model)
     checkpoint = runtime.serving().checkpoint
-    check_model(asked.model, checkpoint.name)
     if not all(0 <= token_id < checkpoint.tokenizer.vocab_size for token_id in asked.tokens):
         raise InvalidRequest("a token id is out of the vocabulary", param="tokens")
     text = await asyncio.to_thread(checkpoint.tokenizer.decode, asked.tokens)

@@ -5,13 +5,15 @@ from typing import Self
 from pydantic import model_validator
 
 from engine.errors import InvalidRequest
-from server.schemas.base import ClosedBody
+from server.schemas.base import ClosedBody, with_examples
 from server.schemas.chat import ChatMessage
 
 
 class TokenizeRequest(ClosedBody):
     """POST /tokenize. One of `text`, `prompt` and `messages`: the last two as vLLM's clients send them, and as they
     would be read at the beginning of a session unless `add_special_tokens` says otherwise of a prompt."""
+
+    model_config = with_examples({"text": "Mary went to the garden."})
 
     model: str | None = None
     text: str | None = None
@@ -44,5 +46,7 @@ class TokenizeRequest(ClosedBody):
 class DetokenizeRequest(ClosedBody):
     """POST /detokenize."""
 
-    model: str | None = None
+    model_config = with_examples({"tokens": [40, 41, 42]})
+
     tokens: list[int]
+    model: str | None = None

@@ -84,6 +84,19 @@ def test_a_prompt_and_messages_are_tokens_as_they_are_read_at_the_beginning_of_a
     assert len(named["token_strs"]) == named["count"]
 
 
+def test_tokens_are_asked_for_in_the_words_of_vllms_clients_too(client: httpx.Client) -> None:
+    ours = client.post("/tokenize", json={"text": "Hello"}).json()
+    asked = {"prompt": "Hello", "model": "atlas-tiny", "add_special_tokens": False}
+    assert client.post("/tokenize", json=asked).json() == ours
+    info = client.get("/tokenizer_info").json()
+    whole = client.post("/tokenize", json={"prompt": "Hello", "add_special_tokens": True}).json()
+    assert whole["tokens"] == [info["bos_token_id"], *ours["tokens"]]
+    assert whole["count"] == ours["count"] + 1
+    assert info["vocab_size"] > max(whole["tokens"])
+    for path, body in (("/tokenize", {"text": "x"}), ("/detokenize", {"tokens": [1]})):
+        assert_refused(client.post(path, json={**body, "model": "another"}), 404, "model_not_found")
+
+
 def test_the_documentation_has_every_field_that_is_served(client: httpx.Client) -> None:
     document = client.get("/openapi.json").json()
     operation = document["paths"]["/v1/chat/completions"]["post"]
