@@ -13,7 +13,7 @@ from typing import Any
 from atlas_model.checkpoint import Checkpoint, load_checkpoint
 from atlas_model.state import session_num_bytes
 from engine.engine import Engine
-from engine.errors import AtlasError, Draining, EngineDead, Loading, StoreUnavailable
+from engine.errors import AtlasError, Draining, EngineDead, Loading, ModelNotFound, StoreUnavailable
 from engine.sessions import SessionConfig, SessionManager, Storage, TenantQuota
 from engine.snapshots.codecs import Codec
 from engine.stores import open_store
@@ -41,6 +41,11 @@ class Serving:
     engine: Engine
     storage: Storage
     sessions: SessionManager
+
+    def check_model_name(self, name: str | None) -> None:
+        """A request need not name the model. Raises ModelNotFound for another one's name."""
+        if name not in (None, self.checkpoint.name):
+            raise ModelNotFound("the model does not exist; GET /v1/models names the one that is served")
 
 
 class Runtime:

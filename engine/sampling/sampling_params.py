@@ -25,6 +25,7 @@ MAX_NUM_LOGPROBS = 2**17
 class SamplingParams:
     """Raises InvalidRequest, whose `param` names the field, when a value is out of its range.
 
+    max_tokens: 0 reads the prompt and answers nothing.
     repetition_penalty: divides the positive logits, and multiplies the others, of the tokens that this call has fed or
         sampled (Keskar et al. 2019, CTRL). What lies in the memory has no ids, so it is not among them.
     presence_penalty, frequency_penalty: taken off the logit of every token of the answer so far, once, and as often as
@@ -61,7 +62,7 @@ class SamplingParams:
     prompt_logprobs: int | None = None
 
     def __post_init__(self) -> None:
-        _require(self.max_tokens >= 1, "max_tokens", "must be at least 1")
+        _require(self.max_tokens >= 0, "max_tokens", "must be 0 or more")
         _require(math.isfinite(self.temperature) and self.temperature >= 0, "temperature", "must be 0 or more")
         _require(0 < self.top_p <= 1, "top_p", "must be above 0 and at most 1")
         _require(self.top_k is None or self.top_k >= 1, "top_k", "must be at least 1")

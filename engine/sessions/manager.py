@@ -26,11 +26,11 @@ from engine.sessions.branching import turn_or_branch
 from engine.sessions.committed import CommittedSessions
 from engine.sessions.host_copies import LoadedSession
 from engine.sessions.ingest import Ingest, IngestProgress, IngestRequest, IngestResult
-from engine.sessions.learning import LearnRequest, learn_messages
+from engine.sessions.learning import Learned, LearnRequest, learn_messages
 from engine.sessions.leases import Leases
 from engine.sessions.ledger import Reading, read_messages
 from engine.sessions.observer import SessionObserver
-from engine.sessions.prompts import chat_token_ids, raw_token_ids
+from engine.sessions.prompts import chat_token_ids, opened_token_ids, raw_token_ids
 from engine.sessions.replay import Replay, ReplayProgress, ReplayRequest, ReplayResult
 from engine.sessions.shielding import finish_even_if_cancelled
 from engine.sessions.state_budget import StateBudget
@@ -166,7 +166,7 @@ class SessionManager:
             return self._turn(request)
         return turn_or_branch(self._turn, self._storage, request, request.branch)
 
-    async def learn(self, request: LearnRequest) -> CommittedSession:
+    async def learn(self, request: LearnRequest) -> Learned:
         """See learn_messages. Raises SessionBusy, QueueFull and Draining too."""
         with self._open():
             async with self._leases.hold(request.session), self._hold_for_feeding(request.session.tenant):
@@ -314,9 +314,10 @@ class SessionManager:
         tokenizer, chat_format, is_first = self._tokenizer, self._chat_format, record is None
         ledger, system_digest = (record.ledger, record.system_digest) if record else ((), None)
         if request.prompts:
+            raw = tuple(raw_token_ids(tokenizer, prompt) for prompt in request.prompts)
+            prompts = [opened_token_ids(tokenizer, chat_format, each, is_first=is_first) for each in raw]
             # No entries of the ledger, as documents are none.
-            prompts = [raw_token_ids(tokenizer, chat_format, each, is_first=is_first) for each in request.prompts]
-            return Reading((), (), system_digest), prompts
+            return Reading((), (), system_digest, raw), prompts
         reading = read_messages(request.messages, ledger, system_digest, request.history)
         return reading, [chat_token_ids(tokenizer, chat_format, reading.messages, is_first=is_first)]
 

@@ -272,4 +272,4 @@ def test_more_numbers_about_a_prompt_than_are_kept_are_refused() -> None:
     core.check(Sequence("fits", [9] * num_tokens, SamplingParams(prompt_logprobs=20)))
     with pytest.raises(InvalidRequest) as refused:
         core.check(Sequence("long", [9] * (num_tokens + 1), SamplingParams(prompt_logprobs=20)))
-    assert refused.value.param == "prompt_logprobs"
+    assert refused.value.param == "logprobs"

@@ -10,7 +10,7 @@ from engine.sampling.sampling_params import SamplingParams
 @pytest.mark.parametrize(
     ("param", "values"),
     [
-        ("max_tokens", {"max_tokens": 0}),
+        ("max_tokens", {"max_tokens": -1}),
         ("temperature", {"temperature": -0.1}),
         ("temperature", {"temperature": math.inf}),
         ("temperature", {"temperature": math.nan}),
