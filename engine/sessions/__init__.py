@@ -11,7 +11,7 @@ from engine.sessions.quotas import TenantQuota
 from engine.sessions.replay import ReplayProgress, ReplayRequest, ReplayResult
 from engine.sessions.storage import Storage
 from engine.sessions.stored_turns import RequestIdentity, StoredTurn
-from engine.sessions.turn import Answer, CommittedSession, Turn, TurnRequest, Usage
+from engine.sessions.turn import Answer, CommittedSession, ReadPrompt, Turn, TurnRequest, Usage
 from engine.sessions.versions import Versions
 
 __all__ = [
@@ -26,6 +26,7 @@ __all__ = [
     "Message",
     "NewSession",
     "Prompt",
+    "ReadPrompt",
     "RepeatedIngest",
     "ReplayProgress",
     "ReplayRequest",

@@ -63,7 +63,7 @@ async def import_session(
     runtime = runtime_of(request)
     serving = runtime.serving()
     key = new_session_key(request, session_id)
-    async with serving.sessions.transfer():
+    async with serving.sessions.transfer(key.tenant):
         # Memory that nothing is written to is not taken: a client that only declares much costs nothing.
         buffer = aligned_buffer(max_snapshot_num_bytes(serving.checkpoint.model.config))
         snapshot = await read_octets(request, buffer, runtime.config.body_timeout_seconds)
