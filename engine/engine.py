@@ -128,8 +128,9 @@ class Engine:
         for prompt in prompts:
             self._core.check(prompt)
         shared: dict[str, SequenceOutput] = {}
+        parts = [shared_part(prompt) for prompt in prompts]
         try:
-            async with aclosing(self._run_all([shared_part(prompt) for prompt in prompts])) as outputs:
+            async with aclosing(self._run_all(parts)) as outputs:
                 async for output in outputs:
                     shared[output.sequence_id] = output
             choices: list[Sequence] = []
@@ -145,6 +146,8 @@ class Engine:
                     number, of_prompt = told[output.sequence_id]
                     yield number, as_if_alone(output, of_prompt)
         finally:
+            for prompt, part in zip(prompts, parts, strict=True):
+                prompt.mark_fed(len(part.fed_token_ids))
             for output in shared.values():
                 if output.state is not None:
                     self.forget(output.state)

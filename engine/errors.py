@@ -109,6 +109,12 @@ class VersionConflict(SessionError):
         self.current = current
 
 
+class TurnStays(SessionError):
+    """A turn that cannot be taken back. The message says why."""
+
+    code = "turn_stays"
+
+
 class VersionNotFound(SessionError):
     code = "version_not_found"
 

@@ -11,6 +11,7 @@ import socket
 import sys
 from collections.abc import Mapping, Sequence
 from types import FrameType
+from typing import Any
 
 import uvicorn
 
@@ -20,11 +21,14 @@ from server.app import create_app
 from server.config import ConfigError, ServerConfig
 from server.http_protocol import ConnectionLimits, bounded_protocol, most_connections
 from server.keys_file import KeysFileError
+from server.logs import LogFormat, configure_logging, told_line
 from server.runtime import Runtime
 
 # For what is still being sent when everything has ended.
 CLOSE_SECONDS = 5
 KEEP_ALIVE_SECONDS = 75
+
+_logger = logging.getLogger("server")
 
 
 class DrainingServer(uvicorn.Server):
@@ -33,6 +37,7 @@ class DrainingServer(uvicorn.Server):
     def __init__(self, config: ServerConfig) -> None:
         self.runtime = Runtime(config, self._fail)
         self.exit_status = 0
+        self._log_format = LogFormat(config.log_format)
         self._tasks: list[asyncio.Task[None]] = []
         self._loop: asyncio.AbstractEventLoop | None = None
         self._is_draining = False
@@ -63,6 +68,7 @@ class DrainingServer(uvicorn.Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
         self._loop = asyncio.get_running_loop()
+        self._loop.set_exception_handler(_log_loop_error)
         self._tasks.append(asyncio.create_task(self._announce()))
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
@@ -86,14 +92,22 @@ class DrainingServer(uvicorn.Server):
         host, port = self.servers[0].sockets[0].getsockname()[:2]
         if ":" in host:
             host = f"[{host}]"
-        sys.stdout.write(
-            f"atlas-serve listening on http://{host}:{port} · model {checkpoint.name} "
-            f"({checkpoint.model.num_parameters:,} parameters) · store {self.runtime.store_name}\n"
+        fields = {
+            "url": f"http://{host}:{port}",
+            "model": checkpoint.name,
+            "num_parameters": checkpoint.model.num_parameters,
+            "store": self.runtime.store_name,
+        }
+        text = (
+            f"atlas-serve listening on {fields['url']} · model {checkpoint.name} "
+            f"({checkpoint.model.num_parameters:,} parameters) · store {self.runtime.store_name}"
         )
+        line = told_line(logging.INFO, "listening", fields) if self._log_format is LogFormat.JSON else text
+        sys.stdout.write(f"{line}\n")
         sys.stdout.flush()
 
     def _fail(self, reason: str) -> None:
-        _complain(reason)
+        _complain(reason, self._log_format)
         self.exit_status = 1
         self.should_exit = True
 
@@ -103,14 +117,14 @@ async def serve(config: ServerConfig) -> tuple[int, bool]:
     try:
         server = DrainingServer(config)
     except KeysFileError as error:
-        _complain(str(error))
+        _complain(str(error), LogFormat.TEXT)
         return 2, False
     if config.api_keys_file is not None:
         asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, server.runtime.reload_keys)
     try:
         await server.runtime.open_store()
     except AtlasError as error:
-        _complain(error.message)
+        _complain(error.message, LogFormat(config.log_format))
         return 1, False
     await server.serve()
     return server.exit_status, server.force_exit
@@ -121,11 +135,9 @@ def main(arguments: Sequence[str], environment: Mapping[str, str]) -> int:
         config = ServerConfig.build(arguments, environment)
         failpoints.arm(environment.get("ATLAS_FAILPOINTS", ""))
     except (ConfigError, ValueError) as error:
-        _complain(str(error))
+        _complain(str(error), LogFormat.TEXT)
         return 2
-    logging.basicConfig(level=config.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s %(message)s")
-    if config.log_level != "debug":
-        logging.getLogger("uvicorn").setLevel(logging.WARNING)
+    configure_logging(LogFormat(config.log_format), config.log_level)
     runner = asyncio.Runner()
     status, is_forced = runner.run(serve(config))
     if not is_forced:
@@ -134,8 +146,14 @@ def main(arguments: Sequence[str], environment: Mapping[str, str]) -> int:
     return status
 
 
-def _complain(reason: str) -> None:
-    sys.stderr.write(f"atlas-serve: {reason}\n")
+def _complain(reason: str, log_format: LogFormat) -> None:
+    line = told_line(logging.CRITICAL, reason) if log_format is LogFormat.JSON else f"atlas-serve: {reason}"
+    sys.stderr.write(f"{line}\n")
+
+
+def _log_loop_error(_: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    """Of a task that nobody awaited. The loop's own way would print what the task holds."""
+    _logger.error("%s", context["message"], exc_info=context.get("exception"))
 
 
 if __name__ == "__main__":

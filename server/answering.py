@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from engine.sequence import FinishReason, SequenceOutput
-from engine.sessions import SessionManager, StoredTurn, TurnRequest
+from engine.sessions import SessionManager, StoredTurn, TurnRequest, Usage
 from server.frames.frame import Frame
 from server.metrics import Metrics
 from server.middleware import RequestContext
@@ -45,9 +45,10 @@ async def answer(
 ) -> AsyncGenerator[AnswerEvent, None]:
     """Opened, then Said, then Completed. Closing it early takes the turn back, unless its commit has begun.
 
-    Raises RateLimited and RequestTooCostly, before anything is said, beside what a turn does.
+    Raises RateLimited and RequestTooCostly, before anything is said, beside what a turn does. Whatever ends it, the
+    request's line in the log has what was read and written for it.
     """
-    watch = _Stopwatch(metrics, context.started)
+    watch = _Stopwatch(metrics, context)
     outcome = FinishReason.ABORT
     try:
         context.allowance.check_tokens()
@@ -62,12 +63,15 @@ async def answer(
             with context.allowance.reserved(turn.num_new_tokens + max_num_generated) as meter:
                 yield Opened(turn.base_version, turn.session_id)
                 meter.num_tokens = turn.num_new_tokens
-                async with aclosing(turn.outputs()) as outputs:
-                    async for choice, output in outputs:
-                        watch.saw(choice, output)
-                        meter.num_tokens += len(output.token_ids)
-                        if output.text:
-                            yield Said(choice, output.text)
+                try:
+                    async with aclosing(turn.outputs()) as outputs:
+                        async for choice, output in outputs:
+                            watch.saw(choice, output)
+                            meter.num_tokens += len(output.token_ids)
+                            if output.text:
+                                yield Said(choice, output.text)
+                finally:
+                    watch.used(turn.usage)
             body = frame.body(turn.answers, turn.usage, turn.session())
             await turn.commit(body)
             outcome = turn.answers[0].finish_reason
@@ -83,9 +87,10 @@ class _Stopwatch:
     """Turns the outputs of a turn into the latencies that clients see. A request has one first token, and one time in
     the queue, in prefill and in decode: its first choice's; every choice has gaps of its own."""
 
-    def __init__(self, metrics: Metrics, arrived: float) -> None:
+    def __init__(self, metrics: Metrics, context: RequestContext) -> None:
         self._metrics = metrics
-        self._arrived = arrived
+        self._note = context.note
+        self._arrived = context.started
         # Of each choice, when its latest token came.
         self._previous: dict[int, float] = {}
 
@@ -94,6 +99,8 @@ class _Stopwatch:
         if output.token_ids:
             if not self._previous:
                 self._metrics.first_token_seconds.observe(now - self._arrived)
+                self._note["first_token_seconds"] = round(now - self._arrived, 6)
+                self._note["queue_seconds"] = round(output.timings.queue_seconds, 6)
             if choice in self._previous:
                 self._metrics.inter_token_seconds.observe(now - self._previous[choice])
             self._previous[choice] = now
@@ -102,6 +109,12 @@ class _Stopwatch:
             self._metrics.prefill_seconds.observe(output.timings.prefill_seconds)
             self._metrics.decode_seconds.observe(output.timings.decode_seconds)
 
+    def used(self, usage: Usage) -> None:
+        self._note["prompt_tokens"] = usage.num_prompt_tokens
+        self._note["cached_tokens"] = usage.num_cached_tokens
+        self._note["completion_tokens"] = usage.num_completion_tokens
+
     def ended(self, outcome: FinishReason) -> None:
+        self._note["finish_reason"] = outcome.value
         self._metrics.request_seconds.observe(time.monotonic() - self._arrived)
         self._metrics.finished(outcome.value)

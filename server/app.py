@@ -13,8 +13,8 @@ from starlette.responses import Response
 
 from engine.errors import AtlasError, InvalidRequest
 from server.cors import Cors
-from server.errors import code_of, error_response, of_framework
-from server.middleware import Edge
+from server.errors import error_response, of_framework
+from server.middleware import Edge, RequestContext, refused
 from server.routes import (
     beginnings,
     chat,
@@ -66,26 +66,25 @@ def create_app(runtime: Runtime) -> FastAPI:
 
 
 def _add_error_handlers(app: FastAPI, runtime: Runtime) -> None:
-    def refuse(error: Exception) -> Response:
-        response = error_response(error)
-        runtime.metrics.refused(response.status_code, code_of(error))
-        return response
+    def refuse(request: Request, error: Exception) -> Response:
+        refused(runtime.metrics, RequestContext.of(request), error)
+        return error_response(error)
 
-    async def on_ours(_: Request, error: Exception) -> Response:
-        return refuse(error)
+    async def on_ours(request: Request, error: Exception) -> Response:
+        return refuse(request, error)
 
-    async def on_http(_: Request, error: Exception) -> Response:
+    async def on_http(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
-        response = refuse(of_framework(error))
+        response = refuse(request, of_framework(error))
         response.status_code = error.status_code
         response.headers.update(error.headers or {})
         return response
 
-    async def on_validation(_: Request, error: Exception) -> Response:
+    async def on_validation(request: Request, error: Exception) -> Response:
         assert isinstance(error, RequestValidationError)
         first = error.errors()[0]
         param = str(first["loc"][-1])
-        return refuse(InvalidRequest(f"{param}: {first['msg']}", param=param))
+        return refuse(request, InvalidRequest(f"{param}: {first['msg']}", param=param))
 
     app.add_exception_handler(AtlasError, on_ours)
     app.add_exception_handler(HTTPException, on_http)

@@ -22,6 +22,7 @@ from engine.config import MATMUL_DTYPES, MIN_STEP_TIMEOUT_SECONDS, NATIVE_KERNEL
 from engine.snapshots.codecs import Codec
 from engine.stores.succession import DEFAULT_NUM_KEPT
 from server.auth import ApiKeys, RateLimits
+from server.logs import LogFormat
 
 PREFIX = "ATLAS_"
 # Of the same family, and read by others: the failpoints of tests, and the client that runs in the same shell.
@@ -123,6 +124,9 @@ class ServerConfig:
     cors_origins: Annotated[
         str | None, "comma-separated origins whose pages may call this server, or *; default: none"
     ] = None
+    stream_keepalive_seconds: Annotated[
+        float, "a stream that has nothing to say sends a comment so often, against proxies' time-outs; 0: never"
+    ] = 15.0
     lease_seconds: Annotated[float, "a session whose server was killed is free again after so long"] = 10.0
     drain_seconds: Annotated[float, "what runs at SIGTERM may go on for so long"] = 30.0
     api_keys: Annotated[
@@ -133,6 +137,7 @@ class ServerConfig:
     ] = None
     allow_insecure: Annotated[bool, "listen beyond loopback without keys"] = False
     log_level: Annotated[str, f"one of {', '.join(LOG_LEVELS)}"] = "info"
+    log_format: Annotated[str, "json, an object a line, or text"] = LogFormat.JSON.value
 
     def __post_init__(self) -> None:
         for name in (
@@ -158,8 +163,9 @@ class ServerConfig:
         ):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{_flag(name)} must be at least 1")
-        for name in ("max_num_waiting", "memory_sample_tokens", "host_cache_bytes"):
-            if getattr(self, name) < 0:
+        for name in ("max_num_waiting", "memory_sample_tokens", "host_cache_bytes", "stream_keepalive_seconds"):
+            # Not a number is neither.
+            if not getattr(self, name) >= 0:
                 raise ConfigError(f"{_flag(name)} must be 0 or more")
         if self.threads is not None and not 0 < self.threads <= (os.cpu_count() or 1):
             raise ConfigError(f"--threads must be between 1 and the machine's cores, {os.cpu_count() or 1}")
@@ -193,6 +199,8 @@ class ServerConfig:
             raise ConfigError(f"--snapshot-codec must be one of {', '.join(Codec)}")
         if self.log_level not in LOG_LEVELS:
             raise ConfigError(f"--log-level must be one of {', '.join(LOG_LEVELS)}")
+        if self.log_format not in tuple(LogFormat):
+            raise ConfigError(f"--log-format must be one of {', '.join(LogFormat)}")
         has_keys = bool(self.keys) or self.api_keys_file is not None
         if not has_keys and not self.allow_insecure and not _is_loopback(self.host):
             raise ConfigError(

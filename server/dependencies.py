@@ -44,7 +44,9 @@ def path_segment(request: Request, index: int) -> str:
 
 def session_key(request: Request, session_id: str) -> SessionKey:
     """The caller's session of this id. Raises InvalidRequest."""
-    return SessionKey(RequestContext.of(request).tenant, session_id)
+    context = RequestContext.of(request)
+    context.note["session"] = True
+    return SessionKey(context.tenant, session_id)
 
 
 def new_session_key(request: Request, session_id: str | None, prefix: str = "s-") -> SessionKey:

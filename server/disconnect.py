@@ -43,6 +43,7 @@ class BodySender:
         self._stall_seconds = stall_seconds
         self._loop = asyncio.get_running_loop()
         self._limit = asyncio.timeout(None)
+        self.num_sent = 0
         # When the piece that is under way was handed over.
         self._began: float | None = None
         self._timer: asyncio.TimerHandle | None = None
@@ -67,6 +68,11 @@ class BodySender:
         self._began = self._loop.time()
         await self._send({"type": "http.response.body", "body": piece, "more_body": True})
         self._began = None
+        self.num_sent += 1
+
+    @property
+    def is_sending(self) -> bool:
+        return self._began is not None
 
     def _look(self) -> None:
         now = self._loop.time()

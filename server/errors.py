@@ -101,6 +101,7 @@ _RULES: dict[type[Exception], _Rule] = {
     errors.SessionBusy: _Rule(409),
     errors.SessionDiverged: _Rule(409, may_retry=False),
     errors.SessionExists: _Rule(409, may_retry=False),
+    errors.TurnStays: _Rule(409, may_retry=False),
     errors.IngestOpen: _Rule(409, may_retry=False),
     errors.IngestOffset: _Rule(409, may_retry=False),
     errors.IdempotencyMismatch: _Rule(409, may_retry=False),

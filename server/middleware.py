@@ -1,7 +1,6 @@
 """The outermost ring: every request gets an id, a tenant and one line in the log; what nobody handled becomes a 500."""
 
 import ipaddress
-import json
 import logging
 import re
 import time
@@ -15,7 +14,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from engine.errors import AtlasError
 from server.auth import METRICS_PATH, NO_KEY, Key
-from server.errors import Forbidden, InvalidApiKey, code_of, error_response
+from server.errors import Forbidden, InvalidApiKey, code_of, error_response, status_of
 from server.keys_file import KeyRing
 from server.metrics import Metrics
 from server.rate_limits import UNLIMITED, Allowance, RateLimiter
@@ -31,8 +30,12 @@ _logger = logging.getLogger("server.requests")
 
 @dataclass(slots=True)
 class RequestContext:
-    """What is known about a request beside the request. `note` goes into its line of the log; `allowance` is what its
-    key may still ask for."""
+    """What is known about a request beside the request.
+
+    note: goes into its line of the log: numbers, names of ours, and what clients give for it (`user`, `metadata`).
+        Never a session's id or text, for a log is read by many.
+    allowance: what its key may still ask for.
+    """
 
     request_id: str
     tenant: str
@@ -83,7 +86,7 @@ class Edge:
             # Of what stands above: the application answers for its own.
             response = error_response(error)
             response.headers["Connection"] = "close"
-            self._metrics.refused(response.status_code, error.code)
+            refused(self._metrics, context, error)
             await response(scope, receive, send_with_id)
         except ClientDisconnect:
             _logger.debug("the client of %s went away", request_id)
@@ -91,7 +94,7 @@ class Edge:
             # Boundary: a bug in one request is that request's 500, in our shape, and the others' nothing.
             _logger.exception("request %s failed", request_id)
             response = error_response(error)
-            self._metrics.refused(response.status_code, code_of(error))
+            refused(self._metrics, context, error)
             if status != CLIENT_GONE:
                 raise
             await response(scope, receive, send_with_id)
@@ -114,6 +117,12 @@ class Edge:
         return key
 
 
+def refused(metrics: Metrics, context: RequestContext, error: Exception) -> None:
+    """Counts a refusal or a failure, and gives its code to the request's line."""
+    metrics.refused(status_of(error), code_of(error))
+    context.note["code"] = code_of(error)
+
+
 def route_of(scope: Scope) -> str:
     """The template of the path that was found, which names no session; `none` when there is no such path."""
     path = getattr(scope.get("route"), "path", None)
@@ -121,18 +130,19 @@ def route_of(scope: Scope) -> str:
 
 
 def _log(scope: Scope, context: RequestContext, status: int) -> None:
-    line = {
+    fields = {
         "request_id": context.request_id,
+        "tenant": context.tenant,
         "client": _client_address(scope),
         "method": scope["method"],
-        "path": scope["path"],
+        # The path would name the session.
+        "route": route_of(scope),
         "status": status,
         "seconds": round(time.monotonic() - context.started, 6),
         **context.note,
     }
-    # JSON, so that nothing of a client's can begin a line of its own.
     level = logging.DEBUG if scope["path"] in PROBED_PATHS else logging.INFO
-    _logger.log(level, "%s", json.dumps(line))
+    _logger.log(level, "request", extra={"fields": fields})
 
 
 def _client_address(scope: Scope) -> str | None:

@@ -5,34 +5,55 @@ from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import aclosing
 from typing import Any, TypeVar
 
-from starlette.requests import ClientDisconnect
+from starlette.requests import ClientDisconnect, Request
 
 from engine.errors import AtlasError
-from server.errors import code_of, error_body, status_of
-from server.runtime import Runtime
-from server.streaming import DONE, event
+from server.dependencies import runtime_of
+from server.errors import error_body
+from server.keep_alive import begin
+from server.middleware import RequestContext, refused
+from server.streaming import DONE, EventStream, event
 
 T = TypeVar("T")
 _logger = logging.getLogger(__name__)
 
 
-async def progress_events(
-    runtime: Runtime, steps: AsyncGenerator[T, None], body_of: Callable[[T], Mapping[str, Any]]
-) -> AsyncGenerator[bytes, None]:
-    """An event for each step. Raises what comes before the first, and tells in an event what comes after it."""
-    is_first = True
-    async with aclosing(steps):
-        try:
-            async for step in steps:
-                yield event(body_of(step))
-                is_first = False
-        except Exception as error:
-            if is_first or isinstance(error, ClientDisconnect):
-                raise
-            # Boundary: the status has been sent, so whatever failed is told inside the stream.
-            if not isinstance(error, AtlasError):
-                _logger.exception("a request failed after its first event")
-            runtime.metrics.refused(status_of(error), code_of(error))
-            yield event(error_body(error))
-            return
-        yield DONE
+async def progress_stream(
+    request: Request,
+    steps: AsyncGenerator[T, None],
+    body_of: Callable[[T], Mapping[str, Any]],
+    headers: Mapping[str, str],
+    *,
+    watches: bool = True,
+) -> EventStream:
+    """A stream with an event for each step. Raises what comes before it has begun (`keep_alive.begin`), and tells in an
+    event what comes after that. watches: as in EventStream."""
+    config = runtime_of(request).config
+    has_begun = False
+
+    async def events() -> AsyncGenerator[bytes, None]:
+        async with aclosing(steps):
+            try:
+                async for step in steps:
+                    yield event(body_of(step))
+            except Exception as error:
+                if not has_begun or isinstance(error, ClientDisconnect):
+                    raise
+                # Boundary: the status has been sent, so whatever failed is told inside the stream.
+                if not isinstance(error, AtlasError):
+                    _logger.exception("a request failed after its first event")
+                refused(runtime_of(request).metrics, RequestContext.of(request), error)
+                yield event(error_body(error))
+                return
+            yield DONE
+
+    first, rest = await begin(events(), config.stream_keepalive_seconds)
+    has_begun = True
+    return EventStream(
+        first,
+        rest,
+        headers,
+        stall_seconds=config.body_timeout_seconds,
+        keep_alive_seconds=config.stream_keepalive_seconds,
+        watches=watches,
+    )

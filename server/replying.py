@@ -12,9 +12,9 @@ from server.answering import AnswerEvent, Completed, Opened, Said, answer
 from server.asking import Asked
 from server.dependencies import runtime_of
 from server.disconnect import run_until_disconnect
-from server.errors import code_of, status_of
 from server.frames.frame import Frame
-from server.middleware import RequestContext
+from server.keep_alive import begin
+from server.middleware import RequestContext, refused
 from server.runtime import Runtime
 from server.streaming import EventStream
 
@@ -32,19 +32,27 @@ async def reply(request: Request, asked: Asked) -> Response:
     if asked.ignored:
         headers["X-Ignored-Parameters"] = ", ".join(asked.ignored[:MAX_NUM_IGNORED_SHOWN])
     context = RequestContext.of(request)
+    context.note["stream"] = asked.streams
     events = answer(runtime.serving().sessions, asked.turn, asked.frame, runtime.metrics, context)
-    travelling = _Reply(runtime, headers, asked.frame, events)
+    travelling = _Reply(runtime, context, headers, asked.frame, events)
     return await run_until_disconnect(request.receive, travelling.stream() if asked.streams else travelling.whole())
 
 
 class _Reply:
     def __init__(
-        self, runtime: Runtime, headers: dict[str, str], frame: Frame, events: AsyncGenerator[AnswerEvent, None]
+        self,
+        runtime: Runtime,
+        context: RequestContext,
+        headers: dict[str, str],
+        frame: Frame,
+        events: AsyncGenerator[AnswerEvent, None],
     ) -> None:
         self._runtime = runtime
+        self._context = context
         self._headers = headers
         self._frame = frame
         self._events = events
+        self._has_begun = False
 
     async def whole(self) -> Response:
         async with aclosing(self._events):
@@ -59,30 +67,35 @@ class _Reply:
         raise AssertionError("an answer ends with Completed")
 
     async def stream(self) -> Response:
-        """Returns when there is something to say: until then a refusal still has a status of its own."""
-        pieces = self._pieces()
-        first = await anext(pieces)
-        stall_seconds = self._runtime.config.body_timeout_seconds
-        return EventStream(first, pieces, self._headers, stall_seconds=stall_seconds)
+        """Returns when there is something to say, or a comment is due: until then a refusal has a status of its own."""
+        config = self._runtime.config
+        first, rest = await begin(self._pieces(), config.stream_keepalive_seconds)
+        self._has_begun = True
+        return EventStream(
+            first,
+            rest,
+            self._headers,
+            stall_seconds=config.body_timeout_seconds,
+            keep_alive_seconds=config.stream_keepalive_seconds,
+        )
 
     async def _pieces(self) -> AsyncGenerator[bytes, None]:
-        """Raises what comes before the first piece, and tells in a piece what comes after it."""
-        frame, has_begun = self._frame, False
+        """Raises what comes before the stream has begun, and tells in a piece what comes after that."""
+        frame = self._frame
         async with aclosing(self._events):
             try:
                 while not isinstance(item := await anext(self._events), Completed):
                     if isinstance(item, Said):
                         yield frame.said(item.choice, item.text)
-                        has_begun = True
                     else:
                         self._opened(item)
             except Exception as error:
-                if not has_begun:
+                if not self._has_begun:
                     raise
                 # Boundary: the status has been sent, so whatever failed is told inside the stream.
                 if not isinstance(error, AtlasError):
                     _logger.exception("a stream failed")
-                self._runtime.metrics.refused(status_of(error), code_of(error))
+                refused(self._runtime.metrics, self._context, error)
                 yield frame.failed(error)
                 return
             self._note(item)

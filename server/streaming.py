@@ -10,6 +10,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from server.disconnect import BodySender, run_until_disconnect
+from server.keep_alive import KeepAlive
 
 DONE = b"data: [DONE]\n\n"
 MEDIA_TYPE = "text/event-stream"
@@ -44,6 +45,7 @@ class EventStream(Response):
 
     rest: has begun (`first` came out of it), so that closing it runs its clean-up.
     stall_seconds: a client that takes nothing for so long is treated as gone.
+    keep_alive_seconds: the longest that it says nothing; 0 is for ever.
     watches: whether a disconnect is noticed at once; False for those who are still reading the request's body.
     """
 
@@ -54,6 +56,7 @@ class EventStream(Response):
         headers: Mapping[str, str],
         *,
         stall_seconds: float,
+        keep_alive_seconds: float = 0.0,
         watches: bool = True,
     ) -> None:
         super().__init__(headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no", **headers})
@@ -62,6 +65,7 @@ class EventStream(Response):
         self._first = first
         self._rest = rest
         self._stall_seconds = stall_seconds
+        self._keep_alive_seconds = keep_alive_seconds
         self._watches = watches
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -73,7 +77,7 @@ class EventStream(Response):
 
     async def _send_all(self, send: Send) -> None:
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
-        async with BodySender(send, self._stall_seconds) as body:
+        async with BodySender(send, self._stall_seconds) as body, KeepAlive(body, self._keep_alive_seconds):
             await body.send(self._first)
             async for piece in self._rest:
                 await body.send(piece)

@@ -33,6 +33,7 @@ BENCHES_THAT_LOOK_INSIDE = (
     "bench/recall/codecs.py",
     "bench/store/",
     "bench/stored_session.py",
+    "bench/wire/stub",
 )
 # What several folders of benches need lives in bench/ itself, but for the machine's limit, which is the engine's.
 FOLDERS_A_BENCH_MAY_IMPORT = {"bench/gpu": {"bench/engine"}}
@@ -56,13 +57,13 @@ HOMES = {
     "rich": ["clients/"],
     "safetensors": ["atlas_model/"],
     "sentencepiece": ["atlas_model/text/sentencepiece_tokenizer.py"],
-    "starlette": ["server/"],
+    "starlette": ["server/", "bench/wire/bare_server.py"],
     "titans_pytorch": ["bench/peers/titans.py"],
     "tokenizers": ["atlas_model/text/huggingface_tokenizer.py"],
     "torch": ["atlas_model/", "engine/", *BENCHES_THAT_LOOK_INSIDE],
     "transformers": ["bench/peers/llama.py"],
     "typer": ["clients/"],
-    "uvicorn": ["server/__main__.py", "server/http_protocol.py"],
+    "uvicorn": ["server/__main__.py", "server/http_protocol.py", "bench/wire/bare_server.py"],
     "xxhash": ["engine/snapshots/"],
 }
 

@@ -18,8 +18,8 @@ from statistics import median
 from urllib.parse import urlsplit
 
 from bench import report
-from bench.server_process import HOST, bench_server
 from bench.process_times import ProcessTimes
+from bench.server_process import HOST, bench_server
 from bench.workload import open_prompts, parse_length
 
 PIECE_NUM_BYTES = 2**16

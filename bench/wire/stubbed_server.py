@@ -43,5 +43,6 @@ class Profiler:
 
 if __name__ == "__main__":
     signal.signal(signal.SIGUSR1, Profiler(Path(os.environ[STAGES_VARIABLE])))
-    engine.engine.EngineCore = StubCore  # type: ignore[assignment, misc]
+    # The one place where the engine is replaced: by name, since nothing of it is meant to be.
+    setattr(engine.engine, "EngineCore", StubCore)  # noqa: B010
     runpy.run_module("server", run_name="__main__", alter_sys=True)

@@ -2,14 +2,11 @@
 
 Counter-based: the draw for a token is a hash of the sequence's seed and the token's position in the session, so it is
 the same alone and in a batch, on every device, and after a resume. One uniform a token goes through the inverse of the
-filtered distribution, its tokens sorted by probability, so that a logit's last bits rarely matter. Probabilities are
-float64. Seeds and positions come from the core.
-
-Sorting a vocabulary costs far more than finding its most likely tokens, and most draws are among those: a row is sorted
-whole only when what it draws cannot be told from them. Both give the same token.
+filtered distribution, its tokens in the order of their probabilities, so that a logit's last bits rarely matter.
+Probabilities are float64. Seeds and positions come from the core.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -17,17 +14,17 @@ from torch import Tensor
 
 from atlas_model.upload import upload
 from engine.sampling.adjustment import Adjustment, adjusted
+from engine.sampling.binned_ranking import BinnedRanking
 from engine.sampling.logprobs import TokenLogprob, packed_logprobs, unpacked_logprob
-from engine.sampling.ranking import ranked
+from engine.sampling.ranking import Ranking, SortedRanking
 from engine.sampling.sampling_params import SamplingParams
 
 _MASK = 2**64 - 1
 _GOLDEN = 0x9E3779B97F4A7C15
 
-# How many of the most likely tokens are looked at first, and then.
-_NUM_CANDIDATES = (64, 512)
-_UNDECIDED, _NOT_FINITE = -1, -2
-_NUM_CACHED_ROWS = 16
+_NOT_FINITE = -1
+# On a CPU, rows of so many scores together stay in the nearest caches from pass to pass.
+_NUM_CACHED_SCORES = 2**17
 
 
 def splitmix64(value: int) -> int:
@@ -82,14 +79,32 @@ class Sampler:
         self._penalty = torch.zeros(vocab_size, device=device)
         self._penalty[list(silent_token_ids)] = -torch.inf
         self._penalty[end_token_id] = 0.0
-        self._stages = (*(number for number in _NUM_CANDIDATES if number < vocab_size), vocab_size)
 
     def sample(self, logits: Tensor, draws: Sequence[Draw]) -> Sampled:
         """logits [B, V] and one draw a row -> one token a row."""
-        token_ids = self._token_ids(logits, draws)
-        return Sampled(token_ids, _logprobs(logits, token_ids, draws))
+        drawn = self._token_ids(logits, draws)
+        asking = [row for row, draw in enumerate(draws) if draw.params.logprobs is not None]
+        if not asking:
+            return Sampled(_or_none(drawn.tolist()), {})
+        rows = upload(asking, torch.int64, logits.device)
+        num_top = max(draws[row].params.logprobs or 0 for row in asking)
+        # The token of a row that is not finite is none.
+        of_them = drawn.index_select(0, rows).clamp(min=0)
+        packed = packed_logprobs(logits.index_select(0, rows), of_them, num_top)
+        # All at once, because the host waits for each: a float64 holds any id.
+        numbers = torch.cat([drawn.double(), packed.flatten()]).tolist()
+        token_ids = _or_none([int(number) for number in numbers[: len(draws)]])
+        width = packed.shape[1]
+        logprobs = {}
+        for start, row in zip(range(len(draws), len(numbers), width), asking, strict=True):
+            token_id = token_ids[row]
+            if token_id is not None:
+                row_numbers = numbers[start : start + width]
+                logprobs[row] = unpacked_logprob(token_id, row_numbers, draws[row].params.logprobs or 0)
+        return Sampled(token_ids, logprobs)
 
-    def _token_ids(self, logits: Tensor, draws: Sequence[Draw]) -> list[int | None]:
+    def _token_ids(self, logits: Tensor, draws: Sequence[Draw]) -> Tensor:
+        """int64 [B]; _NOT_FINITE where the row's logits are not finite."""
         is_finite = logits.amin(dim=1).isfinite() & logits.amax(dim=1).isfinite()
         scores = _adjusted(logits, draws) + self._penalty
         if not all(draw.can_end for draw in draws):
@@ -98,23 +113,13 @@ class Sampler:
 
         random = [row for row, draw in enumerate(draws) if not draw.params.is_greedy]
         if len(random) == len(draws):
-            drawn = _draw(scores, draws, self._stages[0])
+            drawn = _draw(scores, draws)
         else:
             drawn = scores.argmax(dim=1)
             if random:
-                rows_at_random = upload(random, torch.int64, scores.device)
-                of_them = scores.index_select(0, rows_at_random)
-                drawn.index_copy_(0, rows_at_random, _draw(of_them, [draws[row] for row in random], self._stages[0]))
-        token_ids: list[int] = drawn.where(is_finite, _NOT_FINITE).tolist()
-
-        for num_candidates in self._stages[1:]:
-            rows = [row for row, token_id in enumerate(token_ids) if token_id == _UNDECIDED]
-            if not rows:
-                break
-            drawn = _draw(scores[rows], [draws[row] for row in rows], num_candidates)
-            for row, token_id in zip(rows, drawn.tolist(), strict=True):
-                token_ids[row] = token_id
-        return [None if token_id == _NOT_FINITE else token_id for token_id in token_ids]
+                rows = upload(random, torch.int64, scores.device)
+                drawn.index_copy_(0, rows, _draw(scores.index_select(0, rows), [draws[row] for row in random]))
+        return drawn.where(is_finite, _NOT_FINITE)
 
 
 def _adjusted(logits: Tensor, draws: Sequence[Draw]) -> Tensor:
@@ -125,88 +130,42 @@ def _adjusted(logits: Tensor, draws: Sequence[Draw]) -> Tensor:
     return logits.index_copy(0, rows, adjusted(logits.index_select(0, rows), list(adjustments.values())))
 
 
-def _logprobs(logits: Tensor, token_ids: list[int | None], draws: Sequence[Draw]) -> dict[int, TokenLogprob]:
-    """By row."""
-    asked = {
-        row: (token_id, draw.params.logprobs)
-        for row, (token_id, draw) in enumerate(zip(token_ids, draws, strict=True))
-        if token_id is not None and draw.params.logprobs is not None
-    }
-    if not asked:
-        return {}
-    ids = upload([token_id for token_id, _ in asked.values()], torch.int64, logits.device)
-    of_them = logits.index_select(0, upload(list(asked), torch.int64, logits.device))
-    packed = packed_logprobs(of_them, ids, max(num_top for _, num_top in asked.values())).tolist()
-    return {
-        row: unpacked_logprob(token_id, values, num_top)
-        for (row, (token_id, num_top)), values in zip(asked.items(), packed, strict=True)
-    }
+def _draw(scores: Tensor, draws: Sequence[Draw]) -> Tensor:
+    """scores [B, V] -> token ids int64 [B]."""
+    if scores.device.type != "cpu":
+        return _draw_by(SortedRanking, scores, draws)
+    size = max(1, _NUM_CACHED_SCORES // scores.shape[1])
+    parts = zip(scores.split(size), (draws[start : start + size] for start in range(0, len(draws), size)), strict=True)
+    return torch.cat([_draw_by(BinnedRanking, some, their_draws) for some, their_draws in parts])
 
 
-def _draw(scores: Tensor, draws: Sequence[Draw], num_candidates: int) -> Tensor:
-    """scores [B, V] -> token ids int64 [B] by temperature, min-p, top-k, then top-p, then the inverse of what is left.
-
-    Of the `num_candidates` most likely tokens; _UNDECIDED where the token may be another one, never when they are all.
-    What masses the tokens beyond them have is known within bounds, so masses are pairs: [B, 2], the least and the most.
-    """
+def _draw_by(rank: Callable[[Tensor, Tensor], Ranking], scores: Tensor, draws: Sequence[Draw]) -> Tensor:
+    """By temperature, then min-p, top-k and top-p, then the inverse of what is left."""
     vocab_size = scores.shape[1]
-    is_whole = num_candidates == vocab_size
-    settings = upload(
-        [
-            (
-                draw.params.temperature,
-                draw.params.top_k or vocab_size,
-                draw.params.top_p,
-                draw.params.min_p,
-                uniform(draw.seed, draw.position),
-            )
-            for draw in draws
-        ],
-        torch.float64,
-        scores.device,
-    )
-    temperature, top_k, top_p, min_p, uniforms = (column[:, None] for column in settings.unbind(dim=1))
-    top_k = top_k.long().clamp(max=vocab_size)
-
-    values, order = ranked(scores) if is_whole else scores.topk(num_candidates, dim=1)
-    # The maximum is taken off first, so that a tiny temperature gives 0 and -inf and never inf - inf.
-    peak = values[:, :1].double()
-    if any(draw.params.min_p > 0 for draw in draws):
-        top_k = top_k.minimum((scores >= peak + temperature * min_p.log()).sum(dim=1, keepdim=True))
-    weights = ((values.double() - peak) / temperature).exp()
-    cumulative = weights.cumsum(dim=1)
-    if is_whole:
-        total = cumulative[:, -1:]
-        num_known = (weights > 0).sum(dim=1, keepdim=True)
-    else:
-        total = _total_weight(scores, peak, temperature)
-        # Which of two equal tokens comes first is for the whole sort to say; the last may be equal to one beyond it.
-        num_known = (values[:, 1:] < values[:, :-1]).long().cumprod(dim=1).sum(dim=1, keepdim=True)
-    last = (num_known - 1).clamp(min=0)
-    # No token beyond the known ones weighs more.
-    weight_beyond = weights.gather(1, last) * (not is_whole)
-
-    of_top_k = cumulative.gather(1, torch.minimum(top_k - 1, last))
-    most = torch.minimum(of_top_k + (top_k - num_known).clamp(min=0) * weight_beyond, total)
-    mass = torch.cat([of_top_k, most], dim=1).where(top_k < vocab_size, total)
-    # The last token that top-p keeps is the first that completes its share.
-    cut = torch.searchsorted(cumulative, top_p * mass)
-    beyond = top_p * mass + torch.cat([torch.zeros_like(weight_beyond), weight_beyond], dim=1)
-    kept = cumulative.gather(1, torch.minimum(cut, last)).where(cut < num_known, beyond).minimum(mass)
-
-    index = torch.searchsorted(cumulative, uniforms * kept, right=True)
-    # Rounding may leave the product at the mass: then the last token of it is meant.
-    index = index.minimum(cut).minimum(top_k - 1)
-    if is_whole:
-        return order.gather(1, index.minimum(last))[:, 0]
-    is_decided = (index[:, 0] == index[:, 1]) & (index[:, 1] < num_known[:, 0])
-    token_ids = order.gather(1, index[:, :1].clamp(max=num_candidates - 1))[:, 0]
-    return token_ids.where(is_decided, _UNDECIDED)
+    settings = upload([_numbers(draw, vocab_size) for draw in draws], torch.float64, scores.device)
+    temperature, top_k, top_p, min_p, uniforms = settings.unbind(dim=1)
+    ranking = rank(scores, temperature[:, None])
+    kept = ranking.total
+    cut = [row for row, draw in enumerate(draws) if (draw.params.top_k or vocab_size) < vocab_size or draw.params.min_p]
+    if cut:
+        rows = upload(cut, torch.int64, scores.device)
+        num_tokens = top_k.index_select(0, rows).long().clamp(max=vocab_size)
+        if any(draw.params.min_p for draw in draws):
+            num_tokens = num_tokens.minimum(ranking.num_heavier(min_p.index_select(0, rows), rows)).clamp(min=1)
+        kept = kept.index_copy(0, rows, ranking.mass_of_first(num_tokens, rows))
+    nucleus = [row for row, draw in enumerate(draws) if draw.params.top_p < 1]
+    if nucleus:
+        rows = upload(nucleus, torch.int64, scores.device)
+        kept = kept.index_copy(0, rows, ranking.mass_reaching((top_p * kept).index_select(0, rows), rows))
+    # Rounding may leave the product at the mass, which the last token completes.
+    return ranking.token_beyond((uniforms * kept).minimum(kept.nextafter(torch.zeros_like(kept))))
 
 
-def _total_weight(scores: Tensor, peak: Tensor, temperature: Tensor) -> Tensor:
-    """The sum of each row's weights, float64 [B, 1]. On the CPU some rows at a time, which stay in the nearest caches
-    from pass to pass."""
-    size = _NUM_CACHED_ROWS if scores.device.type == "cpu" else len(scores)
-    blocks = zip(scores.split(size), peak.split(size), temperature.split(size), strict=True)
-    return torch.cat([(each - top).div_(scale).exp_().sum(dim=1, keepdim=True) for each, top, scale in blocks])
+def _numbers(draw: Draw, vocab_size: int) -> tuple[float, float, float, float, float]:
+    params = draw.params
+    drawn = uniform(draw.seed, draw.position)
+    return params.temperature, params.top_k or vocab_size, params.top_p, params.min_p, drawn
+
+
+def _or_none(token_ids: list[int]) -> list[int | None]:
+    return [None if token_id == _NOT_FINITE else token_id for token_id in token_ids]

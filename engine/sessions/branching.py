@@ -28,7 +28,7 @@ async def turn_or_branch(
     begins = NewSession(ttl_seconds=branch.ttl_seconds, source=request.session, version=branch.version)
     branched = replace(request, session=branch.session, begins=begins)
     async with AsyncExitStack() as stack:
-        if request.idempotency_key is not None and await storage.read_head(branch.session) is not None:
+        if await _is_branch(storage, request, branch):
             turn = await stack.enter_async_context(open_turn(branched))
         else:
             try:
@@ -36,3 +36,14 @@ async def turn_or_branch(
             except (SessionBusy, VersionConflict):
                 turn = await stack.enter_async_context(open_turn(branched))
         yield turn
+
+
+async def _is_branch(storage: Storage, request: TurnRequest, branch: Branch) -> bool:
+    """Whether that is known already, without the session's lease and its state."""
+    if request.idempotency_key is not None:
+        return await storage.read_head(branch.session) is not None
+    if request.is_retry:
+        return False
+    assert request.session is not None
+    head = await storage.read_head(request.session)
+    return head is not None and head.version > branch.version

@@ -84,9 +84,11 @@ class CommittedSessions:
         stored: StoredTurns,
         fed: Fed | None,
         begins: NewSession | None = None,
+        drops_since: int | None = None,
     ) -> LoadedSession:
         """The session after the commit; its record is `record` as the snapshot's codec leaves it. `fed` goes to its
-        token log, if it has one; None when the log leads to `record` as it is. Without a `base` it is new.
+        token log, if it has one; None when the log leads to `record` as it is. Without a `base` it is new. Versions
+        from `drops_since` on do not stay kept.
 
         Raises CommitConflict, StoreUnavailable, StoreFull.
         """
@@ -96,11 +98,11 @@ class CommittedSessions:
             appended = self._token_logs.appended(base, record, fed)
             continues = None if fed is None or fed.since is None else fed.since.version
             try:
-                head = await self._storage.commit(key, base, record, stored, appended, continues, begins)
+                head = await self._storage.commit(key, base, record, stored, appended, continues, begins, drops_since)
             except LogLost as error:
                 # A log is there to save a session, not to end it.
                 _logger.warning("%s: it goes on without one", error.message)
-                head = await self._storage.commit(key, base, record, stored, None, continues, begins)
+                head = await self._storage.commit(key, base, record, stored, None, continues, begins, drops_since)
         except AtlasError:
             self._copies.drop(key)
             raise

@@ -38,6 +38,7 @@ from engine.sessions.storage import Storage
 from engine.sessions.stored_turns import RequestIdentity, StoredTurn
 from engine.sessions.token_logs import TokenLogs
 from engine.sessions.turn import CommittedSession, Since, Turn, TurnRequest, new_sequence_id
+from engine.sessions.undoing import undo_turn
 from engine.sessions.versions import Versions
 from engine.snapshots.snapshot import SessionRecord
 from engine.stores.base import Head, SessionKey
@@ -141,16 +142,18 @@ class SessionManager:
     async def list_sessions(self, tenant: str, limit: int, after: str | None) -> list[tuple[str, Head]]:
         return await self._storage.list_sessions(tenant, limit, after)
 
-    async def delete(self, key: SessionKey, if_match: int | None = None) -> None:
-        """Raises SessionNotFound, VersionConflict, SessionBusy."""
+    async def delete(self, key: SessionKey) -> None:
+        """Raises SessionNotFound, SessionBusy."""
         with self._open():
             async with self._leases.hold(key, makes_room=True):
-                if if_match is not None:
-                    head = await self._storage.read_head(key)
-                    if head is not None and head.version != if_match:
-                        raise VersionConflict(f"the session is at version {head.version}", current=head.version)
                 if not await finish_even_if_cancelled(self._committed.delete(key)):
                     raise SessionNotFound("there is no session with this id")
+
+    async def undo(self, key: SessionKey, version: int, *, may_delete: bool) -> None:
+        """See undo_turn. Raises SessionBusy, QueueFull and Draining too."""
+        with self._open():
+            async with self._leases.hold(key), self._versions.transfer():
+                await undo_turn(self._storage, self._committed, key, version, may_delete=may_delete)
 
     def turn(self, request: TurnRequest) -> AbstractAsyncContextManager[Turn | StoredTurn]:
         """A turn that is ready to run, or the stored one that `request` repeats.

@@ -17,5 +17,5 @@ async def finish_even_if_cancelled(work: Coroutine[Any, Any, T]) -> T:
     except asyncio.CancelledError:
         await asyncio.wait([task])
         if not task.cancelled() and task.exception() is not None:
-            _logger.warning("failed after its caller was gone: %s", task.exception())
+            _logger.warning("failed after its caller was gone", exc_info=task.exception())
         raise

@@ -141,13 +141,17 @@ class Storage:
         log: Buffer | None = None,
         continues: int | None = None,
         begins: NewSession | None = None,
+        drops_since: int | None = None,
     ) -> Head:
         """No record is a session that has read nothing; `log` is appended to the token log, None for no log;
-        `continues` is the version that was gone back to; without a `base`, `begins` has the metadata and time to live.
+        `continues` is the version that was gone back to, `drops_since` the first that is not kept; without a `base`,
+        `begins` has the metadata and time to live.
 
         Raises StoreFull, LogLost, and CommitConflict when `base` is not the head any more.
         """
-        return await self._call(lambda store: self._commit(store, key, base, record, stored, log, continues, begins))
+        return await self._call(
+            lambda store: self._commit(store, key, base, record, stored, log, continues, begins, drops_since)
+        )
 
     async def confirm(self, key: SessionKey, head: Head) -> None:
         """Returns when what `head` commits is as durable as `durability` says. Raises StoreUnavailable."""
@@ -238,10 +242,11 @@ class Storage:
         log: Buffer | None,
         continues: int | None,
         begins: NewSession | None,
+        drops_since: int | None,
     ) -> Head:
         created, known = (time.time(), begins or NewSession()) if base is None else (base.created, base)
         new = self._generation(record, stored, created, known.metadata, known.ttl_seconds, log)
-        new = replace(new, continues=continues)
+        new = replace(new, continues=continues, drops_since=drops_since)
         with self._quotas.admitted(store, key, base, new):
             return _until_answered(lambda: store.commit(key, base, new))
 

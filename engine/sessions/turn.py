@@ -188,11 +188,16 @@ class Turn:
 
     @property
     def usage(self) -> Usage:
-        """Whole once `outputs` has ended."""
+        """Whole once `outputs` has ended; before, and of a turn that was left, what was read and sampled so far."""
         cached = self._base_position
-        written = self._state.position - cached if self._request.writes else 0
+        last = self._outputs.get(0)
+        written = last.state.position - cached if last and last.state and self._request.writes else 0
         num_generated = sum(output.num_generated_tokens for output in self._outputs.values())
-        return Usage(cached + self.num_new_tokens, num_generated, cached, written)
+        num_read = sum(
+            len(each.prompt_token_ids if number * self._request.num_choices in self._outputs else each.fed_token_ids)
+            for number, each in enumerate(self._sequences)
+        )
+        return Usage(cached + num_read, num_generated, cached, written)
 
     async def outputs(self) -> AsyncGenerator[tuple[int, SequenceOutput], None]:
         """Runs the turn: what each step has produced, with the number of its answer. Raises what ended any of them, if

@@ -121,6 +121,7 @@ class NewGeneration:
     `created` and `updated` are seconds since the epoch, for display only: nothing is decided by them.
     `ttl_seconds` counts from the last commit, load or touch, by the store's own clock; None keeps the session for ever.
     `continues` is the version whose state it goes on from, where that is not the committed one: it stays kept.
+    `drops_since`: versions from that one on do not stay kept.
     `log` is appended to the session's token log; None leaves a session without one, and ends the one that it had.
     """
 
@@ -136,6 +137,7 @@ class NewGeneration:
     ttl_seconds: int | None = None
     log: Buffer | None = None
     continues: int | None = None
+    drops_since: int | None = None
 
     def __post_init__(self) -> None:
         assert GENERATION_ID.fullmatch(self.generation), "a generation id comes from new_generation_id()"

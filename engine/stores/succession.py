@@ -43,6 +43,7 @@ def next_head(base: Head | None, new: NewGeneration, version: int, num_kept: int
     if base is not None:
         # The commits of one ingest count as one generation: what stood before it stays kept until it has finished.
         kept = base.kept if base.open_ingest else _retained(base.generations, num_kept, new.continues)
+        kept = tuple(g for g in kept if new.drops_since is None or g.version < new.drops_since)
     return Head(
         committed=committed,
         recent=recent,

@@ -16,10 +16,10 @@ from engine.sessions import ReplayProgress, ReplayRequest, ReplayResult
 from server.dependencies import if_match, path_session, request_identity, runtime_of
 from server.disconnect import run_until_disconnect
 from server.paying import paid
-from server.progress import progress_events
+from server.progress import progress_stream
 from server.runtime import Runtime
 from server.session_answer import session_headers, session_object
-from server.streaming import MEDIA_TYPE, EventStream, latest
+from server.streaming import MEDIA_TYPE, latest
 from server.strict_head import closed_query
 
 router = APIRouter(prefix="/v1/sessions/{session_id}", dependencies=[Depends(closed_query)])
@@ -33,10 +33,7 @@ async def replay_session(request: Request) -> Response:
     identity = request_identity(request, "replay", {"session_id": key.session_id})
     steps = paid(request, _run(runtime, ReplayRequest(key, version, identity)))
     if MEDIA_TYPE in request.headers.get("accept", ""):
-        events = progress_events(runtime, latest(steps), _body)
-        first = await anext(events)
-        headers = {"X-Session-Id": key.session_id}
-        return EventStream(first, events, headers, stall_seconds=runtime.config.body_timeout_seconds)
+        return await progress_stream(request, latest(steps), _body, {"X-Session-Id": key.session_id})
     result = await run_until_disconnect(request.receive, _result(steps))
     return JSONResponse(_body(result), headers=session_headers(key, result.session.version))
 

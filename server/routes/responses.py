@@ -13,7 +13,7 @@ from fastapi import APIRouter, Query
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from engine.errors import VersionConflict
+from engine.errors import InvalidRequest, TurnStays
 from server.asking import read_asked
 from server.asking_response import SESSION_PREFIX, understand_response
 from server.dependencies import path_segment, runtime_of
@@ -45,6 +45,8 @@ async def create_response(request: Request) -> Response:
 async def get_response(request: Request, stream: bool = False, starting_after: StartingAfter = None) -> Response:
     """A response as it was answered, one of the last 8 turns of its session; with `stream` its events, those after the
     number `starting_after`."""
+    if starting_after is not None and not stream:
+        raise InvalidRequest("starting_after needs stream", param="starting_after")
     found = await _find(request)
     headers = session_headers(found.session, found.version)
     if not stream:
@@ -55,22 +57,19 @@ async def get_response(request: Request, stream: bool = False, starting_after: S
 
 @router.delete("/{response_id}")
 async def delete_response(request: Request) -> Response:
-    """Delete the session that the response alone has made, with every byte. What others have gone on from has been
-    learned: no response can be taken out of a memory, only its whole session be deleted."""
+    """Take the last response of a session back: what it said and what was learned by it, with every byte. The session
+    is what it was before; one that responses alone have made goes with its first. An older response is refused: what
+    later ones have gone on from stays learned, and so it does in branches."""
     found = await _find(request)
-    response_id = found.body["id"]
-    is_alone = found.session.session_id.startswith(SESSION_PREFIX) and found.version == 1
-    refusal = UnsupportedOperation(
-        "what a session has learned from a response stays learned: delete the session, or the conversation, instead",
-        param="response_id",
-    )
-    if not is_alone:
-        raise refusal
+    is_chain = found.session.session_id.startswith(SESSION_PREFIX)
     try:
-        await runtime_of(request).serving().sessions.delete(found.session, if_match=found.version)
-    except VersionConflict:
-        raise refusal from None
-    return JSONResponse({"id": response_id, "object": "response", "deleted": True})
+        await runtime_of(request).serving().sessions.undo(found.session, found.version, may_delete=is_chain)
+    except TurnStays as error:
+        raise UnsupportedOperation(
+            f"{error.message}: what was learned stays learned. Delete later responses first, or the whole session",
+            param="response_id",
+        ) from error
+    return JSONResponse({"id": found.body["id"], "object": "response", "deleted": True})
 
 
 @router.post("/{response_id}/cancel")

@@ -22,11 +22,11 @@ from server.dependencies import idempotency_key, if_match, path_session, runtime
 from server.errors import UnsupportedMediaType
 from server.middleware import RequestContext
 from server.paying import paid
-from server.progress import progress_events
+from server.progress import progress_stream
 from server.runtime import Runtime
 from server.schemas import IngestTextRequest, request_body, validate
 from server.session_answer import describe_session, session_headers, session_object
-from server.streaming import MEDIA_TYPE, EventStream, latest
+from server.streaming import MEDIA_TYPE, latest
 from server.strict_head import PlainInteger, closed_query
 
 Limit = Annotated[int, Query(ge=1, le=1000), PlainInteger]
@@ -94,12 +94,10 @@ async def ingest(request: Request, document_id: Id = None, offset: Offset = 0) -
         if_match=if_match(request),
     )
     pieces = await _pieces(request, runtime)
-    steps = paid(request, _run(runtime, wanted, pieces))
+    steps = paid(request, _run(runtime, wanted, pieces, RequestContext.of(request).note))
     if MEDIA_TYPE in request.headers.get("accept", ""):
-        events = progress_events(runtime, latest(steps), _body)
-        first = await anext(events)
-        headers, stall_seconds = {"X-Session-Id": key.session_id}, runtime.config.body_timeout_seconds
-        return EventStream(first, events, headers, stall_seconds=stall_seconds, watches=False)
+        headers = {"X-Session-Id": key.session_id}
+        return await progress_stream(request, latest(steps), _body, headers, watches=False)
     async with aclosing(steps):
         async for step in steps:
             if isinstance(step, IngestResult):
@@ -120,11 +118,12 @@ async def _pieces(request: Request, runtime: Runtime) -> AsyncGenerator[bytes, N
 
 
 async def _run(
-    runtime: Runtime, wanted: IngestRequest, pieces: AsyncGenerator[bytes, None]
+    runtime: Runtime, wanted: IngestRequest, pieces: AsyncGenerator[bytes, None], note: dict[str, Any]
 ) -> AsyncGenerator[IngestProgress | IngestResult, None]:
     sessions = runtime.serving().sessions
     async with aclosing(pieces), sessions.ingest(wanted, pieces) as steps, aclosing(steps):
         async for step in steps:
+            note["document_tokens"] = step.num_tokens
             yield step
 
 

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 
 from bench.__main__ import main
+from bench.process_times import ProcessTimes
 from bench.server_process import ServerProcess
 from bench.serving.compare import ratios
 from bench.serving.load_workload import Kind, Task
-from bench.process_times import ProcessTimes
 from bench.serving.resume import Sample, summarise_resume
 from bench.serving.runner import Runner
 from bench.serving.ticks import RequestTicks

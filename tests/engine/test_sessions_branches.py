@@ -80,6 +80,19 @@ def test_turns_after_one_version_do_not_wait_for_each_other_beyond_the_first_two
     in_loop(test)
 
 
+def test_a_branch_waits_for_no_turn_of_the_session_that_it_leaves() -> None:
+    async def test() -> None:
+        async with house() as it:
+            await run(it.sessions, asked("one"))
+            await run(it.sessions, asked("two"))
+            async with it.sessions.turn(asked("three", sampling=ENDLESS)):
+                _, turn = await run(it.sessions, asked("two", branch=Branch(1, OTHER)))
+            assert turn.session_id == "other"
+            assert await it.head_version() == 2
+
+    in_loop(test)
+
+
 def test_a_repeat_is_found_in_the_session_or_in_the_branch() -> None:
     async def test() -> None:
         async with house() as it:

@@ -109,6 +109,17 @@ def test_names_are_few_and_each_is_given_once(store: Store) -> None:
         store.name_version(SessionKey("tenant", "absent"), 1, "new")
 
 
+def test_versions_that_a_commit_drops_are_gone_and_what_was_before_them_is_kept(store: Store) -> None:
+    head = None
+    for number in range(1, 4):
+        head = commit_number(store, number, base=head)
+    store.commit(KEY, head, replace(generation_of(4), continues=1, drops_since=2))
+    assert kept_versions(store) == [4, 1]
+    for dropped in (2, 3):
+        with pytest.raises(VersionNotFound):
+            store.load_extra(KEY, dropped)
+
+
 def test_other_metadata_is_no_new_version_and_fences_writers_off(store: Store) -> None:
     first = commit_number(store, 1, base=None)
     described = store.set_metadata(KEY, {"topic": "demo"})

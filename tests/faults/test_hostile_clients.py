@@ -2,7 +2,6 @@
 
 import itertools
 import json
-import re
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -21,8 +20,6 @@ MAX_ROUNDS = 4
 # Of all timings of a kind, the one that a tenth are below: what a request takes when nothing comes between.
 UNDISTURBED_PERCENT = 10
 INJECTED = "x\r\nX-Injected: yes\r\n\r\n2026-01-01 INFO server.requests {}"
-# Of the log: time, level, logger and one JSON object; or the one line that announces the start.
-LOG_LINE = re.compile(r"[\d-]+ [\d:,]+ [A-Z]+ (\S+) (\{.*\})|atlas-serve listening on .*")
 
 
 @pytest.fixture
@@ -52,12 +49,11 @@ def test_nothing_that_a_client_sends_becomes_a_header_or_a_line_of_the_log(talka
             assert answer.startswith((b"HTTP/1.1 404 ", b"HTTP/1.1 400 ")), answer
 
     for line in talkative.log.splitlines():
-        told = LOG_LINE.fullmatch(line)
-        assert told is not None or "Invalid HTTP request" in line, line
-        assert line.isascii() or line.startswith("atlas-serve")
+        told = json.loads(line)
+        assert told["logger"] in ("engine.device.decode_steps", "server", "server.requests", "uvicorn.error"), line
+        assert line.isascii(), line
         assert line.isprintable(), line
-        if told is not None and told[2]:
-            assert json.loads(told[2])["request_id"]
+        assert told["logger"] != "server.requests" or told["request_id"]
 
 
 @pytest.fixture(scope="module")

@@ -81,6 +81,37 @@ def test_the_stock_library_behind_a_proxy_that_drops_every_third_reply_learns_wh
     assert told["version"] == NUM_TURNS
 
 
+def respond(base_url: str, conversation_id: str) -> list[str]:
+    """A chain of responses, and messages in between that are only told."""
+    wanted = {"model": "atlas-tiny", "max_output_tokens": 4, "temperature": 0}
+    said = []
+    with sdk(base_url, max_retries=2) as library:
+        last = library.responses.create(input="turn 0", conversation=conversation_id, **wanted)
+        for n in range(1, 20):
+            if n % 4 == 0:
+                library.conversations.items.create(conversation_id, items=[user(f"told {n}")])
+                last = library.responses.create(input=f"turn {n}", conversation=conversation_id, **wanted)
+            else:
+                last = library.responses.create(input=f"turn {n}", previous_response_id=last.id, **wanted)
+            said.append(last.output_text)
+    return said
+
+
+def test_responses_and_items_whose_replies_are_lost_are_learned_once(
+    server: ThreadedServer, client: httpx.Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("openai._base_client.INITIAL_RETRY_DELAY", 0.02)
+    undisturbed, disturbed = (client.post("/v1/conversations", json={}).json()["id"] for _ in range(2))
+    expected = respond(server.base_url, undisturbed)
+    with Proxy(server.port, every(3), is_whole_http) as proxy:
+        assert respond(f"http://127.0.0.1:{proxy.port}", disturbed) == expected
+        assert proxy.num_cut > 10
+    told, wanted = session_of(client, disturbed), session_of(client, undisturbed)
+    for name in ("version", "position", "tokens_digest"):
+        assert told[name] == wanted[name], name
+    assert told["version"] == 20 + 4
+
+
 @pytest.mark.parametrize("stream", [False, True])
 def test_a_reply_that_never_comes_is_asked_for_again_by_the_library_itself(
     server: ThreadedServer, client: httpx.Client, monkeypatch: pytest.MonkeyPatch, stream: bool

@@ -11,7 +11,16 @@ import pytest
 
 from engine.errors import SessionNotFound, StoreUnavailable
 from engine.sampling.sampling_params import SamplingParams
-from engine.sessions import ReplayRequest, ReplayResult, RequestIdentity, SessionConfig, Turn
+from engine.sessions import (
+    Branch,
+    LearnRequest,
+    Message,
+    ReplayRequest,
+    ReplayResult,
+    RequestIdentity,
+    SessionConfig,
+    Turn,
+)
 from engine.sessions.stored_turns import StoredTurns
 from engine.snapshots.token_log import read_history
 from engine.snapshots.tokens_digest import INITIAL_DIGEST
@@ -46,14 +55,22 @@ class RecordingStore(WrappedStore):
         return head
 
 
-async def take_turn(it: House, key: SessionKey) -> None:
+async def take_turn(it: House, key: SessionKey, branch: Branch | None = None) -> None:
     """Or get its stored answer."""
-    request = asked("and two", session=key, idempotency_key="k", sampling=SHORT)
+    request = asked("and two", session=key, branch=branch, idempotency_key="k", sampling=SHORT)
     async with it.sessions.turn(request) as turn:
         if isinstance(turn, Turn):
             async for _ in turn.outputs():
                 pass
             await turn.commit({"text": turn.text})
+
+
+async def branch_off(it: House, key: SessionKey) -> None:
+    await take_turn(it, key, Branch(1, copy_of(key)))
+
+
+async def learn(it: House, key: SessionKey) -> None:
+    await it.sessions.learn(LearnRequest(key, (Message("user", "and this"),), identity=IDENTITY))
 
 
 async def ask_read_only(it: House, key: SessionKey) -> None:
@@ -126,6 +143,8 @@ CASES = {
     "create": Case(create, 1, num_turns=0),
     "first turn": Case(take_turn, 4, num_turns=0),
     "turn": Case(take_turn, 6),
+    "branch": Case(branch_off, 8, num_turns=2),
+    "items": Case(learn, 5),
     "read-only turn": Case(ask_read_only, 2),
     "document": Case(read_document, 8),
     "fork": Case(fork, 4),

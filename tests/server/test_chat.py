@@ -7,6 +7,7 @@ import httpx
 import pytest
 
 from engine.stores.base import SessionKey
+from server.logs import JsonFormatter
 from tests.server.harness import ThreadedServer, ask, assert_refused, events_of, sdk, session_of, until, user
 
 ANSWER: dict[str, Any] = {"model": "atlas-tiny", "max_tokens": 6, "temperature": 0}
@@ -246,9 +247,10 @@ def test_user_and_metadata_are_recorded_with_the_turn_and_with_the_line_of_the_l
     ask(client, "Hi", session_id=session_id, **note)
     stored = server.call(server.runtime.serving().storage.load_stored(SessionKey("default", session_id)))
     assert stored.turns[-1].note == note
-    until(lambda: caplog.messages)
-    assert json.loads(caplog.messages[-1]).items() >= {**note, "status": 200}.items()
-    assert "\n" not in caplog.messages[-1]
+    until(lambda: caplog.records)
+    line = JsonFormatter().format(caplog.records[-1])
+    assert json.loads(line).items() >= {**note, "status": 200}.items()
+    assert "\n" not in line
 
 
 def test_special_tokens_in_a_text_are_text(client: httpx.Client) -> None:

@@ -1,6 +1,5 @@
 """What is off unless it is asked for: pages of other origins, and proxies that name the client."""
 
-import json
 import logging
 from collections.abc import Iterator
 from pathlib import Path
@@ -82,7 +81,7 @@ def clients_in_the_log(server: ThreadedServer, caplog: pytest.LogCaptureFixture,
     with caplog.at_level(logging.INFO, "server.requests"):
         for sent in (headers, {}):
             httpx.get(f"{server.base_url}/v1/models", headers=sent).raise_for_status()
-    return [json.loads(record.getMessage())["client"] for record in caplog.records if record.name == "server.requests"]
+    return [vars(record)["fields"]["client"] for record in caplog.records if record.name == "server.requests"]
 
 
 def test_nobody_is_believed_about_who_asks(server: ThreadedServer, caplog: pytest.LogCaptureFixture) -> None:

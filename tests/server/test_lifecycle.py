@@ -1,5 +1,6 @@
 """The life of the process: how it starts or says why not, what it tells while it loads, and how it ends."""
 
+import json
 import re
 import signal
 import time
@@ -40,7 +41,13 @@ def fails_to_start(capsys: pytest.CaptureFixture[str], *arguments: str, status: 
     started = time.monotonic()
     assert main(["--port", "0", *arguments], environment) == status
     assert time.monotonic() - started < 10
-    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("atlas-serve:")]
+    lines = capsys.readouterr().err.splitlines()
+    if status == 2:
+        # Without settings there is no format either.
+        lines = [line.removeprefix("atlas-serve: ") for line in lines if line.startswith("atlas-serve: ")]
+    else:
+        told = [json.loads(line) for line in lines]
+        lines = [line["message"] for line in told if line["level"] == "critical"]
     assert len(lines) == 1
     return lines[0]
 
@@ -105,9 +112,18 @@ def test_an_optional_store_may_come_later(model: Path, own_redis: RedisServer) -
 
 
 def test_the_start_is_announced_in_one_line(server: ForkedServer) -> None:
-    line = rf"atlas-serve listening on http://127\.0\.0\.1:{server.port} · model atlas-tiny \([\d,]+ parameters\)"
-    lines = re.findall(line + r" · store local:///\S+/sessions", server.log)
+    lines = [line for line in map(json.loads, server.log.splitlines()) if line["message"] == "listening"]
     assert len(lines) == 1
+    assert lines[0]["url"] == f"http://127.0.0.1:{server.port}"
+    assert lines[0]["model"] == "atlas-tiny"
+    assert lines[0]["num_parameters"] > 10_000
+    assert re.fullmatch(r"local:///\S+/sessions", lines[0]["store"])
+
+
+def test_the_start_is_announced_to_people_in_their_words(forker: Forker, model: Path, tmp_path: Path) -> None:
+    with ForkedServer(forker, tmp_path, model=str(model), store="memory://", log_format="text") as server:
+        line = rf"atlas-serve listening on http://127\.0\.0\.1:{server.port} · model atlas-tiny \([\d,]+ parameters\)"
+        assert len(re.findall(line + r" · store memory://", server.log)) == 1
 
 
 def test_while_the_model_loads_the_server_is_alive_and_not_ready(forker: Forker, tmp_path: Path) -> None:

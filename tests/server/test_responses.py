@@ -234,24 +234,42 @@ def test_a_key_finds_the_session_or_the_branch_that_its_first_request_has_begun(
     assert_refused(post(client, {"input": "other"}, key), 409, "idempotency_mismatch")
 
 
-def test_deleting_the_only_response_of_its_session_deletes_that_and_others_are_not_unlearned(
+def test_the_last_response_can_be_deleted_then_the_one_before_it_and_the_session_with_the_first(
     library: Any, client: httpx.Client
 ) -> None:
-    alone = library.responses.create(input="Hi", **GREEDY)
-    library.responses.delete(alone.id)
-    assert client.get(f"/v1/sessions/{session_id_of(alone)}").status_code == 404
-    with pytest.raises(openai.NotFoundError):
-        library.responses.delete(alone.id)
-
     first = library.responses.create(input="one", **GREEDY)
+    chain = session_id_of(first)
+    before = session_of(client, chain)
     second = library.responses.create(input="two", previous_response_id=first.id, **GREEDY)
+    with pytest.raises(openai.BadRequestError, match="stays learned") as refused:
+        library.responses.delete(first.id)
+    assert refused.value.code == "unsupported_operation"
+    library.responses.delete(second.id)
+    after = session_of(client, chain)
+    assert (after["version"], after["tokens_digest"]) == (3, before["tokens_digest"])
+    assert [each["version"] for each in client.get(f"/v1/sessions/{chain}/versions").json()["data"]] == [3, 1]
+    for gone in (
+        client.get(f"/v1/responses/{second.id}"),
+        post(client, {"previous_response_id": second.id}),
+        client.delete(f"/v1/responses/{second.id}"),
+    ):
+        assert gone.status_code == 404
+    assert library.responses.retrieve(first.id).output_text == first.output_text
+    library.responses.delete(first.id)
+    assert client.get(f"/v1/sessions/{chain}").status_code == 404
+
+
+def test_a_conversation_is_what_it_was_before_a_response_that_is_deleted(library: Any, client: httpx.Client) -> None:
     conversation = library.conversations.create()
-    third = library.responses.create(input="Hi", conversation=conversation.id, **GREEDY)
-    for learned in (first, second, third):
-        with pytest.raises(openai.BadRequestError, match="stays learned") as refused:
-            library.responses.delete(learned.id)
-        assert refused.value.code == "unsupported_operation"
-    assert library.responses.retrieve(second.id).output_text == second.output_text
+    response = library.responses.create(input="Hi", conversation=conversation.id, **GREEDY)
+    library.responses.delete(response.id)
+    session = session_of(client, conversation.id)
+    assert (session["version"], session["position"]) == (2, 0)
+    told = library.responses.create(input="Hi", conversation=conversation.id, **GREEDY)
+    assert told.output_text == response.output_text
+    library.conversations.items.create(conversation.id, items=[{"role": "user", "content": "a"}])
+    with pytest.raises(openai.BadRequestError, match="read more since"):
+        library.responses.delete(told.id)
 
 
 def test_what_a_memory_cannot_do_is_refused_by_name(library: Any) -> None:

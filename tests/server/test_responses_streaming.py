@@ -127,6 +127,8 @@ def test_a_stored_response_is_streamed_again_from_any_event(library: Any) -> Non
     assert events[-1].response == response
     rest = list(library.responses.retrieve(response.id, stream=True, starting_after=3))
     assert rest == events[4:]
+    with pytest.raises(openai.BadRequestError, match="needs stream"):
+        library.responses.retrieve(response.id, starting_after=3)
 
 
 def test_a_client_that_hangs_up_takes_its_response_back(server: ThreadedServer, client: httpx.Client) -> None:
