@@ -2,7 +2,7 @@
 
 from engine.sessions.beginnings import Branch, NewSession
 from engine.sessions.ingest import IngestProgress, IngestRequest, IngestResult, RepeatedIngest
-from engine.sessions.learning import LearnRequest
+from engine.sessions.learning import Learned, LearnRequest
 from engine.sessions.ledger import History, Message
 from engine.sessions.manager import SessionConfig, SessionManager
 from engine.sessions.observer import SessionObserver
@@ -23,6 +23,7 @@ __all__ = [
     "IngestRequest",
     "IngestResult",
     "LearnRequest",
+    "Learned",
     "Message",
     "NewSession",
     "Prompt",

@@ -21,6 +21,14 @@ from engine.stores.base import SessionKey
 
 
 @dataclass(frozen=True, slots=True)
+class Learned:
+    """num_tokens: fed by this call; none when it was a repeat."""
+
+    session: CommittedSession
+    num_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
 class LearnRequest:
     """begins: the session must be new, and this is how it begins; None is for one that must be there."""
 
@@ -33,7 +41,7 @@ class LearnRequest:
 
 async def learn_messages(
     request: LearnRequest, committed: CommittedSessions, engine: Engine, tokenizer: Tokenizer, chat_format: ChatFormat
-) -> CommittedSession:
+) -> Learned:
     """To be called inside the session's lease. Every message is new.
 
     Raises SessionNotFound, SessionExists, VersionConflict, IngestOpen, EmptyPrompt, IdempotencyMismatch, StoreFull and
@@ -43,7 +51,7 @@ async def learn_messages(
     stored = base.stored if base is not None and base.stored is not None else StoredTurns()
     if base is not None and (repeated := stored.find_turn(base.head.version, request.identity)) is not None:
         await committed.confirm(request.session, base.head)
-        return CommittedSession(**repeated.response)
+        return Learned(CommittedSession(**repeated.response), 0)
     _check(request, base)
     await committed.check_room(request.session, base)
 
@@ -79,7 +87,7 @@ async def learn_messages(
     except AtlasError:
         engine.forget(output.state)
         raise
-    return session
+    return Learned(session, len(token_ids))
 
 
 def _check(request: LearnRequest, base: LoadedSession | None) -> None:

@@ -26,7 +26,7 @@ from engine.sessions.branching import turn_or_branch
 from engine.sessions.committed import CommittedSessions
 from engine.sessions.host_copies import LoadedSession
 from engine.sessions.ingest import Ingest, IngestProgress, IngestRequest, IngestResult
-from engine.sessions.learning import LearnRequest, learn_messages
+from engine.sessions.learning import Learned, LearnRequest, learn_messages
 from engine.sessions.leases import Leases
 from engine.sessions.ledger import Reading, read_messages
 from engine.sessions.observer import SessionObserver
@@ -166,7 +166,7 @@ class SessionManager:
             return self._turn(request)
         return turn_or_branch(self._turn, self._storage, request, request.branch)
 
-    async def learn(self, request: LearnRequest) -> CommittedSession:
+    async def learn(self, request: LearnRequest) -> Learned:
         """See learn_messages. Raises SessionBusy, QueueFull and Draining too."""
         with self._open():
             async with self._leases.hold(request.session), self._hold_for_feeding():

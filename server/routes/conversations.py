@@ -17,6 +17,7 @@ from server.dependencies import if_match, new_session_key, path_session, request
 from server.errors import UnsupportedOperation
 from server.items import learned_item_id, message_item
 from server.parameters import review_items
+from server.paying import learn_paid
 from server.runtime import Runtime
 from server.schemas import (
     CreateConversationRequest,
@@ -45,7 +46,7 @@ async def create_conversation(request: Request) -> Response:
     if wanted.items:
         messages = tuple(item.to_message() for item in wanted.items)
         begins = NewSession(wanted.metadata or {})
-        await sessions.learn(LearnRequest(key, messages, begins, identity=identity))
+        await learn_paid(request, LearnRequest(key, messages, begins, identity=identity))
     with sessions.versions() as versions:
         if wanted.items:
             head, _ = await versions.find(key, None)
@@ -92,7 +93,7 @@ async def create_items(request: Request) -> Response:
     identity = request_identity(request, "learn", {"session_id": key.session_id, **wanted.model_dump()})
     messages = tuple(item.to_message() for item in wanted.items)
     learning = LearnRequest(key, messages, if_match=if_match(request), identity=identity)
-    session = await runtime.serving().sessions.learn(learning)
+    session = await learn_paid(request, learning)
     return JSONResponse(_learned(session, wanted), headers=session_headers(key, session.version))
 
 

@@ -8,7 +8,7 @@ import httpx
 import pytest
 
 from server.config import ConfigError, ServerConfig
-from tests.server.harness import ThreadedServer, ask, assert_refused, raw_answer, serving
+from tests.server.harness import ThreadedServer, ask, assert_refused, raw_answer, serving, until
 
 PAGE = {"Origin": "https://page.example"}
 PREFLIGHT = {**PAGE, "Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": "authorization,x-any"}
@@ -81,7 +81,13 @@ def clients_in_the_log(server: ThreadedServer, caplog: pytest.LogCaptureFixture,
     with caplog.at_level(logging.INFO, "server.requests"):
         for sent in (headers, {}):
             httpx.get(f"{server.base_url}/v1/models", headers=sent).raise_for_status()
-    return [vars(record)["fields"]["client"] for record in caplog.records if record.name == "server.requests"]
+
+    def told() -> list[str]:
+        return [vars(record)["fields"]["client"] for record in caplog.records if record.name == "server.requests"]
+
+    # A line is written when the answer has gone out.
+    until(lambda: len(told()) == 2)
+    return told()
 
 
 def test_nobody_is_believed_about_who_asks(server: ThreadedServer, caplog: pytest.LogCaptureFixture) -> None:
