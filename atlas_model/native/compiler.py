@@ -22,7 +22,7 @@ from atlas_model.native.errors import NativeUnavailableError
 _logger = logging.getLogger(__name__)
 
 _SOURCES = Path(__file__).parent
-_FLAGS = ("-std=c++17", "-O3", "-march=native", "-fopenmp", "-fno-math-errno", "-fPIC", "-shared")
+_FLAGS = ("-std=c++20", "-O3", "-march=native", "-fopenmp", "-fno-math-errno", "-fPIC", "-shared")
 _TIMEOUT_SECONDS = 300.0
 _CPU_INFO = Path("/proc/cpuinfo")
 

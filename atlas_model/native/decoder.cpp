@@ -72,17 +72,40 @@ bool Decoder<T>::step(long num_rows, const std::int64_t* token_ids, std::int64_t
 #pragma omp parallel num_threads(num_threads) if (num_threads > 1)
     {
         share_evenly(num_rows, [&](long row) { begin_row(row, token_ids[row], positions[row]); });
-        wait_for_all();
+        barrier_.wait();
         for (const Layer& layer : layers_) {
             mix_tokens(layer, places[&layer - layers_.data()], num_rows, positions);
             feed_forward(layer, num_rows);
         }
         norm_rows(norm_, num_rows);
         multiply_into(head_, num_rows, rows_.normed, shape_.width, logits, false);
-        wait_for_all();
+        barrier_.wait();
     }
     for (long row = 0; row < num_rows; ++row) ++positions[row];
     return true;
+}
+
+template <class T>
+void Decoder<T>::multiply(long num_rows, T* logits, int num_threads) {
+    reserve(num_rows, num_threads);
+    const long width = shape_.width, branches = 2 * shape_.value_inner_width();
+#pragma omp parallel num_threads(num_threads) if (num_threads > 1)
+    {
+        for (const Layer& layer : layers_) {
+            multiply_into(layer.project, num_rows, rows_.normed, width, rows_.projected, false);
+            multiply_into(layer.output_gate, num_rows, rows_.normed, width, rows_.output_gate, false);
+            barrier_.wait();
+            multiply_into(layer.out, num_rows, rows_.branches, branches, rows_.x, false);
+            barrier_.wait();
+            multiply_into(layer.gate, num_rows, rows_.normed, width, rows_.gated, false);
+            multiply_into(layer.up, num_rows, rows_.normed, width, rows_.up, false);
+            barrier_.wait();
+            multiply_into(layer.contract, num_rows, rows_.gated, shape_.feed_forward_width, rows_.x, false);
+            barrier_.wait();
+        }
+        multiply_into(head_, num_rows, rows_.normed, width, logits, false);
+        barrier_.wait();
+    }
 }
 
 template <class T>
@@ -99,12 +122,12 @@ void Decoder<T>::mix_tokens(const Layer& layer, const LayerPlaces& places, long 
     norm_rows(layer.given.mixer_norm, num_rows);
     multiply_into(layer.project, num_rows, rows_.normed, width, rows_.projected, false);
     multiply_into(layer.output_gate, num_rows, rows_.normed, width, rows_.output_gate, false);
-    wait_for_all();
+    barrier_.wait();
     const long tail = (shape_.conv_width - 1) * shape_.num_channels();
     share_evenly(num_rows, [&](long row) {
         convolve_row(layer.given, static_cast<T*>(places.convolution) + row * tail, row);
     });
-    wait_for_all();
+    barrier_.wait();
     const long num_units = shape_.num_heads + shape_.attention_heads;
     share_as_they_come(num_rows * num_units, [&](long index) {
         const long row = index / num_units, unit = index % num_units;
@@ -113,9 +136,9 @@ void Decoder<T>::mix_tokens(const Layer& layer, const LayerPlaces& places, long 
         else
             step_attention(layer.given, places, row, unit - shape_.num_heads, positions[row]);
     });
-    wait_for_all();
+    barrier_.wait();
     multiply_into(layer.out, num_rows, rows_.branches, 2 * values, rows_.x, true);
-    wait_for_all();
+    barrier_.wait();
 }
 
 // The short convolution, whose tail moves on by a token, and SiLU; the memory's queries and keys to length 1.
@@ -225,9 +248,9 @@ void Decoder<T>::feed_forward(const Layer& layer, long num_rows) {
                 [&](long at) { gated[at] = gated[at] * sigmoid(gated[at]) * up[at]; });
         }
     });
-    wait_for_all();
+    barrier_.wait();
     multiply_into(layer.contract, num_rows, rows_.gated, inner, rows_.x, true);
-    wait_for_all();
+    barrier_.wait();
 }
 
 template <class T>
@@ -250,7 +273,7 @@ void Decoder<T>::norm_rows(const void* weight, long num_rows) {
         rms_norm(rows_.x + row * width, as<T>(weight), static_cast<T>(shape_.norm_eps), rows_.normed + row * width,
                  width);
     });
-    wait_for_all();
+    barrier_.wait();
 }
 
 template class Decoder<float>;
@@ -286,6 +309,16 @@ int step(void* decoder, std::int64_t num_rows, const void* token_ids, void* posi
     }
 }
 
+template <class T>
+int multiply(void* decoder, std::int64_t num_rows, void* logits, int num_threads) noexcept {
+    try {
+        static_cast<atlas::Decoder<T>*>(decoder)->multiply(num_rows, static_cast<T*>(logits), num_threads);
+        return 0;
+    } catch (const std::bad_alloc&) {
+        return kOutOfMemory;
+    }
+}
+
 }  // namespace
 
 extern "C" {
@@ -297,6 +330,9 @@ extern "C" {
     int atlas_step_##NAME(void* decoder, std::int64_t num_rows, const void* token_ids, void* positions,          \
                           const atlas::LayerPlaces* places, void* logits, int num_threads) {                     \
         return step<T>(decoder, num_rows, token_ids, positions, places, logits, num_threads);                    \
+    }                                                                                                            \
+    int atlas_multiply_##NAME(void* decoder, std::int64_t num_rows, void* logits, int num_threads) {             \
+        return multiply<T>(decoder, num_rows, logits, num_threads);                                              \
     }                                                                                                            \
     void atlas_free_##NAME(void* decoder) { delete static_cast<atlas::Decoder<T>*>(decoder); }
 

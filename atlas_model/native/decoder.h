@@ -28,6 +28,9 @@ class Decoder {
     bool step(long num_rows, const std::int64_t* token_ids, std::int64_t* positions, const LayerPlaces* places,
               T* logits, int num_threads);
 
+    // The dense products of a step alone, of whatever numbers the last step has left.
+    void multiply(long num_rows, T* logits, int num_threads);
+
    private:
     struct Layer {
         Layer(const Shape& shape, const LayerWeights& given);
@@ -52,6 +55,7 @@ class Decoder {
     PackedWeight<T> head_;
     long scratch_size_ = 0, num_rows_ = 0;
     std::vector<T> numbers_, scratch_;
+    Barrier barrier_;
     Activations<T> rows_{};
 };
 

@@ -123,6 +123,14 @@ class NativeDecoder:
             raise MemoryError(f"no memory for a step of {num_rows} rows")
         return logits
 
+    def multiply(self, num_rows: int) -> Tensor:
+        """The dense products of a step of so many rows and nothing else, of numbers that mean nothing: what the time of
+        a step is compared with. Returns what would be the logits. Raises MemoryError."""
+        logits = torch.empty(num_rows, self._config.vocab_size, dtype=self._dtype)
+        if self._library.multiply(self._decoder, num_rows, logits.data_ptr(), torch.get_num_threads()):
+            raise MemoryError(f"no memory for a step of {num_rows} rows")
+        return logits
+
     def _bind(self, state: State) -> None:
         """Looks up where the state's tensors are. The state is held, so that no other can be taken for it."""
         self._state = None

@@ -18,7 +18,8 @@ OUT_OF_MEMORY, OUT_OF_VOCABULARY = 1, 2
 
 class NativeLibrary:
     """make: (shape, weights) -> a decoder, None without memory. step: (decoder, num_rows, token ids, positions, places,
-    logits, num_threads) -> 0 or a reason. free: (decoder)."""
+    logits, num_threads) -> 0 or a reason. multiply: (decoder, num_rows, logits, num_threads) -> the same.
+    free: (decoder)."""
 
     def __init__(self, path: Path, dtype: torch.dtype) -> None:
         """Raises NativeUnavailableError when the system refuses the file."""
@@ -32,5 +33,8 @@ class NativeLibrary:
         self.step = getattr(library, f"atlas_step_{name}")
         self.step.argtypes = [_address, ctypes.c_int64, *[_address] * 4, ctypes.c_int]
         self.step.restype = ctypes.c_int
+        self.multiply = getattr(library, f"atlas_multiply_{name}")
+        self.multiply.argtypes = [_address, ctypes.c_int64, _address, ctypes.c_int]
+        self.multiply.restype = ctypes.c_int
         self.free = getattr(library, f"atlas_free_{name}")
         self.free.argtypes, self.free.restype = [_address], None

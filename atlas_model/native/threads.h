@@ -2,6 +2,7 @@
 #pragma once
 
 #include <algorithm>
+#include <atomic>
 
 #ifdef _OPENMP
 #include <omp.h>
@@ -53,8 +54,41 @@ inline void share_panels(long num_panels, long num_rows, Task&& task) {
     });
 }
 
-inline void wait_for_all() {
-#pragma omp barrier
-}
+// Where the threads of a region wait for one another. OpenMP's own barrier spins for milliseconds, which on a machine
+// that is busy with something else too keeps the awaited thread from running; this one soon goes to sleep.
+class Barrier {
+   public:
+    void wait() {
+        const long num_threads = num_threads_here();
+        if (num_threads == 1) return;
+        const unsigned round = round_.load(std::memory_order_acquire);
+        if (num_arrived_.fetch_add(1, std::memory_order_acq_rel) + 1 == num_threads) {
+            num_arrived_.store(0, std::memory_order_relaxed);
+            round_.store(round + 1, std::memory_order_release);
+            round_.notify_all();
+            return;
+        }
+        for (int turn = 0; turn < kNumTurns; ++turn) {
+            if (round_.load(std::memory_order_acquire) != round) return;
+            relax();
+        }
+        round_.wait(round, std::memory_order_acquire);
+    }
+
+   private:
+    // Some tens of microseconds: the threads' shares of a phase differ by less.
+    static constexpr int kNumTurns = 2000;
+
+    static void relax() {
+#if defined(__x86_64__)
+        __builtin_ia32_pause();
+#elif defined(__aarch64__)
+        asm volatile("yield");
+#endif
+    }
+
+    std::atomic<long> num_arrived_{0};
+    std::atomic<unsigned> round_{0};
+};
 
 }  // namespace atlas

@@ -93,6 +93,19 @@ inline void for_each(long count, Whole&& whole, Single&& single) {
 
 template <class T>
 inline T sum_of(Vector<T> values) {
+    if constexpr (kLanes<T> >= 8) {
+        typedef T Half __attribute__((vector_size(kVectorBytes / 2)));
+        typedef T Quarter __attribute__((vector_size(kVectorBytes / 4)));
+        Half halves[2];
+        std::memcpy(halves, &values, sizeof values);
+        const Half half = halves[0] + halves[1];
+        Quarter quarters[2];
+        std::memcpy(quarters, &half, sizeof half);
+        const Quarter quarter = quarters[0] + quarters[1];
+        T sum = quarter[0];
+        for (long lane = 1; lane < kLanes<T> / 4; ++lane) sum += quarter[lane];
+        return sum;
+    }
     T sum = values[0];
     for (long lane = 1; lane < kLanes<T>; ++lane) sum += values[lane];
     return sum;

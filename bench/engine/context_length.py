@@ -24,7 +24,7 @@ from atlas_model.checkpoint import Checkpoint
 from bench import report
 from bench.clock import median_ratio
 from bench.engine.hand_fed import HandFedCore, endless_token_ids
-from bench.engine.models import add_model_arguments, model_header, open_model
+from bench.engine.models import add_model_arguments, engine_settings, model_header, open_model
 from bench.engine.stepper import chunk_period
 from bench.plot import draw_context_length
 from bench.workload import parse_counts, parse_length
@@ -97,7 +97,7 @@ class ContextLengths:
     def __init__(self, checkpoint: Checkpoint, arguments: argparse.Namespace) -> None:
         self._arguments = arguments
         self._fingerprint = checkpoint.fingerprint
-        self._core = HandFedCore(checkpoint, str(arguments.device))
+        self._core = HandFedCore(checkpoint, engine_settings(arguments))
         self._token_ids = endless_token_ids(checkpoint, arguments.corpus)
         self._period = chunk_period(checkpoint.model)
         self._states = self._read(arguments.positions, arguments.read_to)

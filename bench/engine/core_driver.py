@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import random
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from atlas_model.checkpoint import Checkpoint
 from engine.config import EngineConfig
@@ -32,11 +32,17 @@ class CoreDriver:
     answers never end, with the sampling parameters' defaults."""
 
     def __init__(
-        self, checkpoint: Checkpoint, device: str, num_readers: int, num_writers: int, document_num_tokens: int
+        self,
+        checkpoint: Checkpoint,
+        settings: EngineConfig,
+        num_readers: int,
+        num_writers: int,
+        document_num_tokens: int,
     ) -> None:
+        """settings: all but the number of slots."""
         # Room to spare: documents need not be given every slot.
         num_slots = num_writers + 2 * num_readers
-        self._core = EngineCore(checkpoint, EngineConfig(max_num_sequences=num_slots, device=str(device)))
+        self._core = EngineCore(checkpoint, replace(settings, max_num_sequences=num_slots))
         self._vocab_size = checkpoint.tokenizer.vocab_size
         self._document_num_tokens = document_num_tokens
         self._random = random.Random(0)

@@ -51,7 +51,9 @@ def run(arguments: argparse.Namespace) -> None:
         torch.set_num_threads(arguments.threads)
     checkpoint = load_checkpoint(arguments.model)
     text = endless_token_ids(checkpoint, arguments.corpus)
-    state, seconds = HandFedCore(checkpoint, arguments.device).feed(list(islice(text, arguments.length)))
+    state, seconds = HandFedCore(checkpoint, EngineConfig(device=arguments.device)).feed(
+        list(islice(text, arguments.length))
+    )
     token_ids = list(islice(text, _PIECE_NUM_TOKENS))
     sample = measure_sample(checkpoint, state, token_ids, seconds / arguments.length, arguments.store_rounds)
     print(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 from atlas_model.checkpoint import Checkpoint
@@ -18,18 +19,18 @@ _PIECE_NUM_TOKENS = 1024
 
 
 class HandFedCore:
-    """A core with one slot; the memory is not sampled, which is measured for itself."""
+    """A core with one slot; the memory is not sampled, which is measured for itself. settings: all else."""
 
-    def __init__(self, checkpoint: Checkpoint, device: str) -> None:
+    def __init__(self, checkpoint: Checkpoint, settings: EngineConfig) -> None:
         self._prompt = checkpoint.chat_format.generation_prompt(checkpoint.tokenizer)
         self._core = EngineCore(
             checkpoint,
-            EngineConfig(
+            replace(
+                settings,
                 max_num_sequences=1,
                 max_num_batched_tokens=_PIECE_NUM_TOKENS,
                 max_num_piece_tokens=_PIECE_NUM_TOKENS,
                 memory_sample_tokens=0,
-                device=device,
             ),
         )
 

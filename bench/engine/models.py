@@ -13,6 +13,7 @@ from atlas_model.packed_products import pack_products
 from atlas_model.presets import PRESETS
 from bench import report
 from bench.workload import parse_length
+from engine.config import NATIVE_KERNELS, EngineConfig
 
 
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:
@@ -27,6 +28,7 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     chosen.add_argument("--preset", choices=PRESETS, help="in its place a preset, with random weights")
     parser.add_argument("--threads", type=parse_length, help="torch's threads; default: torch's own choice")
     parser.add_argument("--device", type=torch.device, default="cpu")
+    parser.add_argument("--native-kernels", choices=NATIVE_KERNELS, default="auto", help="as of the server")
 
 
 def open_model(arguments: argparse.Namespace) -> Checkpoint:
@@ -48,6 +50,10 @@ def _load(arguments: argparse.Namespace) -> Checkpoint:
     return Checkpoint(arguments.preset, model, shipped.tokenizer, shipped.chat_format, fingerprint=arguments.preset)
 
 
+def engine_settings(arguments: argparse.Namespace) -> EngineConfig:
+    return EngineConfig(device=str(arguments.device), native_kernels=arguments.native_kernels)
+
+
 def model_header(checkpoint: Checkpoint, arguments: argparse.Namespace) -> report.Json:
     """What ran where, for the bench's document."""
     device = arguments.device
@@ -55,4 +61,5 @@ def model_header(checkpoint: Checkpoint, arguments: argparse.Namespace) -> repor
         "model": checkpoint.name,
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
         "num_threads": torch.get_num_threads(),
+        "native_kernels": arguments.native_kernels,
     }

@@ -16,13 +16,14 @@ from itertools import islice
 from atlas_model.checkpoint import Checkpoint
 from bench import report
 from bench.engine.core_driver import CoreDriver
-from bench.engine.models import add_model_arguments, model_header, open_model
+from bench.engine.models import add_model_arguments, engine_settings, model_header, open_model
 from bench.stack_samples import Frame, StackSamples, place
 from bench.workload import parse_counts, parse_length
 
 PARTS: Sequence[tuple[str, str]] = (
     ("torch/nn/modules/sparse.py", "embedding"),
     ("torch/nn/modules/normalization.py", "norms"),
+    ("atlas_model/native/", "native step"),
     ("atlas_model/mixers.py", "projections"),
     ("atlas_model/convolution.py", "convolution"),
     ("atlas_model/gates.py", "gates"),
@@ -99,7 +100,7 @@ def run(arguments: argparse.Namespace) -> None:
 def measure(checkpoint: Checkpoint, name: str, batch_size: int, arguments: argparse.Namespace) -> Profile:
     """One kind of step: `prefill`, pieces of one document after the other, or `decode`."""
     readers, writers = (batch_size, 0) if name == "prefill" else (0, batch_size)
-    driver = CoreDriver(checkpoint, str(arguments.device), readers, writers, arguments.document_tokens)
+    driver = CoreDriver(checkpoint, engine_settings(arguments), readers, writers, arguments.document_tokens)
     before = driver.run(arguments.seconds / 4)
     with StackSamples() as samples:
         looked_at = driver.run(arguments.seconds)

@@ -3,8 +3,9 @@
 A step is what the engine really does with the rows of a batch: read their slots, run the model, write the slots. Its
 limit is the time of two things that no implementation can leave out, measured beside it, in turns with it:
 
-    products   its matrix products alone, by the same operators in the same order, over all layers, with the model's own
-               weights: so they come out of the cache or out of memory as they do in the step.
+    products   its matrix products alone, by torch's operators in the step's order, over all layers, with the model's
+               own weights: so they come out of the cache or out of memory as they do in the step. Where the step is
+               the native kernels', its products by them too, and the shorter time of the two counts.
                Of a decode step only the dense ones, tokens by weights: what is multiplied by a row's own state is
                bound by reading that state, which is the other part. Of a prefill piece all that an aligned piece of
                that length makes, the memory's included; those inside of fused attention are left out.
@@ -69,11 +70,20 @@ def run(arguments: argparse.Namespace) -> None:
     rates = {str(dtype).removeprefix("torch."): machine.product_rate(dtype) for dtype in _DTYPES}
     print("memory     " + ", ".join(f"{name} {1e-9 * each:.1f} GB/s" for name, each in machine.bandwidth.items()))
     print("products   " + ", ".join(f"{name} {1e-9 * each:.0f} GFLOP/s" for name, each in rates.items()))
-    print(f"{'':<24} {'ms':>9} {'products':>9} {'state':>9} {'limit':>9} {'factor':>7} {'goal':>5} {'roof':>9}")
+    columns = ("ms", "products", "native", "state", "limit", "factor", "goal", "roof")
+    print(f"{'':<24}" + "".join(f"{column:>10}" for column in columns))
     decodes = []
     for batch_size in arguments.batch_sizes:
         for is_aligned in (True, False) if batch_size > 1 else (True,):
-            decodes.append(measure_decode(model, batch_size, machine, is_aligned=is_aligned))
+            decodes.append(
+                measure_decode(
+                    model,
+                    batch_size,
+                    machine,
+                    is_aligned=is_aligned,
+                    native_kernels=arguments.native_kernels,
+                )
+            )
             _print_cost(decodes[-1], DECODE_GOAL)
     prefills = []
     for batch_size, num_tokens in arguments.pieces:
@@ -117,9 +127,16 @@ def ratios(decodes: Sequence[StepCost]) -> list[report.Json]:
 def _print_cost(cost: StepCost, goal: float) -> None:
     what = "decode" if cost.num_tokens is None else "prefill"
     size = f"{cost.batch_size}" if cost.num_tokens is None else f"{cost.batch_size}x{cost.num_tokens}"
+    times = (
+        cost.seconds,
+        cost.products_seconds,
+        cost.native_products_seconds,
+        cost.state_seconds,
+        cost.limit_seconds,
+    )
+    cells = "".join(f"{'' if each is None else f'{1e3 * each:.3f}':>10}" for each in times)
     print(
-        f"{what:<8}{size:>6} {'aligned' if cost.is_aligned else 'apart':<8} {1e3 * cost.seconds:>9.3f}"
-        f" {1e3 * cost.products_seconds:>9.3f} {1e3 * cost.state_seconds:>9.3f} {1e3 * cost.limit_seconds:>9.3f}"
-        f" {cost.factor:>7.2f} {goal:>5.1f} {1e3 * cost.roof_seconds:>9.3f}",
+        f"{what:<8}{size:>6} {'aligned' if cost.is_aligned else 'apart':<9}{cells}"
+        f"{cost.factor:>10.2f}{goal:>10.1f}{1e3 * cost.roof_seconds:>10.3f}",
         flush=True,
     )

@@ -18,6 +18,7 @@ from bench.engine.machine import Machine
 from bench.engine.plain_traffic import PlainTraffic
 from bench.engine.stepper import Stepper, chunk_period, phases
 from bench.products import MatrixProducts
+from engine.device.decode_steps import NativeStep
 from engine.sampling.sampler import Draw, Sampler
 from engine.sampling.sampling_params import SamplingParams
 
@@ -26,7 +27,8 @@ from engine.sampling.sampling_params import SamplingParams
 class StepCost:
     """num_tokens: of a row's piece; None is decode. Seconds: medians over the turns, of decode a step's mean in each.
 
-    limit_seconds = products_seconds + state_seconds. factor: median of the turns' seconds over limit.
+    products_seconds: by torch's operators; native_products_seconds: by the native kernels, None of steps by torch.
+    limit_seconds: the shorter of the two and state_seconds. factor: median of the turns' seconds over limit.
     products_flops, state_num_bytes_read and _written: what the limit is made of.
     roof_seconds: see `bench.engine.roofline`; flops and num_bytes, of parameters and state, are counted by the
         configuration.
@@ -37,6 +39,7 @@ class StepCost:
     is_aligned: bool
     seconds: float
     products_seconds: float
+    native_products_seconds: float | None
     state_seconds: float
     limit_seconds: float
     factor: float
@@ -59,9 +62,12 @@ class SamplingCost:
     drawn_seconds: float
 
 
-def measure_decode(model: AtlasModel, batch_size: int, machine: Machine, *, is_aligned: bool) -> StepCost:
-    """A step of all rows, over whole chunks."""
-    stepper = Stepper(model, phases(model, batch_size, is_aligned=is_aligned), machine.device)
+def measure_decode(
+    model: AtlasModel, batch_size: int, machine: Machine, *, is_aligned: bool, native_kernels: str = "auto"
+) -> StepCost:
+    """A step of all rows, over whole chunks. native_kernels: as in EngineConfig."""
+    stepper = Stepper(model, phases(model, batch_size, is_aligned=is_aligned), machine.device, native_kernels)
+    native = stepper.step.decoder if isinstance(stepper.step, NativeStep) else None
     return _measure(
         model,
         batch_size,
@@ -70,6 +76,7 @@ def measure_decode(model: AtlasModel, batch_size: int, machine: Machine, *, is_a
         num_tokens=None,
         is_aligned=is_aligned,
         products=dense_products(model, batch_size),
+        native_products=None if native is None else partial(native.multiply, batch_size),
         traffic=decode_traffic(model.config) * batch_size,
         flops=batch_size * decode_flops_per_token(model.config),
     )
@@ -91,6 +98,7 @@ def measure_prefill(
         num_tokens=num_tokens,
         is_aligned=is_aligned,
         products=MatrixProducts.of(lambda: model(token_ids, logits="last"), _weights(model)),
+        native_products=None,
         traffic=prefill_traffic(model.config) * batch_size,
         flops=batch_size * (num_tokens * prefill_flops_per_token(model.config) - all_logits + last_logits),
     )
@@ -132,6 +140,7 @@ def _measure(
     num_tokens: int | None,
     is_aligned: bool,
     products: MatrixProducts,
+    native_products: Callable[[], object] | None,
     traffic: Traffic,
     flops: float,
 ) -> StepCost:
@@ -143,16 +152,20 @@ def _measure(
         PlainTraffic(traffic, machine.device).move,
         PlainTraffic(everything, machine.device).move,
     ]
+    if native_products is not None:
+        calls.append(native_products)
     num_steps = chunk_period(model) if num_tokens is None else 1
     turns = seconds_in_turns(calls, machine.num_turns * num_steps, machine.device)
-    whole, alone, state, moving = (_means(each, num_steps) for each in turns)
-    limits = [products_seconds + state_seconds for products_seconds, state_seconds in zip(alone, state, strict=True)]
+    whole, alone, state, moving, *natives = (_means(each, num_steps) for each in turns)
+    shorter = [min(each) for each in zip(alone, *natives, strict=True)]
+    limits = [products_seconds + state_seconds for products_seconds, state_seconds in zip(shorter, state, strict=True)]
     return StepCost(
         batch_size=batch_size,
         num_tokens=num_tokens,
         is_aligned=is_aligned,
         seconds=median(whole),
         products_seconds=median(alone),
+        native_products_seconds=median(natives[0]) if natives else None,
         state_seconds=median(state),
         limit_seconds=median(limits),
         factor=median_ratio(whole, limits),

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 
 from atlas_model.model import AtlasModel
+from engine.config import EngineConfig
+from engine.device.decode_steps import choose_decode_step
 from engine.device.model_runner import ModelRunner
 from engine.device.state_pool import StatePool
 
@@ -17,14 +19,19 @@ _GROUP_NUM_TOKENS = 4096
 class Stepper:
     """Rows that have read more than the attention's window, each at a phase of its own in its open chunk.
 
-    phases: for every row, how many tokens of its chunk it has read. Tokens are drawn at random.
+    phases: for every row, how many tokens of its chunk it has read. Tokens are drawn at random. native_kernels: as in
+    EngineConfig; `step` is what it has chosen, on CUDA without graphs.
     """
 
-    def __init__(self, model: AtlasModel, phases: Sequence[int], device: torch.device) -> None:
+    def __init__(
+        self, model: AtlasModel, phases: Sequence[int], device: torch.device, native_kernels: str = "auto"
+    ) -> None:
         self._vocab_size = model.config.vocab_size
         self._generator = torch.Generator().manual_seed(0)
         self.pool = StatePool(model.config, len(phases), device)
-        self._runner = ModelRunner(model, self.pool, device)
+        config = EngineConfig(device=str(device), cuda_graphs=False, native_kernels=native_kernels)
+        self.step = choose_decode_step(model, self.pool, device, config)
+        self._runner = ModelRunner(model, self.pool, device, self.step)
         self.slots = [self.pool.acquire() for _ in phases]
         initial = model.initial_state(1)
         for slot in self.slots:

@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 
 from bench import report
 from bench.engine.core_driver import CoreDriver
-from bench.engine.models import add_model_arguments, model_header, open_model
+from bench.engine.models import add_model_arguments, engine_settings, model_header, open_model
 from bench.stack_samples import StackSamples, is_within
 from bench.workload import parse_counts, parse_length
 
@@ -48,7 +48,7 @@ def run(arguments: argparse.Namespace) -> None:
             ("decode", 0, batch_size),
             ("mixed", 1, batch_size),
         ):
-            driver = CoreDriver(checkpoint, str(arguments.device), readers, writers, arguments.document_tokens)
+            driver = CoreDriver(checkpoint, engine_settings(arguments), readers, writers, arguments.document_tokens)
             rows.append(measure(driver, workload, batch_size, arguments.seconds))
             print(
                 f"{workload:<8}{batch_size:>6} {rows[-1].prompt_tokens_per_second:>16,.0f}"

@@ -48,11 +48,11 @@ class TorchStep:
 
 class NativeStep:
     def __init__(self, decoder: NativeDecoder) -> None:
-        self._decoder = decoder
+        self.decoder = decoder
         self.first_row: int | None = None
 
     def feed(self, token_ids: Tensor, state: State, positions: Sequence[int]) -> Tensor:
-        return self._decoder.step(token_ids, state)
+        return self.decoder.step(token_ids, state)
 
 
 def choose_decode_step(model: AtlasModel, pool: StatePool, device: torch.device, config: EngineConfig) -> DecodeStep:

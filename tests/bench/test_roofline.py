@@ -18,8 +18,9 @@ from atlas_model.traffic import decode_traffic
 from bench.__main__ import main
 from bench.engine.roofline_steps import dense_products
 from bench.products import MatrixProducts
+from tests.atlas_model.native_cases import delta_config, needs_compiler
 from tests.bench.running import run
-from tests.tiny import TINY_MEMORY, tiny_config, tiny_model
+from tests.tiny import TINY_MEMORY, save_tiny_checkpoint, tiny_config, tiny_model
 
 
 @pytest.mark.parametrize("batch_size", [1, 3])
@@ -73,6 +74,23 @@ def test_roofline_holds_every_step_to_its_limit(
     assert document["ratios"][1]["token_ratio"] == pytest.approx(decodes[1]["seconds"] / 3 / decodes[0]["seconds"])
     assert [row["batch_size"] for row in document["sampling"]] == [1, 3]
     assert json.loads((tmp_path / "roofline.json").read_text())["num_threads"] == 1
+
+
+@needs_compiler
+@pytest.mark.parametrize(("setting", "is_native"), [("require", True), ("off", False)])
+def test_native_steps_are_held_to_the_shorter_of_both_products(
+    setting: str, is_native: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save_tiny_checkpoint(tmp_path, delta_config())
+    size = ["--batch-sizes", "2", "--pieces", "1x5", "--turns", "1", "--buffer", "1", "--threads", "1"]
+    document, _ = run(capsys, "roofline", "--model", str(tmp_path), *size, "--native-kernels", setting)
+    for row in document["decode"]:
+        native = row["native_products_seconds"]
+        assert (native is not None) == is_native
+        products = min(row["products_seconds"], native) if is_native else row["products_seconds"]
+        assert row["limit_seconds"] == pytest.approx(products + row["state_seconds"])
+    assert document["prefill"][0]["native_products_seconds"] is None
+    assert document["native_kernels"] == setting
 
 
 def test_a_piece_that_is_no_number_of_chunks_is_refused(model: Path) -> None:

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import httpx
@@ -78,15 +79,19 @@ def test_what_no_browser_sends_as_an_origin_is_refused_at_the_start(origins: str
 def clients_in_the_log(server: ThreadedServer, caplog: pytest.LogCaptureFixture, headers: dict[str, str]) -> list[str]:
     """Who has asked for the models, as the log says, with and without `headers`."""
     caplog.clear()
-    with caplog.at_level(logging.INFO, "server.requests"):
-        for sent in (headers, {}):
-            httpx.get(f"{server.base_url}/v1/models", headers=sent).raise_for_status()
 
     def told() -> list[str]:
-        return [vars(record)["fields"]["client"] for record in caplog.records if record.name == "server.requests"]
+        records = [record for record in caplog.records if record.name == "server.requests"]
+        return [record.__dict__["fields"]["client"] for record in records]
 
-    # A line is written when the answer has gone out.
-    until(lambda: len(told()) == 2)
+    def is_told(number: int) -> bool:
+        return len(told()) == number
+
+    with caplog.at_level(logging.INFO, "server.requests"):
+        for number, sent in enumerate((headers, {}), start=1):
+            httpx.get(f"{server.base_url}/v1/models", headers=sent).raise_for_status()
+            # A line is written after its answer.
+            until(partial(is_told, number))
     return told()
 
 

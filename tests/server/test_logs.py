@@ -241,7 +241,8 @@ def test_people_may_read_the_same_as_text(forker: Forker, model: Path, tmp_path:
     with ForkedServer(forker, tmp_path, model=str(model), store="memory://", log_format="text") as server:
         ask(server.client, SECRET)
         until(lambda: "server.requests request" in server.log)
-        announced, line = server.log.splitlines()
+        lines = server.log.splitlines()
+        announced, line = (next(line for line in lines if name in line) for name in ("listening", "server.requests"))
     assert announced.startswith("atlas-serve listening on http://")
     time, level, name, message, fields = line.split(" ", 4)
     assert (level, name, message) == ("INFO", "server.requests", "request")

@@ -106,12 +106,17 @@ def _slots(container: Any) -> Iterator[Slot]:
             yield from _slots(container[place])
 
 
+def _odd(dice: random.Random) -> Any:
+    """A copy: the next change may be to what is in it."""
+    return copy.deepcopy(dice.choice(ODD))
+
+
 def _drop(dice: random.Random, container: Any, place: Any) -> None:
     del container[place]
 
 
 def _replace(dice: random.Random, container: Any, place: Any) -> None:
-    container[place] = dice.choice(ODD)
+    container[place] = _odd(dice)
 
 
 def _wrap(dice: random.Random, container: Any, place: Any) -> None:
@@ -134,9 +139,9 @@ def _rename(dice: random.Random, container: Any, place: Any) -> None:
 
 def _add(dice: random.Random, container: Any, place: Any) -> None:
     if isinstance(container, dict):
-        container[dice.choice(NAMES)] = dice.choice(ODD)
+        container[dice.choice(NAMES)] = _odd(dice)
     else:
-        container.append(dice.choice(ODD))
+        container.append(_odd(dice))
 
 
 _CHANGES: tuple[Callable[[random.Random, Any, Any], None], ...] = (
