@@ -8,7 +8,7 @@ from typing import Any
 
 from engine.sequence import FinishReason, SequenceOutput
 from engine.sessions import SessionManager, StoredTurn, TurnRequest, Usage
-from server.frames.frame import Frame
+from server.frames.frame import Frame, Said
 from server.metrics import Metrics
 from server.middleware import RequestContext
 
@@ -19,14 +19,6 @@ class Opened:
 
     base_version: int
     session_id: str | None
-
-
-@dataclass(frozen=True, slots=True)
-class Said:
-    """More text of one choice."""
-
-    choice: int
-    text: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +42,8 @@ async def answer(
     """
     watch = _Stopwatch(metrics, context)
     outcome = FinishReason.ABORT
+    # The choices of which something was said.
+    told: set[int] = set()
     try:
         context.allowance.check_tokens()
         async with sessions.turn(request) as turn:
@@ -68,8 +62,12 @@ async def answer(
                         async for choice, output in outputs:
                             watch.saw(choice, output)
                             meter.num_tokens += len(output.token_ids)
-                            if output.text:
-                                yield Said(choice, output.text)
+                            if output.text or output.logprobs:
+                                prompt = None
+                                if choice not in told:
+                                    told.add(choice)
+                                    prompt = turn.prompt(choice)
+                                yield Said(choice, output.text, output.logprobs, prompt)
                 finally:
                     watch.used(turn.usage)
             body = frame.body(turn.answers, turn.usage, turn.session())

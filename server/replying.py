@@ -8,11 +8,11 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from engine.errors import AtlasError
-from server.answering import AnswerEvent, Completed, Opened, Said, answer
+from server.answering import AnswerEvent, Completed, Opened, answer
 from server.asking import Asked
 from server.dependencies import runtime_of
 from server.disconnect import run_until_disconnect
-from server.frames.frame import Frame
+from server.frames.frame import Frame, Said
 from server.keep_alive import begin
 from server.middleware import RequestContext, refused
 from server.runtime import Runtime
@@ -27,7 +27,8 @@ async def reply(request: Request, asked: Asked) -> Response:
     """Runs the turn. Ends it when the client goes away."""
     runtime = runtime_of(request)
     headers: dict[str, str] = {}
-    if asked.turn.session is not None:
+    # A branch is named when it is known to be one.
+    if asked.turn.session is not None and asked.turn.branch is None:
         headers["X-Session-Id"] = asked.turn.session.session_id
     if asked.ignored:
         headers["X-Ignored-Parameters"] = ", ".join(asked.ignored[:MAX_NUM_IGNORED_SHOWN])
@@ -71,13 +72,7 @@ class _Reply:
         config = self._runtime.config
         first, rest = await begin(self._pieces(), config.stream_keepalive_seconds)
         self._has_begun = True
-        return EventStream(
-            first,
-            rest,
-            self._headers,
-            stall_seconds=config.body_timeout_seconds,
-            keep_alive_seconds=config.stream_keepalive_seconds,
-        )
+        return EventStream(first, rest, self._headers, keep_alive_seconds=config.stream_keepalive_seconds)
 
     async def _pieces(self) -> AsyncGenerator[bytes, None]:
         """Raises what comes before the stream has begun, and tells in a piece what comes after that."""
@@ -86,7 +81,7 @@ class _Reply:
             try:
                 while not isinstance(item := await anext(self._events), Completed):
                     if isinstance(item, Said):
-                        yield frame.said(item.choice, item.text)
+                        yield frame.said(item)
                     else:
                         self._opened(item)
             except Exception as error:

@@ -5,9 +5,22 @@ A third kind is a route that makes a `TurnRequest` and a frame of its own; what 
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
-from engine.sessions import Answer, CommittedSession, Usage
+from engine.sampling.logprobs import TokenLogprob
+from engine.sessions import Answer, CommittedSession, ReadPrompt, Usage
+
+
+class Said(NamedTuple):
+    """More text of one choice. One is made for every token, and a tuple is made in a third of a dataclass' time.
+
+    logprobs: of the tokens that this makes whole, when they are asked for.
+    prompt: what it answers, once for a choice, when the prompt's are."""
+
+    choice: int
+    text: str
+    logprobs: tuple[TokenLogprob, ...] = ()
+    prompt: ReadPrompt | None = None
 
 
 class Frame(Protocol):
@@ -19,7 +32,7 @@ class Frame(Protocol):
     def body(self, answers: Sequence[Answer], usage: Usage, session: CommittedSession | None) -> dict[str, Any]:
         """The whole answer as it is sent, and stored with the turn."""
 
-    def said(self, choice: int, text: str) -> bytes:
+    def said(self, said: Said) -> bytes:
         """The event, or events, of more text of a choice; what has to be said before its first included."""
 
     def ended(self, body: Mapping[str, Any]) -> Iterator[bytes]:

@@ -283,9 +283,9 @@ def test_values_that_ask_for_nothing_are_fine_and_other_names_are_listed(client:
         "on_divergence": "error",
         "messages": None,
     }
-    response = complete(client, TEXT, service_tier="auto", **neutral)
+    response = complete(client, TEXT, prompt_cache_key="k", **neutral)
     assert response.status_code == 200, response.text
-    assert response.headers["x-ignored-parameters"] == "service_tier"
+    assert response.headers["x-ignored-parameters"] == "prompt_cache_key"
 
 
 def test_more_prompts_than_slots_take_turns_and_more_than_there_is_room_for_are_refused(model: Path) -> None:

@@ -13,8 +13,6 @@ JSON = {"Content-Type": "application/json"}
 SECRET = "xyzzy-secret"
 
 UNSUPPORTED: list[tuple[str, Any]] = [
-    ("logprobs", True),
-    ("top_logprobs", 3),
     ("tools", [{"type": "function"}]),
     ("tool_choice", "required"),
     ("functions", [{}]),
