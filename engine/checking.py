@@ -3,7 +3,7 @@
 from collections.abc import Collection
 
 from engine.errors import InvalidRequest
-from engine.sampling.logprobs import MAX_NUM_PROMPT_LOGPROBS
+from engine.sampling.sampling_params import MAX_NUM_LOGPROBS
 from engine.sequence import Sequence
 
 
@@ -16,8 +16,8 @@ def check_sequence(sequence: Sequence, vocab_size: int) -> None:
         _check_ids(dict(params.logit_bias), vocab_size, "logit_bias")
         _check_ids(params.stop_token_ids, vocab_size, "stop_token_ids")
     num_told = 0 if sequence.prompt_logprobs is None else len(token_ids) * (1 + sequence.prompt_logprobs)
-    if num_told > MAX_NUM_PROMPT_LOGPROBS:
-        what = f"logprobs of this prompt would be {num_told} numbers, of at most {MAX_NUM_PROMPT_LOGPROBS}"
+    if num_told > MAX_NUM_LOGPROBS:
+        what = f"logprobs of this prompt would be {num_told} numbers, of at most {MAX_NUM_LOGPROBS}"
         raise InvalidRequest(what, param="logprobs")
 
 

@@ -72,13 +72,7 @@ class _Reply:
         config = self._runtime.config
         first, rest = await begin(self._pieces(), config.stream_keepalive_seconds)
         self._has_begun = True
-        return EventStream(
-            first,
-            rest,
-            self._headers,
-            stall_seconds=config.body_timeout_seconds,
-            keep_alive_seconds=config.stream_keepalive_seconds,
-        )
+        return EventStream(first, rest, self._headers, keep_alive_seconds=config.stream_keepalive_seconds)
 
     async def _pieces(self) -> AsyncGenerator[bytes, None]:
         """Raises what comes before the stream has begun, and tells in a piece what comes after that."""

@@ -17,6 +17,8 @@ MAX_BIAS = 100.0
 MAX_PENALTY = 2.0
 MAX_REPETITION_PENALTY = 100.0
 MAX_NUM_TOP_LOGPROBS = 20
+# What is told about one answer, or kept about one prompt: its tokens and their alternatives together.
+MAX_NUM_LOGPROBS = 2**17
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +82,8 @@ class SamplingParams:
             number = getattr(self, param)
             is_possible = number is None or 0 <= number <= MAX_NUM_TOP_LOGPROBS
             _require(is_possible, param, f"must be between 0 and {MAX_NUM_TOP_LOGPROBS}")
+        num_told = 0 if self.logprobs is None else self.max_tokens * (1 + self.logprobs)
+        _require(num_told <= MAX_NUM_LOGPROBS, "logprobs", f"times max_tokens must be at most {MAX_NUM_LOGPROBS}")
         are_few = len(self.stop_token_ids) <= MAX_NUM_STOP_TOKENS
         _require(are_few, "stop_token_ids", f"must be at most {MAX_NUM_STOP_TOKENS} tokens")
         _require(len(self.stop) <= MAX_NUM_STOPS, "stop", f"must be at most {MAX_NUM_STOPS} strings")

@@ -10,7 +10,7 @@ from starlette.responses import JSONResponse, Response
 
 from atlas_model.checkpoint import Checkpoint
 from atlas_model.state import session_num_bytes
-from engine.errors import InvalidRequest, ModelNotFound
+from engine.errors import InvalidRequest
 from server.bodies import read_json
 from server.dependencies import runtime_of
 from server.schemas import DetokenizeRequest, TokenizeRequest, request_body, validate
@@ -27,10 +27,9 @@ async def list_models(request: Request) -> Response:
 @router.get("/v1/models/{model}")
 async def get_model(request: Request, model: str) -> Response:
     """The same model by its name."""
-    checkpoint = runtime_of(request).serving().checkpoint
-    if model != checkpoint.name:
-        raise ModelNotFound("the model does not exist; GET /v1/models names the one that is served")
-    return JSONResponse(_described(checkpoint))
+    serving = runtime_of(request).serving()
+    serving.check_model_name(model)
+    return JSONResponse(_described(serving.checkpoint))
 
 
 @router.get("/version")
@@ -42,26 +41,42 @@ async def get_version(request: Request) -> Response:
     )
 
 
+@router.get("/tokenizer_info")
+async def get_tokenizer_info(request: Request) -> Response:
+    """What vLLM's clients ask before they count tokens here. Special tokens have ids and no text: in a text, what looks
+    like one is a text."""
+    tokenizer = runtime_of(request).serving().checkpoint.tokenizer
+    special = tokenizer.special
+    ids = {"bos_token_id": special.bos, "eos_token_id": special.end, "vocab_size": tokenizer.vocab_size}
+    return JSONResponse({"bos_token": None, "eos_token": None, "chat_template": None, **ids})
+
+
 @router.post("/tokenize", openapi_extra=request_body(TokenizeRequest))
 async def tokenize(request: Request) -> Response:
     """The ids of a text, as a session would read them."""
     runtime = runtime_of(request)
     body = await read_json(request, runtime.config.max_body_bytes, runtime.config.body_timeout_seconds)
-    text = validate(TokenizeRequest, body).text
-    tokens = await asyncio.to_thread(runtime.serving().checkpoint.tokenizer.encode, text)
-    return JSONResponse({"tokens": tokens, "count": len(tokens)})
+    asked = validate(TokenizeRequest, body)
+    runtime.serving().check_model_name(asked.model)
+    checkpoint = runtime.serving().checkpoint
+    tokens = await asyncio.to_thread(checkpoint.tokenizer.encode, asked.to_encode)
+    if asked.add_special_tokens:
+        tokens = checkpoint.chat_format.session_start(checkpoint.tokenizer) + tokens
+    return JSONResponse({"tokens": tokens, "count": len(tokens), "max_model_len": None})
 
 
 @router.post("/detokenize", openapi_extra=request_body(DetokenizeRequest))
 async def detokenize(request: Request) -> Response:
-    """The text of ids; bytes that are no UTF-8 become U+FFFD."""
+    """The text of ids, under our name and under vLLM's; bytes that are no UTF-8 become U+FFFD."""
     runtime = runtime_of(request)
     body = await read_json(request, runtime.config.max_body_bytes, runtime.config.body_timeout_seconds)
-    tokens = validate(DetokenizeRequest, body).tokens
+    asked = validate(DetokenizeRequest, body)
+    runtime.serving().check_model_name(asked.model)
     tokenizer = runtime.serving().checkpoint.tokenizer
-    if not all(0 <= token_id < tokenizer.vocab_size for token_id in tokens):
+    if not all(0 <= token_id < tokenizer.vocab_size for token_id in asked.tokens):
         raise InvalidRequest("a token id is out of the vocabulary", param="tokens")
-    return JSONResponse({"text": await asyncio.to_thread(tokenizer.decode, tokens)})
+    text = await asyncio.to_thread(tokenizer.decode, asked.tokens)
+    return JSONResponse({"text": text, "prompt": text})
 
 
 def _described(checkpoint: Checkpoint) -> dict[str, Any]:

@@ -101,10 +101,9 @@ class GenerationRequest(Body):
         param, value = self._max_tokens()
         if value is None:
             return min(DEFAULT_MAX_TOKENS, limit)
-        if value == 0 and not self.may_answer_nothing:
-            raise InvalidRequest(f"{param} must be at least 1", param=param)
-        if value > limit:
-            raise InvalidRequest(f"{param} is at most {limit} here", param=param)
+        least = 0 if self.may_answer_nothing else 1
+        if not least <= value <= limit:
+            raise InvalidRequest(f"{param} is between {least} and {limit} here", param=param)
         return value
 
     def _max_tokens(self) -> tuple[str, int | None]:

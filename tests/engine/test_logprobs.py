@@ -12,8 +12,8 @@ from atlas_model.checkpoint import Checkpoint
 from engine.core import EngineCore
 from engine.engine import Engine
 from engine.errors import InvalidRequest
-from engine.sampling.logprobs import MAX_NUM_PROMPT_LOGPROBS, PromptTargets, TokenLogprob, logprobs_of
-from engine.sampling.sampling_params import SamplingParams
+from engine.sampling.logprobs import PromptTargets, TokenLogprob, logprobs_of
+from engine.sampling.sampling_params import MAX_NUM_LOGPROBS, SamplingParams
 from engine.sequence import Sequence, SequenceOutput
 from tests.engine.engines import running
 from tests.engine.harness import (
@@ -268,7 +268,7 @@ def test_ids_that_the_model_does_not_have_are_refused_by_the_name_of_their_field
 
 
 def test_more_numbers_about_a_prompt_than_are_kept_are_refused() -> None:
-    num_tokens = MAX_NUM_PROMPT_LOGPROBS // 21
+    num_tokens = MAX_NUM_LOGPROBS // 21
     core = new_core()
     core.check(Sequence("fits", [9] * num_tokens, SamplingParams(prompt_logprobs=20)))
     with pytest.raises(InvalidRequest) as refused:

@@ -2,7 +2,6 @@
 
 import itertools
 import json
-import statistics
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -10,11 +9,16 @@ from pathlib import Path
 import httpx
 import pytest
 
+from bench.summary import percentile
 from tests.faults.figures import tell
 from tests.server.forked import ForkedServer, Forker
 from tests.server.harness import ThreadedServer, ask, assert_refused, raw_answer, serving, user
 
 NUM_TIMINGS = 150
+# As often as that again, while the machine's other work still shows in the figure.
+MAX_ROUNDS = 4
+# Of all timings of a kind, the one that a tenth are below: what a request takes when nothing comes between.
+UNDISTURBED_PERCENT = 10
 INJECTED = "x\r\nX-Injected: yes\r\n\r\n2026-01-01 INFO server.requests {}"
 
 
@@ -46,7 +50,7 @@ def test_nothing_that_a_client_sends_becomes_a_header_or_a_line_of_the_log(talka
 
     for line in talkative.log.splitlines():
         told = json.loads(line)
-        assert told["logger"] in ("server", "server.requests", "uvicorn.error"), line
+        assert told["logger"].partition(".")[0] in ("server", "engine", "uvicorn"), line
         assert line.isascii(), line
         assert line.isprintable(), line
         assert told["logger"] != "server.requests" or told["request_id"]
@@ -84,10 +88,16 @@ def test_guessing_anothers_session_is_answered_as_an_absent_one_in_body_headers_
         ask(acme, "our secret", session_id="theirs")
         seconds: dict[str, list[float]] = {"theirs": [], "absent": []}
         answers: dict[str, httpx.Response] = {}
-        for name in itertools.islice(itertools.cycle(seconds), 2 * NUM_TIMINGS):
-            started = time.monotonic()
-            answers[name] = PROBES[probe](globex, name)
-            seconds[name].append(time.monotonic() - started)
+        ratio = 0.0
+        for _ in range(MAX_ROUNDS):
+            for name in itertools.islice(itertools.cycle(("theirs", "absent", "absent", "theirs")), 2 * NUM_TIMINGS):
+                started = time.perf_counter()
+                answers[name] = PROBES[probe](globex, name)
+                seconds[name].append(time.perf_counter() - started)
+            undisturbed = {name: percentile(each, UNDISTURBED_PERCENT) for name, each in seconds.items()}
+            ratio = undisturbed["theirs"] / undisturbed["absent"]
+            if 0.8 < ratio < 1.25:
+                break
         theirs, absent = answers["theirs"], answers["absent"]
         assert theirs.status_code in (404, 409, 412)
         assert (theirs.status_code, theirs.content) == (absent.status_code, absent.content)
@@ -95,7 +105,6 @@ def test_guessing_anothers_session_is_answered_as_an_absent_one_in_body_headers_
         assert {k: v for k, v in theirs.headers.items() if k not in differing} == {
             k: v for k, v in absent.headers.items() if k not in differing
         }
-        ratio = statistics.median(seconds["theirs"]) / statistics.median(seconds["absent"])
         tell(f"{probe}: {ratio:.3f} of the time")
         assert 0.8 < ratio < 1.25
         assert acme.get("/v1/sessions/theirs").json()["version"] == 1

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -22,7 +23,7 @@ DRAIN_SECONDS = 1.0
 # What a busy machine may add to any end.
 LATE_SECONDS = 5.0
 NUM_ROUNDS = 8
-ENDLESS = {"max_tokens": 30_000, "ignore_eos": True}
+ENDLESS: dict[str, Any] = {"max_tokens": 30_000, "ignore_eos": True}
 
 
 @pytest.fixture(params=["local", pytest.param("redis", marks=pytest.mark.redis)])

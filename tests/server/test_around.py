@@ -34,7 +34,7 @@ def test_the_model_is_named_and_has_no_end_of_context(client: httpx.Client, serv
 def test_tokens_are_the_text_and_back(client: httpx.Client, text: str) -> None:
     answer = client.post("/tokenize", json={"text": text}).json()
     assert answer["count"] == len(answer["tokens"])
-    assert client.post("/detokenize", json={"tokens": answer["tokens"]}).json() == {"text": text}
+    assert client.post("/detokenize", json={"tokens": answer["tokens"]}).json() == {"text": text, "prompt": text}
 
 
 def test_tokens_that_do_not_exist_are_refused(client: httpx.Client) -> None:
@@ -43,7 +43,20 @@ def test_tokens_that_do_not_exist_are_refused(client: httpx.Client) -> None:
     for body in ({"tokens": ["a"]}, {"tokens": [1.5]}, {"text": "x"}):
         response = client.post("/detokenize", json=body)
         assert response.status_code == 400
-    assert_refused(client.post("/tokenize", json={"prompt": "x"}), 400, "invalid_request", "text")
+    for absent in ({}, {"text": None}, {"text": "x", "prompt": "x"}):
+        assert_refused(client.post("/tokenize", json=absent), 400, "invalid_request", "text")
+
+
+def test_tokens_are_asked_for_in_the_words_of_vllms_clients_too(client: httpx.Client) -> None:
+    ours = client.post("/tokenize", json={"text": "Hello"}).json()
+    assert client.post("/tokenize", json={"prompt": "Hello", "model": "atlas-tiny"}).json() == ours
+    info = client.get("/tokenizer_info").json()
+    whole = client.post("/tokenize", json={"prompt": "Hello", "add_special_tokens": True}).json()
+    assert whole["tokens"] == [info["bos_token_id"], *ours["tokens"]]
+    assert whole["count"] == ours["count"] + 1
+    assert info["vocab_size"] > max(whole["tokens"])
+    for path, body in (("/tokenize", {"text": "x"}), ("/detokenize", {"tokens": [1]})):
+        assert_refused(client.post(path, json={**body, "model": "another"}), 404, "model_not_found")
 
 
 def test_the_documentation_has_every_field_that_is_served(client: httpx.Client) -> None:

@@ -1,15 +1,15 @@
 """What is off unless it is asked for: pages of other origins, and proxies that name the client."""
 
-import json
 import logging
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import httpx
 import pytest
 
 from server.config import ConfigError, ServerConfig
-from tests.server.harness import ThreadedServer, ask, assert_refused, raw_answer, serving
+from tests.server.harness import ThreadedServer, ask, assert_refused, raw_answer, serving, until
 
 PAGE = {"Origin": "https://page.example"}
 PREFLIGHT = {**PAGE, "Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": "authorization,x-any"}
@@ -79,10 +79,20 @@ def test_what_no_browser_sends_as_an_origin_is_refused_at_the_start(origins: str
 def clients_in_the_log(server: ThreadedServer, caplog: pytest.LogCaptureFixture, headers: dict[str, str]) -> list[str]:
     """Who has asked for the models, as the log says, with and without `headers`."""
     caplog.clear()
+
+    def told() -> list[str]:
+        records = [record for record in caplog.records if record.name == "server.requests"]
+        return [record.__dict__["fields"]["client"] for record in records]
+
+    def is_told(number: int) -> bool:
+        return len(told()) == number
+
     with caplog.at_level(logging.INFO, "server.requests"):
-        for sent in (headers, {}):
+        for number, sent in enumerate((headers, {}), start=1):
             httpx.get(f"{server.base_url}/v1/models", headers=sent).raise_for_status()
-    return [json.loads(record.getMessage())["client"] for record in caplog.records if record.name == "server.requests"]
+            # A line is written after its answer.
+            until(partial(is_told, number))
+    return told()
 
 
 def test_nobody_is_believed_about_who_asks(server: ThreadedServer, caplog: pytest.LogCaptureFixture) -> None:

@@ -162,7 +162,7 @@ def test_an_import_that_is_repeated_is_made_once(
     [
         ({"id": "a b"}, "session_id"),
         ({"id": ""}, "session_id"),
-        ({"id": "a\r\nX-Injected: 1"}, "session_id"),
+        ({"id": "a\r\nX-Injected: 1"}, "id"),
         ({"ttl_seconds": "0"}, "ttl_seconds"),
         ({"ttl_seconds": str(2**31 + 1)}, "ttl_seconds"),
         ({"ttl_seconds": "soon"}, "ttl_seconds"),

@@ -172,7 +172,7 @@ def run_stream(gaps: list[float], seconds: float, receive: Receive | None = None
 
     async def test() -> None:
         first, rest = await begin(pieces(), seconds)
-        stream = EventStream(first, rest, {}, stall_seconds=10, keep_alive_seconds=seconds)
+        stream = EventStream(first, rest, {}, keep_alive_seconds=seconds)
         await stream({"type": "http"}, receive or never, send)
 
     asyncio.run(test())

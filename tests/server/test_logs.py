@@ -241,8 +241,9 @@ def test_people_may_read_the_same_as_text(forker: Forker, model: Path, tmp_path:
     with ForkedServer(forker, tmp_path, model=str(model), store="memory://", log_format="text") as server:
         ask(server.client, SECRET)
         until(lambda: "server.requests request" in server.log)
-        announced, line = server.log.splitlines()
-    assert announced.startswith("atlas-serve listening on http://")
+        lines = server.log.splitlines()
+    assert [line for line in lines if line.startswith("atlas-serve listening on http://")]
+    (line,) = (line for line in lines if "server.requests" in line)
     time, level, name, message, fields = line.split(" ", 4)
     assert (level, name, message) == ("INFO", "server.requests", "request")
     assert time.endswith("Z")

@@ -39,7 +39,7 @@ class Cases:
     def case(self, number: int) -> Case:
         dice = random.Random(f"{self._seed}:{number}")
         kinds, weights = zip(*_KINDS.items(), strict=True)
-        draw = dice.choices(kinds, weights)[0]
+        draw: Callable[[Cases, int, random.Random], Case] = dice.choices(kinds, weights)[0]
         return draw(self, number, dice)
 
     def valid(self, number: int, dice: random.Random) -> Case:

@@ -45,8 +45,7 @@ class Ids:
         """answer: a JSON value, of which only the ids at the top and in a list of data are looked at."""
         for item in (answer, *_list(answer, "data"), *_list(answer, "output")):
             name = item.get("id") if isinstance(item, dict) else None
-            kind = name.partition("_")[0] if isinstance(name, str) else ""
-            if kind in self.known:
+            if isinstance(name, str) and (kind := name.partition("_")[0]) in self.known:
                 self.known[kind] = [*self.known[kind][1 - MAX_NUM_IDS :], name]
 
     def draw(self, dice: random.Random, kind: str) -> str:
