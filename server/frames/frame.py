@@ -25,6 +25,10 @@ class Said(NamedTuple):
     usage: Usage | None = None
 
 
+# To tell of one token is about as much work as so many bytes of a body.
+TELLING_NUM_BYTES = 400
+
+
 class Frame(Protocol):
     """One answer's."""
 
