@@ -67,7 +67,8 @@ async def answer(
                                 if choice not in told:
                                     told.add(choice)
                                     prompt = turn.prompt(choice)
-                                yield Said(choice, output.text, output.logprobs, prompt)
+                                usage = turn.usage if frame.has_running_usage else None
+                                yield Said(choice, output.text, output.logprobs, prompt, usage)
                 finally:
                     watch.used(turn.usage)
             body = frame.body(turn.answers, turn.usage, turn.session())
