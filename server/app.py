@@ -3,7 +3,6 @@
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from importlib.metadata import version
-from typing import Any
 
 from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
@@ -15,6 +14,7 @@ from engine.errors import AtlasError, InvalidRequest
 from server.cors import Cors
 from server.errors import error_response, of_framework
 from server.middleware import Edge, RequestContext, refused
+from server.openapi import complete_openapi
 from server.routes import (
     beginnings,
     chat,
@@ -28,7 +28,6 @@ from server.routes import (
     versions,
 )
 from server.runtime import Runtime
-from server.schemas import component_schemas
 
 
 def create_app(runtime: Runtime) -> FastAPI:
@@ -61,7 +60,7 @@ def create_app(runtime: Runtime) -> FastAPI:
     ):
         app.include_router(routes.router)
     _add_error_handlers(app, runtime)
-    _complete_openapi(app)
+    complete_openapi(app)
     return app
 
 
@@ -89,16 +88,3 @@ def _add_error_handlers(app: FastAPI, runtime: Runtime) -> None:
     app.add_exception_handler(AtlasError, on_ours)
     app.add_exception_handler(HTTPException, on_http)
     app.add_exception_handler(RequestValidationError, on_validation)
-
-
-def _complete_openapi(app: FastAPI) -> None:
-    """Bodies are read by the routes themselves, strictly, so the framework does not know their schemas."""
-    generate = app.openapi
-
-    def openapi() -> dict[str, Any]:
-        schema = generate()
-        schema.setdefault("components", {}).setdefault("schemas", {}).update(component_schemas())
-        return schema
-
-    # The framework's own way to replace the generator is to assign it.
-    app.openapi = openapi  # type: ignore[method-assign]

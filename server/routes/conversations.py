@@ -33,7 +33,7 @@ SESSION_PREFIX = "conv_"
 router = APIRouter(prefix="/v1/conversations")
 
 
-@router.post("", openapi_extra=request_body(CreateConversationRequest))
+@router.post("", openapi_extra=request_body(CreateConversationRequest, is_required=False))
 async def create_conversation(request: Request) -> Response:
     """A session that has read nothing, or the items."""
     runtime = runtime_of(request)
@@ -57,6 +57,7 @@ async def create_conversation(request: Request) -> Response:
 
 @router.get("/{conversation_id}")
 async def get_conversation(request: Request) -> Response:
+    """What the conversation is called, and since when it is there."""
     key = path_session(request)
     with runtime_of(request).serving().sessions.versions() as versions:
         head, _ = await versions.find(key, None)

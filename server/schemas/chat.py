@@ -7,7 +7,7 @@ from pydantic import BeforeValidator, Field
 from engine.errors import InvalidRequest
 from engine.sampling.sampling_params import MAX_NUM_TOP_LOGPROBS
 from engine.sessions import History, Message
-from server.schemas.base import Body
+from server.schemas.base import Body, with_examples
 from server.schemas.generation import ChoicesRequest
 
 
@@ -35,6 +35,25 @@ class ChatMessage(Body):
 
 class ChatRequest(ChoicesRequest):
     """POST /v1/chat/completions."""
+
+    model_config = with_examples(
+        {
+            "model": "atlas-demo",
+            "messages": [{"role": "user", "content": "Where is Mary?"}],
+            "session_id": "demo",
+            "temperature": 0,
+            "max_tokens": 16,
+        },
+        {
+            "messages": [
+                {"role": "system", "content": "Answer in one word."},
+                {"role": "user", "content": "Where is Mary?"},
+            ],
+            "stream": True,
+            "stream_options": {"include_usage": True},
+            "max_tokens": 16,
+        },
+    )
 
     messages: list[ChatMessage]
     max_completion_tokens: int | None = None

@@ -7,6 +7,7 @@ from pydantic import Field, PlainValidator
 from engine.errors import EmptyPrompt, InvalidRequest
 from engine.sampling.sampling_params import MAX_NUM_TOP_LOGPROBS
 from engine.sessions import Prompt
+from server.schemas.base import with_examples
 from server.schemas.generation import ChoicesRequest
 
 
@@ -47,6 +48,11 @@ Prompts = Annotated[
 
 class CompletionRequest(ChoicesRequest):
     """POST /v1/completions."""
+
+    model_config = with_examples(
+        {"model": "atlas-demo", "prompt": "Mary went to the", "max_tokens": 8},
+        {"prompt": ["One", "Two"], "max_tokens": 2},
+    )
 
     prompt: Prompts
     echo: bool | None = None

@@ -8,7 +8,7 @@ from pydantic import BeforeValidator, Field
 from engine.errors import EmptyPrompt, InvalidRequest
 from engine.sampling.sampling_params import MAX_NUM_TOP_LOGPROBS
 from engine.sessions import History, Message
-from server.schemas.base import Body
+from server.schemas.base import Body, with_examples
 from server.schemas.generation import GenerationRequest
 from server.schemas.items import Item
 
@@ -42,6 +42,11 @@ def _id_of(conversation: Any) -> Any:
 
 class ResponseRequest(GenerationRequest):
     """POST /v1/responses."""
+
+    model_config = with_examples(
+        {"model": "atlas-demo", "input": "Where is Mary?", "max_output_tokens": 16},
+        {"input": [{"role": "user", "content": "And John?"}], "stream": True, "max_output_tokens": 16},
+    )
 
     input: str | list[Item]
     instructions: str | None = None

@@ -1,7 +1,7 @@
 """The bodies of /tokenize and /detokenize."""
 
 from engine.errors import InvalidRequest
-from server.schemas.base import ClosedBody
+from server.schemas.base import ClosedBody, with_examples
 
 
 class TokenizeRequest(ClosedBody):
@@ -9,6 +9,8 @@ class TokenizeRequest(ClosedBody):
 
     add_special_tokens: begin with what begins every session.
     """
+
+    model_config = with_examples({"text": "Mary went to the garden."})
 
     text: str | None = None
     prompt: str | None = None
@@ -27,6 +29,8 @@ class TokenizeRequest(ClosedBody):
 
 class DetokenizeRequest(ClosedBody):
     """POST /detokenize."""
+
+    model_config = with_examples({"tokens": [40, 41, 42]})
 
     tokens: list[int]
     model: str | None = None
