@@ -25,6 +25,7 @@ from server.routes import (
     replay,
     responses,
     sessions,
+    tokens,
     versions,
 )
 from server.runtime import Runtime
@@ -56,6 +57,7 @@ def create_app(runtime: Runtime) -> FastAPI:
         versions,
         replay,
         models,
+        tokens,
         health,
     ):
         app.include_router(routes.router)
