@@ -183,6 +183,20 @@ def test_a_document_is_not_begun_without_tokens_and_one_that_was_read_costs_noth
             assert session_of(client, "s") == before
 
 
+def test_items_of_a_conversation_are_charged_and_not_begun_without_tokens(model: Path) -> None:
+    with fresh(model, 200) as (_, client):
+        items = {"items": [{"type": "message", "role": "user", "content": "Mary went to the garden. " * 6}]}
+        began = time.monotonic()
+        answer = client.post("/v1/conversations", json=items)
+        answer.raise_for_status()
+        num_read = session_of(client, answer.json()["id"])["position"]
+        assert_left(remaining_tokens(client), max(0, 200 - num_read), began, 200)
+        while client.post("/v1/conversations", json=items).status_code == 200:
+            pass
+        refused = client.post(f"/v1/conversations/{answer.json()['id']}/items", json=items)
+        assert_refused(refused, 429, "rate_limited")
+
+
 def test_an_upload_that_waits_for_tokens_tells_its_progress_and_ends_with_the_server(model: Path) -> None:
     with fresh(model, 60) as (server, client):
         text = "Mary went to the garden.\n" * 40
