@@ -160,7 +160,8 @@ def _statuses(path: str, operation: dict[str, Any]) -> list[int]:
         statuses |= set(_OF_BODIES)
     if operation["tags"][0] not in _STATELESS_TAGS:
         statuses |= set(_OF_SESSIONS)
-    elif "{" in path:
+    elif "{" in path or "requestBody" in operation:
+        # Another model's name.
         statuses.add(404)
     return sorted(statuses)
 

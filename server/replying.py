@@ -8,11 +8,13 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from engine.errors import AtlasError
+from engine.sessions import ReadPrompt
 from server.answering import AnswerEvent, Completed, Opened, answer
 from server.asking import Asked
+from server.bodies import off_loop_if_large
 from server.dependencies import runtime_of
 from server.disconnect import run_until_disconnect
-from server.frames.frame import Frame, Said
+from server.frames.frame import TELLING_NUM_BYTES, Frame, Said
 from server.keep_alive import begin
 from server.middleware import RequestContext, refused
 from server.runtime import Runtime
@@ -61,10 +63,7 @@ class _Reply:
                 if isinstance(item, Opened):
                     self._opened(item)
                 elif isinstance(item, Completed):
-                    self._note(item)
-                    if "session" in item.body:
-                        self._headers["X-Session-Version"] = str(item.body["session"]["version"])
-                    return JSONResponse(item.body, headers=self._headers)
+                    return await self._completed(item)
         raise AssertionError("an answer ends with Completed")
 
     async def stream(self) -> Response:
@@ -81,7 +80,7 @@ class _Reply:
             try:
                 while not isinstance(item := await anext(self._events), Completed):
                     if isinstance(item, Said):
-                        yield frame.said(item)
+                        yield frame.said(item) if item.prompt is None else await self._echoed(item, item.prompt)
                     else:
                         self._opened(item)
             except Exception as error:
@@ -96,6 +95,18 @@ class _Reply:
             self._note(item)
             for piece in frame.replayed(item.body) if item.is_replay else frame.ended(item.body):
                 yield piece
+
+    async def _completed(self, completed: Completed) -> Response:
+        self._note(completed)
+        body = completed.body
+        if "session" in body:
+            self._headers["X-Session-Version"] = str(body["session"]["version"])
+        num_bytes = completed.num_told * TELLING_NUM_BYTES
+        return await off_loop_if_large(num_bytes, lambda: JSONResponse(body, headers=self._headers))
+
+    async def _echoed(self, said: Said, prompt: ReadPrompt) -> bytes:
+        """A prompt may be long."""
+        return await off_loop_if_large(len(prompt.logprobs) * TELLING_NUM_BYTES, lambda: self._frame.said(said))
 
     def _opened(self, opened: Opened) -> None:
         if opened.session_id is not None:

@@ -6,7 +6,7 @@ from engine.sessions.learning import LearnRequest
 from engine.sessions.ledger import History, Message
 from engine.sessions.manager import SessionConfig, SessionManager
 from engine.sessions.observer import SessionObserver
-from engine.sessions.prompts import Prompt
+from engine.sessions.prompts import Prompt, chat_token_ids, message_token_ids
 from engine.sessions.quotas import TenantQuota
 from engine.sessions.replay import ReplayProgress, ReplayRequest, ReplayResult
 from engine.sessions.storage import Storage
@@ -42,4 +42,6 @@ __all__ = [
     "TurnRequest",
     "Usage",
     "Versions",
+    "chat_token_ids",
+    "message_token_ids",
 ]

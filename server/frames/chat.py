@@ -15,8 +15,8 @@ class ChatFrame(ChoicesFrame):
     whole_kind = "chat.completion"
     chunk_kind = "chat.completion.chunk"
 
-    def __init__(self, model: str, *, includes_usage: bool, names: TokenNames | None) -> None:
-        super().__init__(model, includes_usage=includes_usage)
+    def __init__(self, model: str, *, includes_usage: bool, has_running_usage: bool, names: TokenNames | None) -> None:
+        super().__init__(model, includes_usage=includes_usage, has_running_usage=has_running_usage)
         self._names = names
 
     def _whole(self, text: str, logprobs: dict[str, Any] | None) -> dict[str, Any]:

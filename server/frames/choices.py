@@ -15,16 +15,17 @@ from server.streaming import DONE, EventTemplate, event
 
 
 class ChoicesFrame(ABC):
-    """A `Frame`. With `includes_usage` a stream's last chunk is the usage."""
+    """A `Frame`. With `includes_usage` a stream ends with the usage, with `has_running_usage` every chunk has it."""
 
     id_prefix: ClassVar[str]
     whole_kind: ClassVar[str]
     chunk_kind: ClassVar[str]
 
-    def __init__(self, model: str, *, includes_usage: bool) -> None:
+    def __init__(self, model: str, *, includes_usage: bool, has_running_usage: bool) -> None:
         # What all of it begins with; `created` is in seconds since the epoch.
         self._of_answer = {"id": f"{self.id_prefix}-{uuid.uuid4().hex}", "created": int(time.time()), "model": model}
         self._includes_usage = includes_usage
+        self.has_running_usage = has_running_usage
         # Of the choices that have said something, what the rest of their text goes out in.
         self._templates: dict[int, EventTemplate] = {}
         self._tellings: dict[int, Telling | None] = {}
@@ -45,7 +46,7 @@ class ChoicesFrame(ABC):
     def said(self, said: Said) -> bytes:
         index, text = said.choice, said.text
         template = self._templates.get(index)
-        if template is not None and not said.logprobs:
+        if template is not None and not said.logprobs and said.usage is None:
             return template.filled(text)
         is_first = template is None
         if is_first:
@@ -55,19 +56,20 @@ class ChoicesFrame(ABC):
             text = self._before(index) + text
         telling = self._tellings[index]
         logprobs = None if telling is None else telling.told(said.logprobs, said.prompt)
-        return event(self._chunk(index, self._part(text, logprobs, is_first=is_first)))
+        chunk = self._chunk(index, self._part(text, logprobs, is_first=is_first))
+        return event(chunk if said.usage is None else {**chunk, "usage": usage_object(said.usage)})
 
     def ended(self, body: Mapping[str, Any]) -> Iterator[bytes]:
         """What has not been said; then why each choice has ended, with the first also what became of the session; the
         usage; the mark of the end."""
         silent = [choice for choice in body["choices"] if choice["index"] not in self._templates]
         told = [choice for choice in silent if self._stored(choice)[0]]
-        yield from self._stored_parts(told)
+        yield from self._stored_parts(body, told)
         yield from self._ends(body, {choice["index"] for choice in silent} - {choice["index"] for choice in told})
 
     def replayed(self, body: Mapping[str, Any]) -> Iterator[bytes]:
         self._of_answer = {name: body[name] for name in self._of_answer}
-        yield from self._stored_parts(body["choices"])
+        yield from self._stored_parts(body, body["choices"])
         yield from self._ends(body, silent=())
 
     def failed(self, error: Exception) -> bytes:
@@ -97,18 +99,23 @@ class ChoicesFrame(ABC):
         """What a choice's text begins with before its answer."""
         return ""
 
-    def _stored_parts(self, choices: Sequence[Mapping[str, Any]]) -> Iterator[bytes]:
+    def _stored_parts(self, body: Mapping[str, Any], choices: Sequence[Mapping[str, Any]]) -> Iterator[bytes]:
         for choice in choices:
-            yield event(self._chunk(choice["index"], self._part(*self._stored(choice), is_first=True)))
+            chunk = self._chunk(choice["index"], self._part(*self._stored(choice), is_first=True))
+            yield event(self._with_usage(chunk, body))
 
     def _ends(self, body: Mapping[str, Any], silent: Collection[int]) -> Iterator[bytes]:
         for choice in body["choices"]:
             index = choice["index"]
             chunk = self._chunk(index, self._end(is_first=index in silent), choice["finish_reason"])
+            chunk = self._with_usage(chunk, body)
             yield event({**chunk, "session": body["session"]} if index == 0 and "session" in body else chunk)
         if self._includes_usage:
             yield event({**self._named(self.chunk_kind), "choices": [], "usage": body["usage"]})
         yield DONE
+
+    def _with_usage(self, chunk: dict[str, Any], body: Mapping[str, Any]) -> dict[str, Any]:
+        return {**chunk, "usage": body["usage"]} if self.has_running_usage else chunk
 
     def _chunk(self, index: int, fields: Mapping[str, Any], finish_reason: str | None = None) -> dict[str, Any]:
         choice = {"index": index, **fields, "finish_reason": finish_reason}

@@ -15,8 +15,16 @@ class CompletionFrame(ChoicesFrame):
     whole_kind = "text_completion"
     chunk_kind = "text_completion"
 
-    def __init__(self, model: str, *, includes_usage: bool, echoes: Sequence[str], names: TokenNames | None) -> None:
-        super().__init__(model, includes_usage=includes_usage)
+    def __init__(
+        self,
+        model: str,
+        *,
+        includes_usage: bool,
+        has_running_usage: bool,
+        echoes: Sequence[str],
+        names: TokenNames | None,
+    ) -> None:
+        super().__init__(model, includes_usage=includes_usage, has_running_usage=has_running_usage)
         self._echoes = echoes
         self._names = names
 

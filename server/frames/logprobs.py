@@ -23,15 +23,19 @@ class TokenNames:
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
-        self._special = {token_id: f"<{name}>" for name, token_id in asdict(tokenizer.special).items()}
+        # Of the special tokens, and of those that were asked about.
+        self._names = {token_id: f"<{name}>" for name, token_id in asdict(tokenizer.special).items()}
 
     def bytes_of(self, token_id: int) -> bytes:
         """Empty for special tokens, and for the ids that a model has beyond its tokenizer's."""
         return self._tokenizer.decode_bytes(token_id) if token_id < self._tokenizer.vocab_size else b""
 
     def name(self, token_id: int) -> str:
-        data = self.bytes_of(token_id)
-        return _name(data) if data else self._special.get(token_id, f"token_id:{token_id}")
+        name = self._names.get(token_id)
+        if name is None:
+            data = self.bytes_of(token_id)
+            name = self._names[token_id] = _name(data) if data else f"token_id:{token_id}"
+        return name
 
 
 class ContentLogprobs:

@@ -18,6 +18,8 @@ from server.session_answer import session_object
 class ResponseFrame:
     """A `Frame`. told: what the response says of its request.   names: when log-probabilities are asked for."""
 
+    has_running_usage = False
+
     def __init__(self, model: str, told: Mapping[str, Any], names: TokenNames | None) -> None:
         self._mark = new_mark()
         self._begun = {

@@ -107,7 +107,7 @@ KNOWN: Mapping[str, Neutral] = {
     "truncate_prompt_tokens": _NEVER,
     "use_beam_search": _OFF,
 }
-KNOWN_IN_STREAM_OPTIONS: Mapping[str, Neutral] = {"include_obfuscation": _OFF, "continuous_usage_stats": _OFF}
+KNOWN_IN_STREAM_OPTIONS: Mapping[str, Neutral] = {"include_obfuscation": _OFF}
 KNOWN_IN_MESSAGES: Mapping[str, Neutral] = {
     "audio": _NEVER,
     "function_call": _NEVER,

@@ -39,5 +39,10 @@ def _understand(request: Request, serving: Serving, body: dict[str, Any]) -> Ask
         require_no_session("history", turn.history is History.MATCH)
         require_no_session("on_divergence", turn.may_rewind)
     names = TokenNames(serving.checkpoint.tokenizer) if chat.logprobs else None
-    frame = ChatFrame(serving.checkpoint.name, includes_usage=chat.includes_usage, names=names)
+    frame = ChatFrame(
+        serving.checkpoint.name,
+        includes_usage=chat.includes_usage,
+        has_running_usage=chat.has_running_usage,
+        names=names,
+    )
     return Asked(turn, frame, bool(chat.stream), ignored)

@@ -41,7 +41,13 @@ def _understand(request: Request, serving: Serving, body: dict[str, Any]) -> Ask
         echoes = [text for text in texts for _ in range(turn.num_choices)]
     names = None if asked.logprobs is None else TokenNames(tokenizer)
     model = serving.checkpoint.name
-    frame = CompletionFrame(model, includes_usage=asked.includes_usage, echoes=echoes, names=names)
+    frame = CompletionFrame(
+        model,
+        includes_usage=asked.includes_usage,
+        has_running_usage=asked.has_running_usage,
+        echoes=echoes,
+        names=names,
+    )
     return Asked(turn, frame, bool(asked.stream), ignored)
 
 

@@ -21,6 +21,7 @@ TokenName = Annotated[str, StringConstraints(pattern=r"^[0-9]{1,9}$")]
 
 class StreamOptions(Body):
     include_usage: bool | None = None
+    continuous_usage_stats: bool | None = None
 
 
 class GenerationRequest(Body):
@@ -121,6 +122,13 @@ class ChoicesRequest(GenerationRequest):
     @property
     def includes_usage(self) -> bool:
         return self.stream_options is not None and bool(self.stream_options.include_usage)
+
+    @property
+    def has_running_usage(self) -> bool:
+        """As vLLM's clients ask for it, which is nothing without `include_usage`."""
+        return (
+            self.includes_usage and self.stream_options is not None and bool(self.stream_options.continuous_usage_stats)
+        )
 
     @property
     def num_choices(self) -> int:

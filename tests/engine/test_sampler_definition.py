@@ -36,6 +36,9 @@ def reference(row: Tensor, draw: Draw) -> int:
     weights = [math.exp((scores[token_id] - peak) / draw.params.temperature) for token_id in ranked]
     weights = [weight for weight in weights if weight >= draw.params.min_p]
     ranked = ranked[: len(weights)]
+    if draw.params.top_p == 1 and draw.params.min_p == 0 and (draw.params.top_k or VOCAB_SIZE) >= VOCAB_SIZE:
+        in_order_of_ids = sorted(zip(ranked, weights, strict=True))
+        ranked, weights = [token_id for token_id, _ in in_order_of_ids], [weight for _, weight in in_order_of_ids]
     mass = sum(weights)
     kept, before = [], 0.0
     for token_id, weight in zip(ranked, weights, strict=True):

@@ -274,6 +274,17 @@ def test_a_replayed_answer_is_told_as_it_was_plain_and_streamed(client: httpx.Cl
         assert end["choices"][0]["logprobs"] is None
 
 
+def test_a_long_prompt_is_told_whole_plain_and_streamed(client: httpx.Client) -> None:
+    """So long that telling it is not done where others wait."""
+    ids = [20 + index % 50 for index in range(3000)]
+    asked: dict[str, Any] = {"echo": True, "logprobs": 1, "max_tokens": 1}
+    whole = logprobs_of(complete(client, ids, **asked))
+    assert len(whole["tokens"]) == 3001
+    assert whole["token_logprobs"][1:3000] == pytest.approx(of_each([bos(), *ids], 2999), abs=TOLERANCE)
+    first, *_ = events_of(complete(client, ids, stream=True, **asked))
+    assert first["choices"][0]["logprobs"] == whole
+
+
 @pytest.mark.parametrize(
     ("path", "fields", "param"),
     [

@@ -17,6 +17,7 @@ from tests.tiny import tiny_checkpoint
 
 CHAT, COMPLETION, RESPONSE = KINDS
 # A token that is forced, and one that ends.
+LOGPROBS = "message.output_text.logprobs"
 FORCED = str(tiny_checkpoint().tokenizer.encode(" the")[0])
 END = str(tiny_checkpoint().tokenizer.special.end)
 
@@ -81,6 +82,10 @@ def choices(name: str) -> Seen:
     return lambda wire, response: [choice[name] for choice in response.json()["choices"]]
 
 
+def parts(name: str) -> Seen:
+    return lambda wire, response: [part[name] for item in response.json()["output"] for part in item["content"]]
+
+
 def num_chunks(wire: Wire, response: httpx.Response) -> Any:
     return response.text.count("data: ")
 
@@ -136,6 +141,7 @@ EFFECTS: dict[str, Effect] = {
     "frequency_penalty": Effect((2, 0)),
     "history": Effect(("new", "match"), status, conversation),
     "ignore_eos": Effect((True, None), usage, ENDING),
+    "include": Effect(([LOGPROBS], None), parts("logprobs")),
     "input": Effect(("The ball is", "Who?"), usage),
     "instructions": Effect(("Be brief.", None), usage),
     "logit_bias": Effect(({FORCED: 100}, None)),
@@ -171,6 +177,7 @@ EFFECTS: dict[str, Effect] = {
 # Of one name, what is another thing to one kind.
 EFFECTS_OF_ONE: dict[tuple[str, str], Effect] = {
     (CHAT, "logprobs"): Effect((True, None), choices("logprobs")),
+    (RESPONSE, "top_logprobs"): Effect((2, 1), parts("logprobs"), {"include": [LOGPROBS]}),
     (RESPONSE, "read_only"): Effect((True, None), session, lambda wire: {"session_id": wire.session(), "store": None}),
     # There is nothing to choose: the library's own wish is granted, the other refused.
     (RESPONSE, "stream_options"): Effect(
