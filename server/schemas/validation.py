@@ -79,6 +79,17 @@ def octets_body() -> dict[str, Any]:
     return _request_body("application/octet-stream", {"type": "string", "format": "binary"})
 
 
+def document_body(model: type[BaseModel]) -> dict[str, Any]:
+    """The same for a document: text, the file of a form, or the model as JSON."""
+    file = {"type": "object", "required": ["file"], "properties": {"file": {"type": "string", "format": "binary"}}}
+    body = request_body(model)
+    body["requestBody"]["content"] |= {
+        "text/plain": {"schema": {"type": "string"}},
+        "multipart/form-data": {"schema": file},
+    }
+    return body
+
+
 def component_schemas() -> dict[str, Any]:
     """The OpenAPI components that `request_body` refers to."""
     _, schemas = models_json_schema(
