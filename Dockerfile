@@ -17,9 +17,12 @@ COPY . .
 RUN /opt/atlas/bin/pip install --constraint constraints.txt .
 
 FROM ${PYTHON_IMAGE}
+# The kernels of decode steps are compiled for the processor that the container runs on, once for a volume.
+RUN apt-get update && apt-get install --yes --no-install-recommends g++ && rm -rf /var/lib/apt/lists/*
 RUN useradd --system --uid 10001 --no-create-home atlas && install -d -o atlas -g atlas -m 0700 /data
 COPY --from=builder /opt/atlas /opt/atlas
-ENV PATH=/opt/atlas/bin:$PATH PYTHONUNBUFFERED=1 ATLAS_HOST=0.0.0.0 ATLAS_PORT=8000 ATLAS_DATA_DIR=/data
+ENV PATH=/opt/atlas/bin:$PATH PYTHONUNBUFFERED=1 ATLAS_HOST=0.0.0.0 ATLAS_PORT=8000 ATLAS_DATA_DIR=/data \
+    XDG_CACHE_HOME=/data/cache
 USER atlas
 WORKDIR /data
 VOLUME /data

@@ -12,7 +12,7 @@ PORT_AND_HOST := $(if $(filter command,$(origin PORT)),ATLAS_PORT=$(PORT)) $(if 
 PIP_INSTALL := $(VENV)/bin/python -m pip install --disable-pip-version-check --constraint constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test test-slow check format ci train-demo gpu-check
+.PHONY: help serve test test-slow test-evaluators check format ci train-demo gpu-check
 
 help: ## say what there is
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
@@ -38,6 +38,10 @@ test: $(VENV)/.installed-for-tests ## run the tests; those marked slow and gpu h
 test-slow: $(VENV)/.installed-for-tests ## run the soaks and the long state machines
 	$(VENV)/bin/python -m pytest -m 'slow and not gpu' --timeout 3600 $(ARGS)
 
+test-evaluators: $(VENV)/.installed-for-tests ## install lm-eval and guidellm (800 MB) and let them measure a server
+	$(PIP_INSTALL) --editable '.[evaluators]'
+	$(VENV)/bin/python -m pytest tests/foreign/test_lm_eval.py tests/foreign/test_guidellm.py $(ARGS)
+
 check: $(VENV)/.installed-for-tests ## formatting, lint, types
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/ruff check .
@@ -57,5 +61,9 @@ train-demo: $(VENV)/.installed ## train the shipped model (CORPUS=folder of text
 	$(TRAIN_ENV) $(VENV)/bin/torchrun --standalone --nproc-per-node $(or $(PROCESSES),2) -m atlas_model.training \
 	    --corpus '$(CORPUS)' --out '$(or $(OUT),runs/atlas-demo)' $(ARGS)
 
-gpu-check: $(VENV)/.installed-for-tests ## on a CUDA machine, in ten minutes: equality with the CPU, the tests marked gpu, speed
+gpu-test-evaluators: $(VENV)/.installed-for-tests ## install lm-eval and guidellm (800 MB) and let them measure a server
+	$(PIP_INSTALL) --editable '.[evaluators]'
+	$(VENV)/bin/python -m pytest tests/foreign/test_lm_eval.py tests/foreign/test_guidellm.py $(ARGS)
+
+check: $(VENV)/.installed-for-tests ## on a CUDA machine, in ten minutes: equality with the CPU, the tests marked gpu, speed
 	$(VENV)/bin/python -m bench gpu_check $(ARGS)

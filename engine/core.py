@@ -10,7 +10,6 @@ Leaves policy to the scheduler, tensors to the runner and the pool, what a stop 
 import logging
 import secrets
 import time
-from collections.abc import Collection
 from dataclasses import replace
 
 import torch
@@ -21,6 +20,7 @@ from atlas_model.packed_products import pack_products
 from atlas_model.rounded_products import round_products
 from atlas_model.shared_weights import with_shared_weights
 from atlas_model.upload import upload
+from engine.checking import check_sequence
 from engine.config import EngineConfig
 from engine.device.decode_steps import choose_decode_step
 from engine.device.departures import Departures
@@ -32,7 +32,7 @@ from engine.device.transfers import Transfers
 from engine.errors import AtlasError, Draining, EngineOverloaded, InvalidRequest, MemoryDiverged
 from engine.progress import Progress
 from engine.sampling.adjustment import Adjustment
-from engine.sampling.logprobs import MAX_NUM_PROMPT_LOGPROBS, TokenLogprob
+from engine.sampling.logprobs import TokenLogprob
 from engine.sampling.sampler import Draw, Sampler
 from engine.sampling.stopping import Stopping
 from engine.scheduling.pace import PrefillPace
@@ -88,23 +88,8 @@ class EngineCore:
         return self._pool.num_free
 
     def check(self, sequence: Sequence) -> None:
-        """Raises InvalidRequest for ids that the model does not have, and for more numbers about a prompt than are kept
-        for it. Any thread may call it."""
-        token_ids, params = sequence.prompt_token_ids, sequence.params
-        self._check_ids(token_ids, None)
-        if params is not None:
-            self._check_ids(dict(params.logit_bias), "logit_bias")
-            self._check_ids(params.stop_token_ids, "stop_token_ids")
-        num_told = 0 if sequence.prompt_logprobs is None else len(token_ids) * (1 + sequence.prompt_logprobs)
-        if num_told > MAX_NUM_PROMPT_LOGPROBS:
-            raise InvalidRequest(
-                f"prompt_logprobs of this prompt would be {num_told} numbers, of at most {MAX_NUM_PROMPT_LOGPROBS}",
-                param="prompt_logprobs",
-            )
-
-    def _check_ids(self, token_ids: Collection[int], param: str | None) -> None:
-        if token_ids and (min(token_ids) < 0 or max(token_ids) >= self._vocab_size):
-            raise InvalidRequest("a token id is out of the vocabulary", param=param)
+        """Raises InvalidRequest for what the model cannot do. Any thread may call it."""
+        check_sequence(sequence, self._vocab_size)
 
     def add(self, sequence: Sequence) -> None:
         """Queues the sequence. Raises InvalidRequest or QueueFull; then nothing of it is kept."""
@@ -243,6 +228,8 @@ class EngineCore:
                 continue
             if progress.pending_after_feed is not None:
                 self._finish(progress, FinishReason.STOP, progress.pending_after_feed)
+            elif progress.sequence.params is not None and progress.sequence.params.max_tokens == 0:
+                self._finish(progress, FinishReason.LENGTH, (self._end_token_id,))
             else:
                 writing.append(progress)
                 rows.append(row)

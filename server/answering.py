@@ -1,14 +1,15 @@
 """Runs one turn: text as it comes, then the answer, which is only told once it is committed."""
 
 import time
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any
 
 from engine.sequence import FinishReason, SequenceOutput
-from engine.sessions import SessionManager, StoredTurn, TurnRequest, Usage
-from server.frames.frame import Frame
+from engine.sessions import Answer, SessionManager, StoredTurn, TurnRequest, Usage
+from server.bodies import off_loop_if_large
+from server.frames.frame import TELLING_NUM_BYTES, Frame, Said
 from server.metrics import Metrics
 from server.middleware import RequestContext
 
@@ -22,19 +23,13 @@ class Opened:
 
 
 @dataclass(frozen=True, slots=True)
-class Said:
-    """More text of one choice."""
-
-    choice: int
-    text: str
-
-
-@dataclass(frozen=True, slots=True)
 class Completed:
-    """The whole answer, committed if the turn writes. `is_replay` when it was committed by an earlier request."""
+    """The whole answer, committed if the turn writes. `is_replay` when it was committed by an earlier request.
+    num_told: tokens whose log-probabilities it has."""
 
     body: Mapping[str, Any]
     is_replay: bool
+    num_told: int = 0
 
 
 AnswerEvent = Opened | Said | Completed
@@ -50,6 +45,8 @@ async def answer(
     """
     watch = _Stopwatch(metrics, context)
     outcome = FinishReason.ABORT
+    # The choices of which something was said.
+    told: set[int] = set()
     try:
         context.allowance.check_tokens()
         async with sessions.turn(request) as turn:
@@ -68,19 +65,31 @@ async def answer(
                         async for choice, output in outputs:
                             watch.saw(choice, output)
                             meter.num_tokens += len(output.token_ids)
-                            if output.text:
-                                yield Said(choice, output.text)
+                            if output.text or output.logprobs:
+                                prompt = None
+                                if choice not in told:
+                                    told.add(choice)
+                                    prompt = turn.prompt(choice)
+                                running_usage = turn.usage if frame.has_running_usage else None
+                                yield Said(choice, output.text, output.logprobs, prompt, running_usage)
                 finally:
                     watch.used(turn.usage)
-            body = frame.body(turn.answers, turn.usage, turn.session())
+            answers, usage, session = turn.answers, turn.usage, turn.session()
+            num_told = _num_told(answers)
+            body = await off_loop_if_large(num_told * TELLING_NUM_BYTES, lambda: frame.body(answers, usage, session))
             await turn.commit(body)
-            outcome = turn.answers[0].finish_reason
-        yield Completed(body, is_replay=False)
+            outcome = answers[0].finish_reason
+        yield Completed(body, is_replay=False, num_told=num_told)
     except Exception:
         outcome = FinishReason.ERROR
         raise
     finally:
         watch.ended(outcome)
+
+
+def _num_told(answers: Sequence[Answer]) -> int:
+    prompts = (answer.prompt for answer in answers if answer.prompt is not None)
+    return sum(len(answer.logprobs) for answer in answers) + sum(len(prompt.logprobs) for prompt in prompts)
 
 
 class _Stopwatch:

@@ -2,19 +2,22 @@
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from http import HTTPStatus
 from importlib.metadata import version
-from typing import Any
 
 from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
+from fastapi.routing import iter_route_contexts
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
+from starlette.routing import Match
 
 from engine.errors import AtlasError, InvalidRequest
 from server.cors import Cors
 from server.errors import error_response, of_framework
 from server.middleware import Edge, RequestContext, refused
+from server.openapi import complete_openapi
 from server.routes import (
     beginnings,
     chat,
@@ -25,10 +28,10 @@ from server.routes import (
     replay,
     responses,
     sessions,
+    tokens,
     versions,
 )
 from server.runtime import Runtime
-from server.schemas import component_schemas
 
 
 def create_app(runtime: Runtime) -> FastAPI:
@@ -57,12 +60,21 @@ def create_app(runtime: Runtime) -> FastAPI:
         versions,
         replay,
         models,
+        tokens,
         health,
     ):
         app.include_router(routes.router)
     _add_error_handlers(app, runtime)
-    _complete_openapi(app)
+    complete_openapi(app)
     return app
+
+
+def _methods_of(request: Request) -> list[str]:
+    """Those of all routes with the request's path; the framework itself names one route's."""
+    routes = [
+        route for route in iter_route_contexts(request.app.routes) if route.matches(request.scope)[0] is not Match.NONE
+    ]
+    return sorted({method for route in routes for method in route.methods or ()})
 
 
 def _add_error_handlers(app: FastAPI, runtime: Runtime) -> None:
@@ -78,6 +90,8 @@ def _add_error_handlers(app: FastAPI, runtime: Runtime) -> None:
         response = refuse(request, of_framework(error))
         response.status_code = error.status_code
         response.headers.update(error.headers or {})
+        if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
+            response.headers["Allow"] = ", ".join(_methods_of(request))
         return response
 
     async def on_validation(request: Request, error: Exception) -> Response:
@@ -89,16 +103,3 @@ def _add_error_handlers(app: FastAPI, runtime: Runtime) -> None:
     app.add_exception_handler(AtlasError, on_ours)
     app.add_exception_handler(HTTPException, on_http)
     app.add_exception_handler(RequestValidationError, on_validation)
-
-
-def _complete_openapi(app: FastAPI) -> None:
-    """Bodies are read by the routes themselves, strictly, so the framework does not know their schemas."""
-    generate = app.openapi
-
-    def openapi() -> dict[str, Any]:
-        schema = generate()
-        schema.setdefault("components", {}).setdefault("schemas", {}).update(component_schemas())
-        return schema
-
-    # The framework's own way to replace the generator is to assign it.
-    app.openapi = openapi  # type: ignore[method-assign]

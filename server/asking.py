@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 from starlette.requests import Request
 
-from engine.errors import InvalidRequest, ModelNotFound
+from engine.errors import InvalidRequest
 from engine.sessions import TurnRequest
 from engine.stores.base import SessionKey
 from server.bodies import off_loop_if_large, read_json_body
@@ -53,8 +53,7 @@ def turn_request(
     if asked.num_answers > config.max_num_sequences + config.max_num_waiting:
         param = "n" if asked.num_choices > 1 else "prompt"
         raise InvalidRequest(f"{param} asks for more answers than this server runs and queues", param=param)
-    if asked.model not in (None, serving.checkpoint.name):
-        raise ModelNotFound("the model does not exist; GET /v1/models names the one that is served")
+    serving.check_model_name(asked.model)
     named = named_session(request, asked.session_id)
     if None not in (named, meant) and named != meant:
         raise InvalidRequest("the session that is named is not the one that is meant", param="session_id")

@@ -9,6 +9,7 @@ from engine.errors import InvalidRequest
 from engine.sessions import Branch, History, NewSession, TurnRequest
 from server.asking import Asked, require_no_session, turn_request
 from server.dependencies import named_session, new_session_key, session_key
+from server.frames.logprobs import TokenNames
 from server.frames.response import ResponseFrame
 from server.parameters import RESPONSE, review_items
 from server.response_ids import ResponseId
@@ -52,7 +53,8 @@ def understand_response(request: Request, serving: Serving, body: dict[str, Any]
     elif turn.session is None:
         turn = _alone(request, turn, is_kept=is_kept)
     turn = replace(turn, read_only=turn.session is not None and not is_kept)
-    frame = ResponseFrame(serving.checkpoint.name, asked.told(is_kept=is_kept))
+    names = None if asked.num_top_logprobs is None else TokenNames(serving.checkpoint.tokenizer)
+    frame = ResponseFrame(serving.checkpoint.name, asked.told(is_kept=is_kept), names)
     return AskedResponse(turn, frame, bool(asked.stream), ignored, previous)
 
 

@@ -8,12 +8,12 @@ from starlette.types import Receive, Scope, Send
 
 from engine.stores.base import Buffer
 from server.bodies import PIECE_NUM_BYTES
-from server.disconnect import BodySender, run_until_disconnect
+from server.disconnect import run_until_disconnect
 
 
 class Download(Response):
-    """The bytes of `parts`, one after the other; `room` is what they are held in, and is left when they are sent. A
-    client that takes nothing for `stall_seconds` is treated as gone."""
+    """The bytes of `parts`, one after the other; `room` is what they are held in, and is left when they are sent, or
+    the client is gone."""
 
     media_type = "application/octet-stream"
 
@@ -24,14 +24,12 @@ class Download(Response):
         headers: Mapping[str, str],
         *,
         room: AbstractAsyncContextManager[object],
-        stall_seconds: float,
     ) -> None:
         """file_name: of letters, digits and `._-`."""
         self._views = [memoryview(part).cast("B") for part in parts]
         super().__init__(headers={"Content-Disposition": f'attachment; filename="{file_name}"', **headers})
         self.headers["content-length"] = str(sum(view.nbytes for view in self._views))
         self._room = room
-        self._stall_seconds = stall_seconds
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         async with self._room:
@@ -39,8 +37,8 @@ class Download(Response):
 
     async def _send_all(self, send: Send) -> None:
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
-        async with BodySender(send, self._stall_seconds) as body:
-            for view in self._views:
-                for start in range(0, view.nbytes, PIECE_NUM_BYTES):
-                    await body.send(bytes(view[start : start + PIECE_NUM_BYTES]))
+        for view in self._views:
+            for start in range(0, view.nbytes, PIECE_NUM_BYTES):
+                piece = bytes(view[start : start + PIECE_NUM_BYTES])
+                await send({"type": "http.response.body", "body": piece, "more_body": True})
         await send({"type": "http.response.body", "body": b"", "more_body": False})

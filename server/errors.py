@@ -144,13 +144,18 @@ def statuses_by_code(kind: type[errors.AtlasError] = errors.AtlasError) -> dict[
     return {code: status for each in below for code, status in each.items()} | {kind.code: _rule(kind).status}
 
 
+def error_type(status: int) -> str:
+    """What OpenAI's clients know a status by."""
+    return _TYPES.get(status, "invalid_request_error" if status < 500 else "server_error")
+
+
 def error_body(error: Exception) -> dict[str, Any]:
     """The one shape. What we did not foresee says nothing about itself."""
     status = status_of(error)
     is_ours = isinstance(error, errors.AtlasError)
     body: dict[str, Any] = {
         "message": error.message if isinstance(error, errors.AtlasError) else "internal error",
-        "type": _TYPES.get(status, "invalid_request_error" if status < 500 else "server_error"),
+        "type": error_type(status),
         "param": getattr(error, "param", None) if is_ours else None,
         "code": code_of(error),
     }

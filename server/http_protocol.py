@@ -26,6 +26,7 @@ MAX_NUM_HEADERS = 256
 NUM_FILES_OF_OUR_OWN = 256
 # Requests of one connection that wait for the answer to an earlier one.
 MAX_NUM_PIPELINED = 64
+_BODY_HEADERS = (b"content-length", b"transfer-encoding")
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,6 +112,10 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
+        if self.parser.should_upgrade() and any(name in _BODY_HEADERS for name, _ in self.headers):
+            # The parser takes the body for the other protocol's.
+            self._refusal = InvalidRequest("a request with a body cannot ask for another protocol: send no Upgrade")
+            raise self._refusal
         self._has_progressed = self._is_in_body = True
         self._cancel_arrival()
         super().on_headers_complete()
@@ -149,6 +154,9 @@ class BoundedHttpProtocol(HttpToolsProtocol):
 
     def send_400_response(self, msg: str) -> None:
         self._refuse(self._refusal or InvalidRequest("the request is not HTTP"))
+
+    def _unsupported_upgrade_warning(self) -> None:
+        """A wish for another protocol may be ignored, and is no line of the log."""
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
         self._running = cycle

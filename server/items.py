@@ -1,18 +1,23 @@
 """Messages as the items that /v1/responses and /v1/conversations tell of. Pure."""
 
+from collections.abc import Mapping, Sequence
 from hashlib import sha256
 from typing import Any
 
 from engine.sessions import CommittedSession
 
 
-def message_item(item_id: str, role: str, text: str, status: str = "completed") -> dict[str, Any]:
+def learned_item(item_id: str, role: str, text: str) -> dict[str, Any]:
     part = output_text(text) if role == "assistant" else {"type": "input_text", "text": text}
-    return {"id": item_id, "type": "message", "role": role, "status": status, "content": [part]}
+    return message_item(item_id, role, "completed", [part])
 
 
-def output_text(text: str) -> dict[str, Any]:
-    return {"type": "output_text", "text": text, "annotations": [], "logprobs": []}
+def message_item(item_id: str, role: str, status: str, content: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    return {"id": item_id, "type": "message", "role": role, "status": status, "content": list(content)}
+
+
+def output_text(text: str, logprobs: Sequence[Mapping[str, Any]] = ()) -> dict[str, Any]:
+    return {"type": "output_text", "text": text, "annotations": [], "logprobs": list(logprobs)}
 
 
 def learned_item_id(session: CommittedSession, index: int) -> str:

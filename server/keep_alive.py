@@ -11,7 +11,7 @@ from contextlib import aclosing
 from types import TracebackType
 from typing import Self
 
-from server.disconnect import BodySender
+from starlette.types import Send
 
 COMMENT = b": keep-alive\n\n"
 
@@ -35,14 +35,16 @@ async def begin(pieces: AsyncGenerator[bytes, None], seconds: float) -> tuple[by
 
 
 class KeepAlive:
-    """While it is entered, a stream is silent for at most `seconds`; 0 does nothing.
+    """Sends the pieces of a stream, which is silent for at most `seconds` while this is entered; 0 is for ever.
 
     Looks twice in that time whether something was sent, as a timer for each piece would cost more than sending it.
     """
 
-    def __init__(self, body: BodySender, seconds: float) -> None:
-        self._body = body
+    def __init__(self, send: Send, seconds: float) -> None:
+        self._send = send
         self._seconds = seconds
+        self._num_begun = 0
+        self._num_sent = 0
         self._num_seen = 0
         self._timer: asyncio.TimerHandle | None = None
         self._sending: asyncio.Task[None] | None = None
@@ -62,12 +64,18 @@ class KeepAlive:
             self._sending.cancel()
             await asyncio.gather(self._sending, return_exceptions=True)
 
+    async def send(self, piece: bytes) -> None:
+        """Waits while the client takes nothing; who takes nothing for too long is the connection's affair."""
+        self._num_begun += 1
+        await self._send({"type": "http.response.body", "body": piece, "more_body": True})
+        self._num_sent += 1
+
     def _look(self) -> None:
-        is_silent = self._body.num_sent == self._num_seen and not self._body.is_sending
+        is_silent = self._num_sent == self._num_seen == self._num_begun
         if is_silent:
             # Whole pieces only come from here and from the stream itself, so none cuts another in two.
-            self._sending = asyncio.create_task(self._body.send(COMMENT))
-        self._num_seen = self._body.num_sent
+            self._sending = asyncio.create_task(self.send(COMMENT))
+        self._num_seen = self._num_sent
         self._timer = asyncio.get_running_loop().call_later(self._seconds / 2, self._look)
 
 

@@ -4,6 +4,7 @@ One registry per server, so that several can live in one process. No label ever 
 Whatever a label can be is there from the start, at 0: a rate sees a first failure only where there was a 0 before it.
 """
 
+from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator
 from itertools import accumulate
 
@@ -68,9 +69,10 @@ class Metrics:
         self.first_token_seconds = self._histogram(
             "time_to_first_token_seconds", "From a request's arrival to its first text.", _FIRST_TOKEN_SECONDS
         )
-        self.inter_token_seconds = self._histogram(
-            "inter_token_latency_seconds", "Between two outputs of one answer.", _INTER_TOKEN_SECONDS
+        self.inter_token_seconds = LoopHistogram(
+            PREFIX + "inter_token_latency_seconds", "Between two outputs of one answer.", _INTER_TOKEN_SECONDS
         )
+        self._registry.register(self.inter_token_seconds)
         self.request_seconds = self._histogram(
             "e2e_request_latency_seconds", "From a request's arrival to its end.", _REQUEST_SECONDS
         )
@@ -161,6 +163,27 @@ class Metrics:
 
     def _histogram(self, name: str, text: str, buckets: Iterable[float], labels: Iterable[str] = ()) -> Histogram:
         return Histogram(PREFIX + name, text, labels, buckets=tuple(buckets), registry=self._registry)
+
+
+class LoopHistogram(Collector):
+    """What is observed with every token, by one thread: without the library's locks, a fifth of its time."""
+
+    def __init__(self, name: str, text: str, bounds: Iterable[float]) -> None:
+        self._name = name
+        self._text = text
+        self._bounds = tuple(bounds)
+        self._counts = [0] * (len(self._bounds) + 1)
+        self._total = 0.0
+
+    def observe(self, value: float) -> None:
+        self._counts[bisect_left(self._bounds, value)] += 1
+        self._total += value
+
+    def collect(self) -> Iterator[Metric]:
+        family = HistogramMetricFamily(self._name, self._text, labels=())
+        counts = HistogramCounts(self._bounds, tuple(self._counts), self._total)
+        family.add_metric((), _buckets(counts), counts.total)
+        yield family
 
 
 class _EngineCollector(Collector):

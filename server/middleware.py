@@ -65,7 +65,7 @@ class Edge:
         wanted_id = headers.get("x-request-id", "")
         request_id = wanted_id if _REQUEST_ID.fullmatch(wanted_id) else uuid.uuid4().hex
         context = RequestContext(request_id, "", time.monotonic())
-        scope.setdefault("state", {})["context"] = context
+        scope.setdefault("state", {}).update(context=context, send=send)
         status = CLIENT_GONE
 
         async def send_with_id(message: Message) -> None:
@@ -121,6 +121,13 @@ def refused(metrics: Metrics, context: RequestContext, error: Exception) -> None
     """Counts a refusal or a failure, and gives its code to the request's line."""
     metrics.refused(status_of(error), code_of(error))
     context.note["code"] = code_of(error)
+
+
+def server_send(scope: Scope, send: Send) -> Send:
+    """The server's own `send`, for what comes after a response's beginning, at which alone those who have wrapped it on
+    the way to `send` look: past the four of them an event is made in seven eighths of the time."""
+    own: Send = scope.get("state", {}).get("send", send)
+    return own
 
 
 def route_of(scope: Scope) -> str:

@@ -7,15 +7,7 @@ from typing import TypeVar
 
 from starlette.requests import Request
 
-from engine.sessions import (
-    CommittedSession,
-    IngestProgress,
-    IngestResult,
-    LearnRequest,
-    RepeatedIngest,
-    ReplayProgress,
-    ReplayResult,
-)
+from engine.sessions import IngestProgress, IngestResult, RepeatedIngest, ReplayProgress, ReplayResult
 from server.dependencies import runtime_of
 from server.middleware import RequestContext
 
@@ -43,13 +35,3 @@ async def paid(request: Request, steps: AsyncGenerator[Step, None]) -> AsyncGene
                 while (seconds := allowance.debt_seconds) > 0:
                     runtime_of(request).serving()
                     await asyncio.sleep(min(seconds, LOOK_SECONDS))
-
-
-async def learn_paid(request: Request, wanted: LearnRequest) -> CommittedSession:
-    """What learning these messages leads to, charged afterwards. Raises RateLimited when there are no tokens, beside
-    what learning does."""
-    allowance = RequestContext.of(request).allowance
-    allowance.check_tokens()
-    learned = await runtime_of(request).serving().sessions.learn(wanted)
-    allowance.charge_tokens(learned.num_tokens)
-    return learned.session

@@ -49,11 +49,4 @@ async def progress_stream(
 
     first, rest = await begin(events(), config.stream_keepalive_seconds)
     has_begun = True
-    return EventStream(
-        first,
-        rest,
-        headers,
-        stall_seconds=config.body_timeout_seconds,
-        keep_alive_seconds=config.stream_keepalive_seconds,
-        watches=watches,
-    )
+    return EventStream(first, rest, headers, keep_alive_seconds=config.stream_keepalive_seconds, watches=watches)

@@ -8,11 +8,13 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from engine.errors import AtlasError
-from server.answering import AnswerEvent, Completed, Opened, Said, answer
+from engine.sessions import ReadPrompt
+from server.answering import AnswerEvent, Completed, Opened, answer
 from server.asking import Asked
+from server.bodies import off_loop_if_large
 from server.dependencies import runtime_of
 from server.disconnect import run_until_disconnect
-from server.frames.frame import Frame
+from server.frames.frame import TELLING_NUM_BYTES, Frame, Said
 from server.keep_alive import begin
 from server.middleware import RequestContext, refused
 from server.runtime import Runtime
@@ -27,7 +29,8 @@ async def reply(request: Request, asked: Asked) -> Response:
     """Runs the turn. Ends it when the client goes away."""
     runtime = runtime_of(request)
     headers: dict[str, str] = {}
-    if asked.turn.session is not None:
+    # A branch is named when it is known to be one.
+    if asked.turn.session is not None and asked.turn.branch is None:
         headers["X-Session-Id"] = asked.turn.session.session_id
     if asked.ignored:
         headers["X-Ignored-Parameters"] = ", ".join(asked.ignored[:MAX_NUM_IGNORED_SHOWN])
@@ -60,10 +63,7 @@ class _Reply:
                 if isinstance(item, Opened):
                     self._opened(item)
                 elif isinstance(item, Completed):
-                    self._note(item)
-                    if "session" in item.body:
-                        self._headers["X-Session-Version"] = str(item.body["session"]["version"])
-                    return JSONResponse(item.body, headers=self._headers)
+                    return await self._completed(item)
         raise AssertionError("an answer ends with Completed")
 
     async def stream(self) -> Response:
@@ -71,13 +71,7 @@ class _Reply:
         config = self._runtime.config
         first, rest = await begin(self._pieces(), config.stream_keepalive_seconds)
         self._has_begun = True
-        return EventStream(
-            first,
-            rest,
-            self._headers,
-            stall_seconds=config.body_timeout_seconds,
-            keep_alive_seconds=config.stream_keepalive_seconds,
-        )
+        return EventStream(first, rest, self._headers, keep_alive_seconds=config.stream_keepalive_seconds)
 
     async def _pieces(self) -> AsyncGenerator[bytes, None]:
         """Raises what comes before the stream has begun, and tells in a piece what comes after that."""
@@ -86,7 +80,7 @@ class _Reply:
             try:
                 while not isinstance(item := await anext(self._events), Completed):
                     if isinstance(item, Said):
-                        yield frame.said(item.choice, item.text)
+                        yield frame.said(item) if item.prompt is None else await self._echoed(item, item.prompt)
                     else:
                         self._opened(item)
             except Exception as error:
@@ -101,6 +95,18 @@ class _Reply:
             self._note(item)
             for piece in frame.replayed(item.body) if item.is_replay else frame.ended(item.body):
                 yield piece
+
+    async def _completed(self, completed: Completed) -> Response:
+        self._note(completed)
+        body = completed.body
+        if "session" in body:
+            self._headers["X-Session-Version"] = str(body["session"]["version"])
+        num_bytes = completed.num_told * TELLING_NUM_BYTES
+        return await off_loop_if_large(num_bytes, lambda: JSONResponse(body, headers=self._headers))
+
+    async def _echoed(self, said: Said, prompt: ReadPrompt) -> bytes:
+        """A prompt may be long."""
+        return await off_loop_if_large(len(prompt.logprobs) * TELLING_NUM_BYTES, lambda: self._frame.said(said))
 
     def _opened(self, opened: Opened) -> None:
         if opened.session_id is not None:

@@ -11,13 +11,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from atlas_model.checkpoint import Checkpoint, load_checkpoint
+from atlas_model.state import session_num_bytes
 from engine.engine import Engine
-from engine.errors import AtlasError, Draining, EngineDead, Loading, StoreUnavailable
+from engine.errors import AtlasError, Draining, EngineDead, Loading, ModelNotFound, StoreUnavailable
 from engine.sessions import SessionConfig, SessionManager, Storage, TenantQuota
 from engine.snapshots.codecs import Codec
 from engine.stores import open_store
 from engine.stores.base import Store
-from server.config import ServerConfig
+from server.config import ConfigError, ServerConfig
 from server.keys_file import KeyRing
 from server.metrics import Metrics
 from server.rate_limits import RateLimiter
@@ -40,6 +41,11 @@ class Serving:
     engine: Engine
     storage: Storage
     sessions: SessionManager
+
+    def check_model_name(self, name: str | None) -> None:
+        """A request need not name the model. Raises ModelNotFound for another one's name."""
+        if name not in (None, self.checkpoint.name):
+            raise ModelNotFound("the model does not exist; GET /v1/models names the one that is served")
 
 
 class Runtime:
@@ -133,6 +139,7 @@ class Runtime:
         config = self.config
         try:
             checkpoint = await asyncio.to_thread(load_checkpoint, config.model, config.device)
+            _check_room(config.inflight_state_bytes, session_num_bytes(checkpoint.model.config))
             engine = await asyncio.to_thread(Engine, checkpoint, config.engine)
         except Exception as error:
             # Boundary: whatever is wrong with a checkpoint folder or a device, this process cannot serve.
@@ -191,3 +198,9 @@ class Runtime:
         task = asyncio.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+
+
+def _check_room(inflight_state_bytes: int | None, state_num_bytes: int) -> None:
+    """Raises ConfigError."""
+    if inflight_state_bytes is not None and inflight_state_bytes < state_num_bytes:
+        raise ConfigError(f"--inflight-state-bytes must hold at least one state, which has {state_num_bytes} bytes")

@@ -1,4 +1,4 @@
-"""Server-sent events: framing, and a response that stops working for a client that is gone or does not read."""
+"""Server-sent events: framing, and a response that stops working for a client that is gone."""
 
 import asyncio
 import json
@@ -9,8 +9,9 @@ from typing import Any, TypeVar
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from server.disconnect import BodySender, run_until_disconnect
+from server.disconnect import run_until_disconnect
 from server.keep_alive import KeepAlive
+from server.middleware import server_send
 
 DONE = b"data: [DONE]\n\n"
 MEDIA_TYPE = "text/event-stream"
@@ -44,7 +45,6 @@ class EventStream(Response):
     """Sends `first` and then what `rest` yields, one message each, and closes `rest` whatever happens.
 
     rest: has begun (`first` came out of it), so that closing it runs its clean-up.
-    stall_seconds: a client that takes nothing for so long is treated as gone.
     keep_alive_seconds: the longest that it says nothing; 0 is for ever.
     watches: whether a disconnect is noticed at once; False for those who are still reading the request's body.
     """
@@ -55,7 +55,6 @@ class EventStream(Response):
         rest: AsyncGenerator[bytes, None],
         headers: Mapping[str, str],
         *,
-        stall_seconds: float,
         keep_alive_seconds: float = 0.0,
         watches: bool = True,
     ) -> None:
@@ -64,20 +63,19 @@ class EventStream(Response):
         self.headers["content-type"] = MEDIA_TYPE
         self._first = first
         self._rest = rest
-        self._stall_seconds = stall_seconds
         self._keep_alive_seconds = keep_alive_seconds
         self._watches = watches
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         async with aclosing(self._rest):
             if self._watches:
-                await run_until_disconnect(receive, self._send_all(send))
+                await run_until_disconnect(receive, self._send_all(scope, send))
             else:
-                await self._send_all(send)
+                await self._send_all(scope, send)
 
-    async def _send_all(self, send: Send) -> None:
+    async def _send_all(self, scope: Scope, send: Send) -> None:
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
-        async with BodySender(send, self._stall_seconds) as body, KeepAlive(body, self._keep_alive_seconds):
+        async with KeepAlive(server_send(scope, send), self._keep_alive_seconds) as body:
             await body.send(self._first)
             async for piece in self._rest:
                 await body.send(piece)

@@ -28,8 +28,11 @@ _CPU_INFO = Path("/proc/cpuinfo")
 
 
 def default_cache() -> Path:
-    """The user's folder for what can be made again (XDG)."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "atlas-serve"
+    """The user's folder for what can be made again (XDG). Raises NativeUnavailableError for a user without a home."""
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "atlas-serve"
+    except RuntimeError as error:
+        raise NativeUnavailableError("there is no home to keep them in: set XDG_CACHE_HOME") from error
 
 
 def find_compiler() -> str:
@@ -48,12 +51,13 @@ def build_library(cache: Path | None = None) -> Path:
     folder = default_cache() if cache is None else cache
     library = folder / f"native-{_fingerprint(compiler)}.so"
     if not library.exists():
+        _logger.info("compiling the native kernels, once for this machine")
         began = time.monotonic()
         try:
             _compile(compiler, library)
         except OSError as error:
             raise NativeUnavailableError(f"{folder} cannot be written: {error.strerror}") from error
-        _logger.info("compiled the native kernels in %.1f s: %s", time.monotonic() - began, library)
+        _logger.info("compiled them in %.1f s: %s", time.monotonic() - began, library)
     return library
 
 

@@ -34,7 +34,8 @@ Decoder<T>::Decoder(const Shape& shape, const ModelWeights& weights)
         longest = std::max<long>(longest, weights.layers[index].chunk);
     }
     const long head_width = shape.key_inner_width() / shape.attention_heads;
-    scratch_size_ = std::max(MemoryScratch<T>::size(shape, longest), AttentionScratch<T>::size(shape.window, head_width));
+    scratch_size_ =
+        std::max(MemoryScratch<T>::size(shape, longest), AttentionScratch<T>::size(shape.window, head_width));
     scratch_size_ += kVectorBytes;  // The threads' own parts share no line of the cache.
 }
 
@@ -45,11 +46,16 @@ void Decoder<T>::reserve(long num_rows, int num_threads) {
     const long keys = shape_.key_inner_width(), values = shape_.value_inner_width(), channels = shape_.num_channels();
     const long pairs = keys / shape_.attention_heads / 2;
     const std::pair<T**, long> parts[] = {
-        {&rows_.x, shape_.width},       {&rows_.normed, shape_.width},
-        {&rows_.projected, channels},   {&rows_.output_gate, values},
-        {&rows_.convolved, channels},   {&rows_.activated, channels},
-        {&rows_.branches, 2 * values},  {&rows_.gated, shape_.feed_forward_width},
-        {&rows_.up, shape_.feed_forward_width}, {&rows_.cosines, pairs},
+        {&rows_.x, shape_.width},
+        {&rows_.normed, shape_.width},
+        {&rows_.projected, channels},
+        {&rows_.output_gate, values},
+        {&rows_.convolved, channels},
+        {&rows_.activated, channels},
+        {&rows_.branches, 2 * values},
+        {&rows_.gated, shape_.feed_forward_width},
+        {&rows_.up, shape_.feed_forward_width},
+        {&rows_.cosines, pairs},
         {&rows_.sines, pairs},
     };
     long size = 0;

@@ -1,6 +1,7 @@
 // One token a row through the whole model: what AtlasModel.step computes in the layout `mag` with the delta rule.
 #pragma once
 
+#include <utility>
 #include <vector>
 
 #include "attention.h"

@@ -105,13 +105,14 @@ class NativeDecoder:
         """
         if state is not self._state:
             self._bind(state)
-        num_rows = len(token_ids)
+        num_rows, token_ids = len(token_ids), token_ids.contiguous()
         assert num_rows == state.batch_size
+        assert token_ids.dtype == torch.int64
         logits = torch.empty(num_rows, self._config.vocab_size, dtype=self._dtype)
         status = self._library.step(
             self._decoder,
             num_rows,
-            token_ids.contiguous().data_ptr(),
+            token_ids.data_ptr(),
             state.position.data_ptr(),
             self._places,
             logits.data_ptr(),

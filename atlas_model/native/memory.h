@@ -58,7 +58,8 @@ void make_slopes(const Shape& shape, const T* answers, const T* values, T* slope
             case Objective::kL2: slopes[at] = error; break;
             case Objective::kDot: slopes[at] = -values[at]; break;
             case Objective::kLp: slopes[at] = std::copysign(std::pow(std::abs(error), parameter - 1), error); break;
-            case Objective::kHuber: slopes[at] = error < -parameter ? -parameter : error > parameter ? parameter : error;
+            case Objective::kHuber:
+                slopes[at] = error < -parameter ? -parameter : error > parameter ? parameter : error;
         }
     }
 }
@@ -151,7 +152,8 @@ template <class T>
 void keep_token(const Shape& shape, long place, const T* key, const T* value, const T* gates,
                 const HeadState<T>& state) {
     std::memcpy(state.keys + place * shape.key_width, key, static_cast<std::size_t>(shape.key_width) * sizeof(T));
-    std::memcpy(state.values + place * shape.value_width, value, static_cast<std::size_t>(shape.value_width) * sizeof(T));
+    std::memcpy(state.values + place * shape.value_width, value,
+                static_cast<std::size_t>(shape.value_width) * sizeof(T));
     std::memcpy(state.gates + place * 4, gates, 4 * sizeof(T));
 }
 

@@ -91,11 +91,13 @@ def run(arguments: argparse.Namespace) -> None:
             prefills.append(measure_prefill(model, batch_size, num_tokens, machine, is_aligned=is_aligned))
             _print_cost(prefills[-1], PREFILL_GOAL)
     samplings = [measure_sampling(model, each, machine) for each in arguments.batch_sizes]
+    steps = {each.batch_size: each.seconds for each in decodes}
     for each in samplings:
-        print(
-            f"sampling {each.batch_size:>4} rows       {1e3 * each.greedy_seconds:>9.3f} greedy, "
-            f"{1e3 * each.drawn_seconds:.3f} drawn"
+        shares = (
+            f"{name} {1e3 * seconds:.3f} ({seconds / steps[each.batch_size]:.1%})"
+            for name, seconds in each.seconds.items()
         )
+        print(f"sampling {each.batch_size:>4} rows, of a step: {', '.join(shares)}", flush=True)
     document: report.Json = {
         **report.header("roofline"),
         **model_header(checkpoint, arguments),

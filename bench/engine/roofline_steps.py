@@ -22,6 +22,13 @@ from engine.device.decode_steps import NativeStep
 from engine.sampling.sampler import Draw, Sampler
 from engine.sampling.sampling_params import SamplingParams
 
+_SAMPLING = {
+    "greedy": SamplingParams(temperature=0.0),
+    "drawn": SamplingParams(),
+    "top_p 0.95": SamplingParams(top_p=0.95),
+    "top_k 50": SamplingParams(top_k=50),
+}
+
 
 @dataclass(frozen=True, slots=True)
 class StepCost:
@@ -55,11 +62,11 @@ class StepCost:
 
 @dataclass(frozen=True, slots=True)
 class SamplingCost:
-    """Medians of a call for one token of every row: the best one, and one that is drawn."""
+    """Medians of a call for one token of every row, by what the rows ask for, of flat logits, whose draws come from all
+    of the vocabulary."""
 
     batch_size: int
-    greedy_seconds: float
-    drawn_seconds: float
+    seconds: dict[str, float]
 
 
 def measure_decode(
@@ -109,13 +116,12 @@ def measure_sampling(model: AtlasModel, batch_size: int, machine: Machine) -> Sa
     logits = torch.randn((batch_size, vocab_size), dtype=model.embedding.weight.dtype, device=machine.device)
     sampler = Sampler(vocab_size, end_token_id=0, silent_token_ids=[], device=machine.device)
 
-    def sample(temperature: float) -> None:
-        params = SamplingParams(temperature=temperature)
+    def sample(params: SamplingParams) -> None:
         sampler.sample(logits, [Draw(params, row, row, can_end=True) for row in range(batch_size)])
 
-    calls = [partial(sample, 0.0), partial(sample, 1.0)]
-    greedy, drawn = seconds_in_turns(calls, machine.num_turns, machine.device)
-    return SamplingCost(batch_size, median(greedy), median(drawn))
+    calls = [partial(sample, params) for params in _SAMPLING.values()]
+    turns = seconds_in_turns(calls, machine.num_turns, machine.device)
+    return SamplingCost(batch_size, {name: median(each) for name, each in zip(_SAMPLING, turns, strict=True)})
 
 
 def dense_products(model: AtlasModel, batch_size: int) -> MatrixProducts:

@@ -33,8 +33,8 @@ _NAMES = {"atlas": "Atlas Serve", "asgi": "uvicorn, bare application", "protocol
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """Of one event, in processor seconds: of the event loop's thread, and of the others, which is the stub's.
-    events_per_read: 1 when every event arrives by itself."""
+    """Of one event, in processor seconds: of the event loop's thread, and of the others, which is mostly the stub's.
+    events_per_read: 1 when every event arrives by itself, more when readers are late."""
 
     loop_seconds: float
     other_seconds: float
@@ -61,13 +61,19 @@ def run(arguments: argparse.Namespace) -> None:
                     costs[name].append(cost)
         stages = _stages(servers["atlas"], stages_path, arguments)
     medians = {name: _median(rounds) for name, rounds in costs.items()}
-    ours, bare = medians["atlas"].loop_seconds, medians["asgi"].loop_seconds
+    ours = medians["atlas"].loop_seconds
+    ratios = {
+        name: median(cost.loop_seconds / floor.loop_seconds for cost, floor in zip(costs["atlas"], each, strict=True))
+        for name, each in costs.items()
+        if name != "atlas"
+    }
     for name, cost in medians.items():
         print(
             f"{_NAMES[name]:<26} {1e6 * cost.loop_seconds:5.1f} us an event in the event loop, "
             f"{1e6 * cost.other_seconds:4.1f} us elsewhere, {cost.events_per_read:.2f} events a read"
         )
-    print(f"ours is {ours / bare:.2f} x the bare application; the goal is {1e6 * GOAL_SECONDS:.0f} us")
+    compared = ", ".join(f"{ratio:.2f} x {_NAMES[name]}" for name, ratio in ratios.items())
+    print(f"ours is {compared}; the goal is {1e6 * GOAL_SECONDS:.0f} us")
     for stage, share in stages.items():
         print(f"  {stage:<24} {share:6.1%} {1e6 * share * ours:6.1f} us")
     document: report.Json = {
@@ -78,7 +84,7 @@ def run(arguments: argparse.Namespace) -> None:
         "interval_seconds": arguments.interval,
         "num_rounds": arguments.rounds,
         **{name: asdict(cost) for name, cost in medians.items()},
-        "ratio": ours / bare,
+        "ratios": ratios,
         "stages": stages,
     }
     rounds = {name: [asdict(cost) for cost in each] for name, each in costs.items()}
@@ -117,12 +123,16 @@ async def _event(server: ServerProcess) -> str:
     return [chunk for chunk in chunks if chunk.startswith(BEGINNING.decode())][1]
 
 
-async def _round(server: ServerProcess, concurrency: int, max_tokens: int) -> Cost:
+async def _round(server: ServerProcess, concurrency: int, max_tokens: int, *, is_profiled: bool = False) -> Cost:
     readers = Readers(server.port, concurrency, max_tokens)
     async with readers:
         await readers.all_began
+        if is_profiled:
+            server.send_signal(signal.SIGUSR1)
         before, num_events, num_reads = ProcessTimes.of(server.pid), readers.num_events, readers.num_reads
         await readers.first_ended
+        if is_profiled:
+            server.send_signal(signal.SIGUSR1)
         spent = ProcessTimes.of(server.pid) - before
         num_events, num_reads = readers.num_events - num_events, readers.num_reads - num_reads
     return Cost(spent.main_seconds / num_events, spent.other_seconds / num_events, num_events / num_reads)
@@ -132,10 +142,9 @@ def _stages(server: ServerProcess, path: Path, arguments: argparse.Namespace) ->
     """The stages' shares of the event loop's time, the largest first, together 1."""
     if not arguments.profile_rounds:
         return {}
-    server.send_signal(signal.SIGUSR1)
     for _ in range(arguments.profile_rounds):
-        asyncio.run(_round(server, arguments.concurrency, arguments.max_tokens))
-    server.send_signal(signal.SIGUSR1)
+        path.unlink(missing_ok=True)
+        asyncio.run(_round(server, arguments.concurrency, arguments.max_tokens, is_profiled=True))
     deadline = time.monotonic() + 10
     while not path.exists():
         if time.monotonic() > deadline:

@@ -1,7 +1,7 @@
 """`python -m bench.wire.stubbed_server`: `python -m server`, but for the engine's core, which is a stub.
 
 SIGUSR1 begins to look at the main thread's stack, and the next one writes, to BENCH_STAGES, the share of each
-stage in the time in which that thread did not wait.
+stage in the time in which that thread did not wait; looks of several such turns add up.
 """
 
 from __future__ import annotations
@@ -26,16 +26,18 @@ class Profiler:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._interrupts: Interrupts | None = None
+        self._interrupts = Interrupts(stage_of)
+        self._is_looking = False
 
     def __call__(self, signal_number: int, frame: FrameType | None) -> None:
-        if self._interrupts is None:
-            self._interrupts = Interrupts(stage_of)
+        self._is_looking = not self._is_looking
+        if self._is_looking:
             self._interrupts.start()
             return
-        counts = self._interrupts.stop()
-        del counts[WAITING]
-        shares = {stage: count / counts.total() for stage, count in counts.most_common()}
+        seconds = self._interrupts.stop()
+        seconds.pop(WAITING, None)
+        total = sum(seconds.values())
+        shares = {stage: seconds[stage] / total for stage in sorted(seconds, key=lambda stage: -seconds[stage])}
         written = self._path.with_suffix(".part")
         written.write_text(json.dumps(shares), encoding="utf-8")
         written.rename(self._path)

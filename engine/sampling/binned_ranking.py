@@ -81,7 +81,9 @@ class BinnedRanking:
     def _look_into(self, rows: _Array, which: _Array) -> _Bin:
         """Bin `which` [n] of each row."""
         vocab_size = self._scores.shape[1]
-        row, token_id = np.divmod(np.flatnonzero(self._bins[rows] == which[:, None]), vocab_size)
+        # Of one type, since another would have all of the bins converted.
+        is_inside = self._bins[rows] == which[:, None].astype(self._bins.dtype)
+        row, token_id = np.divmod(np.flatnonzero(is_inside), vocab_size)
         counts = np.bincount(row, minlength=len(rows))
         place = np.arange(len(row)) - (np.cumsum(counts) - counts)[row]
         shape = len(rows), int(counts.max())

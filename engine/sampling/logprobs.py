@@ -11,8 +11,6 @@ from torch import Tensor
 
 from atlas_model.upload import upload
 
-# What is kept about one prompt: its tokens and their alternatives together.
-MAX_NUM_PROMPT_LOGPROBS = 2**17
 # Of a prompt, at a time.
 _MAX_NUM_LOGITS = 2**20
 

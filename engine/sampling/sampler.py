@@ -2,8 +2,8 @@
 
 Counter-based: the draw for a token is a hash of the sequence's seed and the token's position in the session, so it is
 the same alone and in a batch, on every device, and after a resume. One uniform a token goes through the inverse of the
-filtered distribution, its tokens in the order of their probabilities, so that a logit's last bits rarely matter.
-Probabilities are float64. Seeds and positions come from the core.
+filtered distribution, its tokens in the order of their probabilities, or of their ids where nothing is filtered; a
+logit's last bits rarely matter. Probabilities are float64. Seeds and positions come from the core.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -15,6 +15,7 @@ from torch import Tensor
 from atlas_model.upload import upload
 from engine.sampling.adjustment import Adjustment, adjusted
 from engine.sampling.binned_ranking import BinnedRanking
+from engine.sampling.inverse import draw_unfiltered
 from engine.sampling.logprobs import TokenLogprob, packed_logprobs, unpacked_logprob
 from engine.sampling.ranking import Ranking, SortedRanking
 from engine.sampling.sampling_params import SamplingParams
@@ -22,9 +23,13 @@ from engine.sampling.sampling_params import SamplingParams
 _MASK = 2**64 - 1
 _GOLDEN = 0x9E3779B97F4A7C15
 
+_Pick = Callable[[Tensor, Sequence["Draw"]], Tensor]
+
 _NOT_FINITE = -1
 # On a CPU, rows of so many scores together stay in the nearest caches from pass to pass.
 _NUM_CACHED_SCORES = 2**17
+# There so few are sorted sooner than they are counted into bins.
+_MAX_NUM_SORTED_ROWS = 2
 
 
 def splitmix64(value: int) -> int:
@@ -111,15 +116,7 @@ class Sampler:
             is_endless = upload([not draw.can_end for draw in draws], torch.bool, scores.device)
             scores[:, self._end_token_id].masked_fill_(is_endless, -torch.inf)
 
-        random = [row for row, draw in enumerate(draws) if not draw.params.is_greedy]
-        if len(random) == len(draws):
-            drawn = _draw(scores, draws)
-        else:
-            drawn = scores.argmax(dim=1)
-            if random:
-                rows = upload(random, torch.int64, scores.device)
-                drawn.index_copy_(0, rows, _draw(scores.index_select(0, rows), [draws[row] for row in random]))
-        return drawn.where(is_finite, _NOT_FINITE)
+        return _pick(scores, draws).where(is_finite, _NOT_FINITE)
 
 
 def _adjusted(logits: Tensor, draws: Sequence[Draw]) -> Tensor:
@@ -130,21 +127,54 @@ def _adjusted(logits: Tensor, draws: Sequence[Draw]) -> Tensor:
     return logits.index_copy(0, rows, adjusted(logits.index_select(0, rows), list(adjustments.values())))
 
 
-def _draw(scores: Tensor, draws: Sequence[Draw]) -> Tensor:
-    """scores [B, V] -> token ids int64 [B]."""
-    if scores.device.type != "cpu":
-        return _draw_by(SortedRanking, scores, draws)
-    size = max(1, _NUM_CACHED_SCORES // scores.shape[1])
+def _pick(scores: Tensor, draws: Sequence[Draw]) -> Tensor:
+    """scores [B, V] -> token ids int64 [B]. On a CPU some rows at a time."""
+    size = max(1, _NUM_CACHED_SCORES // scores.shape[1]) if scores.device.type == "cpu" else len(draws)
+    if len(draws) <= size:
+        return _pick_by_kind(scores, draws)
     parts = zip(scores.split(size), (draws[start : start + size] for start in range(0, len(draws), size)), strict=True)
-    return torch.cat([_draw_by(BinnedRanking, some, their_draws) for some, their_draws in parts])
+    return torch.cat([_pick_by_kind(some, their_draws) for some, their_draws in parts])
 
 
-def _draw_by(rank: Callable[[Tensor, Tensor], Ranking], scores: Tensor, draws: Sequence[Draw]) -> Tensor:
+def _pick_by_kind(scores: Tensor, draws: Sequence[Draw]) -> Tensor:
+    rows_of: dict[_Pick, list[int]] = {}
+    for row, draw in enumerate(draws):
+        rows_of.setdefault(_kind(draw, scores.shape[1]), []).append(row)
+    if len(rows_of) == 1:
+        (pick,) = rows_of
+        return pick(scores, draws)
+    token_ids = torch.empty(len(draws), dtype=torch.int64, device=scores.device)
+    for pick, rows in rows_of.items():
+        places = upload(rows, torch.int64, scores.device)
+        token_ids.index_copy_(0, places, pick(scores.index_select(0, places), [draws[row] for row in rows]))
+    return token_ids
+
+
+def _kind(draw: Draw, vocab_size: int) -> _Pick:
+    params = draw.params
+    if params.is_greedy:
+        return _most_likely
+    cuts = params.top_p < 1 or params.min_p > 0 or (params.top_k or vocab_size) < vocab_size
+    return _draw_of_some if cuts else _draw_of_all
+
+
+def _most_likely(scores: Tensor, draws: Sequence[Draw]) -> Tensor:
+    return scores.argmax(dim=1)
+
+
+def _draw_of_all(scores: Tensor, draws: Sequence[Draw]) -> Tensor:
+    numbers = [(draw.params.temperature, uniform(draw.seed, draw.position)) for draw in draws]
+    temperature, uniforms = upload(numbers, torch.float64, scores.device).split(1, dim=1)
+    return draw_unfiltered(scores, temperature, uniforms)
+
+
+def _draw_of_some(scores: Tensor, draws: Sequence[Draw]) -> Tensor:
     """By temperature, then min-p, top-k and top-p, then the inverse of what is left."""
     vocab_size = scores.shape[1]
     settings = upload([_numbers(draw, vocab_size) for draw in draws], torch.float64, scores.device)
     temperature, top_k, top_p, min_p, uniforms = settings.unbind(dim=1)
-    ranking = rank(scores, temperature[:, None])
+    sorts = scores.device.type != "cpu" or len(draws) <= _MAX_NUM_SORTED_ROWS
+    ranking: Ranking = (SortedRanking if sorts else BinnedRanking)(scores, temperature[:, None])
     kept = ranking.total
     cut = [row for row, draw in enumerate(draws) if (draw.params.top_k or vocab_size) < vocab_size or draw.params.min_p]
     if cut:

@@ -17,12 +17,15 @@ MAX_BIAS = 100.0
 MAX_PENALTY = 2.0
 MAX_REPETITION_PENALTY = 100.0
 MAX_NUM_TOP_LOGPROBS = 20
+# What is told about one answer, or kept about one prompt: its tokens and their alternatives together.
+MAX_NUM_LOGPROBS = 2**17
 
 
 @dataclass(frozen=True, slots=True)
 class SamplingParams:
     """Raises InvalidRequest, whose `param` names the field, when a value is out of its range.
 
+    max_tokens: 0 reads the prompt and answers nothing.
     repetition_penalty: divides the positive logits, and multiplies the others, of the tokens that this call has fed or
         sampled (Keskar et al. 2019, CTRL). What lies in the memory has no ids, so it is not among them.
     presence_penalty, frequency_penalty: taken off the logit of every token of the answer so far, once, and as often as
@@ -59,7 +62,7 @@ class SamplingParams:
     prompt_logprobs: int | None = None
 
     def __post_init__(self) -> None:
-        _require(self.max_tokens >= 1, "max_tokens", "must be at least 1")
+        _require(self.max_tokens >= 0, "max_tokens", "must be 0 or more")
         _require(math.isfinite(self.temperature) and self.temperature >= 0, "temperature", "must be 0 or more")
         _require(0 < self.top_p <= 1, "top_p", "must be above 0 and at most 1")
         _require(self.top_k is None or self.top_k >= 1, "top_k", "must be at least 1")
@@ -79,6 +82,8 @@ class SamplingParams:
             number = getattr(self, param)
             is_possible = number is None or 0 <= number <= MAX_NUM_TOP_LOGPROBS
             _require(is_possible, param, f"must be between 0 and {MAX_NUM_TOP_LOGPROBS}")
+        num_told = 0 if self.logprobs is None else self.max_tokens * (1 + self.logprobs)
+        _require(num_told <= MAX_NUM_LOGPROBS, "logprobs", f"times max_tokens must be at most {MAX_NUM_LOGPROBS}")
         are_few = len(self.stop_token_ids) <= MAX_NUM_STOP_TOKENS
         _require(are_few, "stop_token_ids", f"must be at most {MAX_NUM_STOP_TOKENS} tokens")
         _require(len(self.stop) <= MAX_NUM_STOPS, "stop", f"must be at most {MAX_NUM_STOPS} strings")

@@ -21,14 +21,6 @@ from engine.stores.base import SessionKey
 
 
 @dataclass(frozen=True, slots=True)
-class Learned:
-    """num_tokens: fed by this call; none when it was a repeat."""
-
-    session: CommittedSession
-    num_tokens: int
-
-
-@dataclass(frozen=True, slots=True)
 class LearnRequest:
     """begins: the session must be new, and this is how it begins; None is for one that must be there."""
 
@@ -37,6 +29,14 @@ class LearnRequest:
     begins: NewSession | None = None
     if_match: int | None = None
     identity: RequestIdentity = field(default_factory=RequestIdentity)
+
+
+@dataclass(frozen=True, slots=True)
+class Learned:
+    """num_tokens: that were read for it; none for a repeat."""
+
+    session: CommittedSession
+    num_tokens: int
 
 
 async def learn_messages(

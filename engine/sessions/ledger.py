@@ -41,11 +41,13 @@ class Reading:
     """What a turn feeds, in the order of the request, and what its commit adds to the session.
 
     messages: to be fed.   entries: their ledger digests.   system_digest: of the last system text that was fed, if any.
+    prompts: the ids of raw texts that are fed in the place of messages.
     """
 
     messages: tuple[Message, ...]
     entries: tuple[bytes, ...]
     system_digest: bytes | None
+    prompts: tuple[tuple[int, ...], ...] = ()
 
 
 def message_digest(message: Message) -> bytes:

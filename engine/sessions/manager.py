@@ -30,7 +30,7 @@ from engine.sessions.learning import Learned, LearnRequest, learn_messages
 from engine.sessions.leases import Leases
 from engine.sessions.ledger import Reading, read_messages
 from engine.sessions.observer import SessionObserver
-from engine.sessions.prompts import chat_token_ids, raw_token_ids
+from engine.sessions.prompts import chat_token_ids, opened_token_ids, raw_token_ids
 from engine.sessions.replay import Replay, ReplayProgress, ReplayRequest, ReplayResult
 from engine.sessions.shielding import finish_even_if_cancelled
 from engine.sessions.state_budget import StateBudget
@@ -100,9 +100,9 @@ class SessionManager:
         with self._open():
             yield self._versions
 
-    def transfer(self) -> AbstractAsyncContextManager[None]:
+    def transfer(self, tenant: str) -> AbstractAsyncContextManager[None]:
         """See Versions.transfer."""
-        return self._versions.transfer()
+        return self._versions.transfer(tenant)
 
     async def rewind(
         self, key: SessionKey, version: int | str, if_match: int | None, identity: RequestIdentity
@@ -133,7 +133,7 @@ class SessionManager:
 
         Raises SessionNotFound and QueueFull.
         """
-        async with self.budget.hold(1, is_transfer=True):
+        async with self.budget.hold(1, transfer_of=key.tenant):
             loaded = await self._committed.find(key)
             if loaded is None:
                 raise SessionNotFound("there is no session with this id")
@@ -152,7 +152,7 @@ class SessionManager:
     async def undo(self, key: SessionKey, version: int, *, may_delete: bool) -> None:
         """See undo_turn. Raises SessionBusy, QueueFull and Draining too."""
         with self._open():
-            async with self._leases.hold(key), self._versions.transfer():
+            async with self._leases.hold(key), self._versions.transfer(key.tenant):
                 await undo_turn(self._storage, self._committed, key, version, may_delete=may_delete)
 
     def turn(self, request: TurnRequest) -> AbstractAsyncContextManager[Turn | StoredTurn]:
@@ -169,7 +169,7 @@ class SessionManager:
     async def learn(self, request: LearnRequest) -> Learned:
         """See learn_messages. Raises SessionBusy, QueueFull and Draining too."""
         with self._open():
-            async with self._leases.hold(request.session), self._hold_for_feeding():
+            async with self._leases.hold(request.session), self._hold_for_feeding(request.session.tenant):
                 return await learn_messages(request, self._committed, self._engine, self._tokenizer, self._chat_format)
 
     @asynccontextmanager
@@ -178,7 +178,7 @@ class SessionManager:
     ) -> AsyncIterator[AsyncGenerator[IngestProgress | IngestResult, None]]:
         """A document that is ready to be read: iterate to read it."""
         with self._open():
-            async with self._leases.hold(request.session), self._hold_for_feeding():
+            async with self._leases.hold(request.session), self._hold_for_feeding(request.session.tenant):
                 ingest = Ingest(
                     request,
                     self._committed,
@@ -195,7 +195,7 @@ class SessionManager:
     ) -> AsyncIterator[AsyncGenerator[ReplayProgress | ReplayResult, None]]:
         """A session that is ready to be made anew from its token log: iterate to do it."""
         with self._open():
-            async with self._leases.hold(request.session), self._hold_for_feeding():
+            async with self._leases.hold(request.session), self._hold_for_feeding(request.session.tenant):
                 replay = Replay(
                     request,
                     self._storage,
@@ -261,9 +261,9 @@ class SessionManager:
             num_states += 2
         return num_states + (request.num_prompts if request.num_choices > 1 else 0)
 
-    def _hold_for_feeding(self) -> AbstractAsyncContextManager[None]:
+    def _hold_for_feeding(self, tenant: str) -> AbstractAsyncContextManager[None]:
         """What a document or a replay goes on from, and what that leaves."""
-        return self.budget.hold(1 + self._storage.num_committed_states, is_transfer=True)
+        return self.budget.hold(1 + self._storage.num_committed_states, transfer_of=tenant)
 
     async def _prepare(self, request: TurnRequest, base: LoadedSession | None) -> Turn:
         version = 0 if base is None else base.head.version
@@ -314,9 +314,10 @@ class SessionManager:
         tokenizer, chat_format, is_first = self._tokenizer, self._chat_format, record is None
         ledger, system_digest = (record.ledger, record.system_digest) if record else ((), None)
         if request.prompts:
+            raw = tuple(raw_token_ids(tokenizer, prompt) for prompt in request.prompts)
+            prompts = [opened_token_ids(tokenizer, chat_format, each, is_first=is_first) for each in raw]
             # No entries of the ledger, as documents are none.
-            prompts = [raw_token_ids(tokenizer, chat_format, each, is_first=is_first) for each in request.prompts]
-            return Reading((), (), system_digest), prompts
+            return Reading((), (), system_digest, raw), prompts
         reading = read_messages(request.messages, ledger, system_digest, request.history)
         return reading, [chat_token_ids(tokenizer, chat_format, reading.messages, is_first=is_first)]
 

@@ -14,6 +14,8 @@ from engine.errors import IdempotencyMismatch, StateCorrupt
 from engine.snapshots.tokens_digest import INITIAL_DIGEST
 
 MAX_TURNS = 8
+# Of their answers together, but the last is always kept: one with log-probabilities may have megabytes.
+MAX_NUM_BYTES = 2**20
 MAX_DOCUMENTS = 64
 
 
@@ -63,7 +65,15 @@ class StoredTurns:
     tokens_digest: str = INITIAL_DIGEST.hex()
 
     def with_turn(self, turn: StoredTurn) -> Self:
-        return replace(self, turns=(*self.turns, turn)[-MAX_TURNS:])
+        """The oldest make room for it."""
+        kept = [turn]
+        num_bytes = _num_bytes(turn)
+        for earlier in reversed(self.turns[1 - MAX_TURNS :]):
+            num_bytes += _num_bytes(earlier)
+            if num_bytes > MAX_NUM_BYTES:
+                break
+            kept.insert(0, earlier)
+        return replace(self, turns=tuple(kept))
 
     def with_document(self, document: StoredDocument) -> Self:
         return replace(self, documents=(*self.documents, document)[-MAX_DOCUMENTS:])
@@ -122,6 +132,10 @@ class StoredTurns:
         except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise StateCorrupt("the stored answers of the session cannot be read") from error
         return cls(turns, documents, tokens_digest)
+
+
+def _num_bytes(turn: StoredTurn) -> int:
+    return len(json.dumps(turn.response, separators=(",", ":")))
 
 
 def stored_change(version: int, identity: RequestIdentity, response: Mapping[str, Any]) -> StoredTurn:

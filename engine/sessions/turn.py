@@ -91,13 +91,22 @@ class CommittedSession:
 
 
 @dataclass(frozen=True, slots=True)
+class ReadPrompt:
+    """A raw text as it was read. logprobs: of its tokens but the first."""
+
+    token_ids: tuple[int, ...]
+    logprobs: tuple[TokenLogprob, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Answer:
     """One choice, as it ended. logprobs: of its tokens, when the request asks for them; those that a stop string hid
-    are not among them."""
+    are not among them.   prompt: what it answers, when that was a raw text and its tokens are asked about."""
 
     text: str
     finish_reason: FinishReason
     logprobs: tuple[TokenLogprob, ...] = ()
+    prompt: ReadPrompt | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,7 +145,7 @@ class Turn:
         committed: CommittedSessions,
         since: Since | None = None,
     ) -> None:
-        """sequences: one a prompt.   base: what the turn starts from, under the head that it will replace, unless
+        """sequences: one a prompt.   base: what the turn starts from, under the head that it will replace unless
         `since` says otherwise."""
         self._request = request
         self._reading = reading
@@ -173,13 +182,18 @@ class Turn:
         for index, text in enumerate(self._texts):
             reason = self._outputs[index].finish_reason
             assert reason is not None
-            answers.append(Answer(text, reason, tuple(self._logprobs[index])))
+            answers.append(Answer(text, reason, tuple(self._logprobs[index]), self.prompt(index)))
         return tuple(answers)
 
-    @property
-    def prompt_logprobs(self) -> tuple[TokenLogprob | None, ...] | None:
-        """As `SequenceOutput` has them, once anything was said."""
-        return self._outputs[0].prompt_logprobs
+    def prompt(self, index: int) -> ReadPrompt | None:
+        """What that answer is to, once `outputs` has told anything of it; None when its tokens are not asked about."""
+        told = self._outputs[index].prompt_logprobs
+        if told is None or not self._reading.prompts:
+            return None
+        token_ids = self._reading.prompts[index // self._request.num_choices]
+        # What is put before a text is no part of it.
+        own = told[len(told) - len(token_ids) + 1 :]
+        return ReadPrompt(token_ids, tuple(each for each in own if each is not None))
 
     @property
     def num_new_tokens(self) -> int:

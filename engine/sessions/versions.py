@@ -65,12 +65,12 @@ class Versions:
         self._budget = budget
         self._max_state_norm = max_state_norm
 
-    def transfer(self) -> AbstractAsyncContextManager[None]:
+    def transfer(self, tenant: str) -> AbstractAsyncContextManager[None]:
         """Room for a snapshot on its way in or out, coded or not, and for the state that it is of.
 
         Held by those who `export` or `import_snapshot`, as long as they have the bytes. Raises QueueFull.
         """
-        return self._budget.hold(2, is_transfer=True)
+        return self._budget.hold(2, transfer_of=tenant)
 
     async def create(
         self, key: SessionKey, metadata: Mapping[str, str], ttl_seconds: int | None, identity: RequestIdentity
@@ -97,7 +97,7 @@ class Versions:
         # The source need not have that version any more when the request comes again.
         if (begun := await self._begun(key, identity)) is not None:
             return begun
-        async with self.transfer():
+        async with self.transfer(key.tenant):
             _, loaded, log = await self.load_source(source, version)
             if loaded.record is not None:
                 await self._storage.check_room(key, None)
@@ -203,7 +203,7 @@ class Versions:
         generation = _kept(head, version)
         if if_match is not None and if_match != head.version:
             raise VersionConflict(f"the session is at version {head.version}", current=head.version)
-        async with self.transfer():
+        async with self.transfer(key.tenant):
             loaded = await self._committed.load_version(key, generation.version)
             if loaded.head.generation != head.generation:
                 raise CommitConflict("another writer committed this session first")

@@ -3,12 +3,13 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from engine.sessions import Answer
 from server.frames.choices import ChoicesFrame
+from server.frames.logprobs import Telling, TextLogprobs, TokenNames
 
 
 class CompletionFrame(ChoicesFrame):
-    """`echoes`: what each choice's text begins with before its answer, when that is asked for."""
+    """echoes: what each choice's text begins with before its answer, when that is asked for.   names: when
+    log-probabilities are."""
 
     id_prefix = "cmpl"
     whole_kind = "text_completion"
@@ -19,25 +20,28 @@ class CompletionFrame(ChoicesFrame):
         model: str,
         *,
         includes_usage: bool,
-        answer_id: str | None = None,
-        created: int | None = None,
-        echoes: Sequence[str] = (),
+        has_running_usage: bool,
+        echoes: Sequence[str],
+        names: TokenNames | None,
     ) -> None:
-        super().__init__(model, includes_usage=includes_usage, answer_id=answer_id, created=created)
+        super().__init__(model, includes_usage=includes_usage, has_running_usage=has_running_usage)
         self._echoes = echoes
+        self._names = names
 
-    def _whole(self, index: int, answer: Answer) -> dict[str, Any]:
-        return {"text": self._echo(index) + answer.text, "logprobs": None}
+    def _whole(self, text: str, logprobs: dict[str, Any] | None) -> dict[str, Any]:
+        return {"text": text, "logprobs": logprobs}
 
-    def _said(self, index: int, text: str, *, is_first: bool) -> dict[str, Any]:
-        return {"text": self._echo(index) + text if is_first else text, "logprobs": None}
+    def _part(self, text: str, logprobs: dict[str, Any] | None, *, is_first: bool) -> dict[str, Any]:
+        return {"text": text, "logprobs": logprobs}
 
-    def _silent(self, index: int, *, is_first: bool) -> dict[str, Any]:
-        return {"text": self._echo(index) if is_first else "", "logprobs": None}
+    def _end(self, *, is_first: bool) -> dict[str, Any]:
+        return {"text": "", "logprobs": None}
 
-    def _text_of(self, choice: Mapping[str, Any]) -> str:
-        text: str = choice["text"]
-        return text
+    def _stored(self, choice: Mapping[str, Any]) -> tuple[str, dict[str, Any] | None]:
+        return choice["text"], choice["logprobs"]
 
-    def _echo(self, index: int) -> str:
+    def _telling(self, index: int) -> Telling | None:
+        return None if self._names is None else TextLogprobs(self._names, len(self._before(index)))
+
+    def _before(self, index: int) -> str:
         return self._echoes[index] if self._echoes else ""

@@ -5,13 +5,36 @@ A third kind is a route that makes a `TurnRequest` and a frame of its own; what 
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
-from engine.sessions import Answer, CommittedSession, Usage
+from engine.sampling.logprobs import TokenLogprob
+from engine.sessions import Answer, CommittedSession, ReadPrompt, Usage
+
+
+class Said(NamedTuple):
+    """More text of one choice. One is made for every token, and a tuple is made in a third of a dataclass' time.
+
+    logprobs: of the tokens that this makes whole, when they are asked for.
+    prompt: what it answers, once for a choice, when the prompt's are.
+    usage: of all choices up to here, for frames that tell it."""
+
+    choice: int
+    text: str
+    logprobs: tuple[TokenLogprob, ...] = ()
+    prompt: ReadPrompt | None = None
+    usage: Usage | None = None
+
+
+# To tell of one token is about as much work as so many bytes of a body.
+TELLING_NUM_BYTES = 400
 
 
 class Frame(Protocol):
     """One answer's."""
+
+    @property
+    def has_running_usage(self) -> bool:
+        """Whether every event says what has been used so far."""
 
     def opened(self, session_id: str | None, version: int) -> None:
         """Before anything else: the session that the turn writes to, if any, and the version that it will make."""
@@ -19,7 +42,7 @@ class Frame(Protocol):
     def body(self, answers: Sequence[Answer], usage: Usage, session: CommittedSession | None) -> dict[str, Any]:
         """The whole answer as it is sent, and stored with the turn."""
 
-    def said(self, choice: int, text: str) -> bytes:
+    def said(self, said: Said) -> bytes:
         """The event, or events, of more text of a choice; what has to be said before its first included."""
 
     def ended(self, body: Mapping[str, Any]) -> Iterator[bytes]:

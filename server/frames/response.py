@@ -4,18 +4,23 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from engine.sampling.logprobs import TokenLogprob
 from engine.sequence import FinishReason
 from engine.sessions import Answer, CommittedSession, Usage
+from server.frames.frame import Said
+from server.frames.logprobs import ContentLogprobs, TokenNames
 from server.frames.response_events import ResponseEvents, replayed_events
-from server.items import message_item
+from server.items import message_item, output_text
 from server.response_ids import ResponseId, new_mark, unkept_id
 from server.session_answer import session_object
 
 
 class ResponseFrame:
-    """A `Frame`. told: what the response says of its request."""
+    """A `Frame`. told: what the response says of its request.   names: when log-probabilities are asked for."""
 
-    def __init__(self, model: str, told: Mapping[str, Any]) -> None:
+    has_running_usage = False
+
+    def __init__(self, model: str, told: Mapping[str, Any], names: TokenNames | None) -> None:
         self._mark = new_mark()
         self._begun = {
             "id": unkept_id(self._mark),
@@ -30,7 +35,10 @@ class ResponseFrame:
             "usage": None,
             **told,
         }
+        self._names = names
         self._events: ResponseEvents | None = None
+        # Of the events: their tokens come one by one.
+        self._telling = ContentLogprobs(names) if names else None
 
     def opened(self, session_id: str | None, version: int) -> None:
         if session_id is not None:
@@ -40,21 +48,24 @@ class ResponseFrame:
         (answer,) = answers
         is_whole = answer.finish_reason is FinishReason.STOP
         status = "completed" if is_whole else "incomplete"
+        logprobs = _logprobs(ContentLogprobs(self._names) if self._names else None, answer.logprobs)
         body = {
             **self._begun,
             "completed_at": int(time.time()) if is_whole else None,
             "incomplete_details": None if is_whole else {"reason": "max_output_tokens"},
-            "output": [message_item(self._item_id, "assistant", answer.text, status)],
+            "output": [message_item(self._item_id, "assistant", status, [output_text(answer.text, logprobs)])],
             "status": status,
             "usage": _usage_object(usage),
         }
         return body if session is None else {**body, "session": session_object(session)}
 
-    def said(self, choice: int, text: str) -> bytes:
+    def said(self, said: Said) -> bytes:
+        logprobs = _logprobs(self._telling, said.logprobs)
         if self._events is not None:
-            return self._events.said(text)
+            return self._events.said(said.text, logprobs)
         self._events = ResponseEvents(self._begun, self._item_id)
-        return b"".join(self._events.begun()) + self._events.said(text)
+        opening = (*self._events.begun(), *self._events.opened())
+        return b"".join((*opening, self._events.said(said.text, logprobs)))
 
     def ended(self, body: Mapping[str, Any]) -> Iterator[bytes]:
         if self._events is None:
@@ -66,12 +77,25 @@ class ResponseFrame:
         return replayed_events(body)
 
     def failed(self, error: Exception) -> bytes:
-        assert self._events is not None, "until something is said, an error has a status of its own"
-        return b"".join(self._events.failed(error))
+        if self._events is not None:
+            return b"".join(self._events.failed(error))
+        # Only a sign of life was sent.
+        events = ResponseEvents(self._begun, self._item_id)
+        return b"".join((*events.begun(), *events.failed(error)))
 
     @property
     def _item_id(self) -> str:
         return f"msg_{self._mark}"
+
+
+def _logprobs(telling: ContentLogprobs | None, logprobs: Sequence[TokenLogprob]) -> list[dict[str, Any]]:
+    """As a chat tells them, but that a token which is no text has no bytes."""
+    if telling is None:
+        return []
+    content = telling.told(logprobs, None)["content"]
+    for entry in (each for token in content for each in (token, *token["top_logprobs"])):
+        entry["bytes"] = entry["bytes"] or []
+    return list(content)
 
 
 def _usage_object(usage: Usage) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 Every event has a number of its own, counted from 0, so that a reader can say where it was.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from server.errors import error_body
@@ -14,7 +14,7 @@ _PLACE = {"output_index": 0, "content_index": 0}
 
 
 class ResponseEvents:
-    """Call `begun` first, then `said` and at last `ended` or `failed`.
+    """Call `begun` first, then `opened`, `said` and at last `ended`; or after any of them `failed`.
 
     begun: the response as it is while nothing has been said.
     """
@@ -23,20 +23,23 @@ class ResponseEvents:
         self._begun = begun
         self._item_id = item_id
         self._num_events = 0
-        # A delta's number and text come last, so that the rest is encoded once.
-        delta = {"type": "response.output_text.delta", "item_id": item_id, **_PLACE, "logprobs": []}
+        # What changes from delta to delta comes last, so that the rest is encoded once.
+        delta = {"type": "response.output_text.delta", "item_id": item_id, **_PLACE}
         self._delta = f"event: response.output_text.delta\ndata: {encode_json(delta)[:-1]}"
 
     def begun(self) -> Iterator[bytes]:
         yield self._event("response.created", response=self._begun)
         yield self._event("response.in_progress", response=self._begun)
-        item = {**message_item(self._item_id, "assistant", "", "in_progress"), "content": []}
+
+    def opened(self) -> Iterator[bytes]:
+        """The message and its text, of which nothing has been said."""
+        item = message_item(self._item_id, "assistant", "in_progress", [])
         yield self._event("response.output_item.added", output_index=0, item=item)
         yield self._event("response.content_part.added", item_id=self._item_id, **_PLACE, part=output_text(""))
 
-    def said(self, text: str) -> bytes:
-        number = self._next_number()
-        return f'{self._delta},"sequence_number":{number},"delta":{encode_json(text)}}}\n\n'.encode()
+    def said(self, text: str, logprobs: Sequence[Mapping[str, Any]]) -> bytes:
+        number, told = self._next_number(), encode_json(logprobs) if logprobs else "[]"
+        return f'{self._delta},"sequence_number":{number},"logprobs":{told},"delta":{encode_json(text)}}}\n\n'.encode()
 
     def ended(self, body: Mapping[str, Any]) -> Iterator[bytes]:
         """body: the response as it is kept."""
@@ -80,6 +83,8 @@ def replayed_events(body: Mapping[str, Any]) -> Iterator[bytes]:
     begun.pop("session", None)
     events = ResponseEvents(begun, item["id"])
     yield from events.begun()
-    if text := item["content"][0]["text"]:
-        yield events.said(text)
+    yield from events.opened()
+    (part,) = item["content"]
+    if part["text"]:
+        yield events.said(part["text"], part["logprobs"])
     yield from events.ended(body)

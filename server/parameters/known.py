@@ -27,11 +27,6 @@ def _no_reasoning(value: Any) -> bool:
     return isinstance(value, dict) and all(wish in (None, "none") for wish in value.values())
 
 
-def _things_that_never_are(value: Any) -> bool:
-    """More about the reasoning, tool calls and images of an answer that has none."""
-    return isinstance(value, list) and "message.output_text.logprobs" not in value
-
-
 _OFF = _one_of(False)
 _EMPTY = _one_of([], {}, "")
 _ANY_SWITCH = _one_of(False, True)
@@ -50,14 +45,12 @@ KNOWN: Mapping[str, Neutral] = {
     "context_management": _EMPTY,
     "conversation": _NEVER,
     "echo": _OFF,
-    "frequency_penalty": _number(0),
     "function_call": _one_of("none", "auto"),
     "functions": _EMPTY,
     "image": _EMPTY,
-    "include": _things_that_never_are,
+    "include": _EMPTY,
     "input": _NEVER,
     "instructions": _NEVER,
-    "logit_bias": _EMPTY,
     "logprobs": _OFF,
     "max_completion_tokens": _NEVER,
     "max_output_tokens": _NEVER,
@@ -71,7 +64,6 @@ KNOWN: Mapping[str, Neutral] = {
     # Whether tools run in parallel says nothing when there are none.
     "parallel_tool_calls": _ANY_SWITCH,
     "prediction": _NEVER,
-    "presence_penalty": _number(0),
     "previous_response_id": _NEVER,
     "prompt": _NEVER,
     "reasoning": _no_reasoning,
@@ -104,21 +96,18 @@ KNOWN: Mapping[str, Neutral] = {
     "kv_transfer_params": _NEVER,
     "length_penalty": _number(1),
     "logits_processors": _EMPTY,
-    "min_p": _number(0),
     "mm_processor_kwargs": _EMPTY,
     "priority": _number(0),
     "prompt_logprobs": _OFF,
-    "repetition_penalty": _number(1),
     "return_token_ids": _OFF,
     "return_tokens_as_token_ids": _OFF,
     "skip_special_tokens": _one_of(True),
     "spaces_between_special_tokens": _one_of(True),
-    "stop_token_ids": _EMPTY,
     "structured_outputs": _NEVER,
     "truncate_prompt_tokens": _NEVER,
     "use_beam_search": _OFF,
 }
-KNOWN_IN_STREAM_OPTIONS: Mapping[str, Neutral] = {"include_obfuscation": _OFF, "continuous_usage_stats": _OFF}
+KNOWN_IN_STREAM_OPTIONS: Mapping[str, Neutral] = {"include_obfuscation": _OFF}
 KNOWN_IN_MESSAGES: Mapping[str, Neutral] = {
     "audio": _NEVER,
     "function_call": _NEVER,

@@ -21,6 +21,12 @@ class Parameters:
 
     served: frozenset[str]
 
+    def standing_of(self, name: str) -> str:
+        """In one word, for those who ask before they send it."""
+        if name in self.served:
+            return "supported"
+        return "refused" if name in KNOWN else "ignored"
+
     def review(self, body: Mapping[str, Any]) -> list[str]:
         """The names to list as ignored. Raises UnsupportedParameter, and InvalidRequest for what looks misspelt."""
         others = {name: value for name, value in body.items() if name not in self.served}

@@ -26,7 +26,7 @@ Ttl = Annotated[int | None, Query(ge=1, le=2**31), PlainInteger]
 router = APIRouter(prefix="/v1/sessions", dependencies=[Depends(closed_query)])
 
 
-@router.post("", openapi_extra=request_body(CreateSessionRequest))
+@router.post("", openapi_extra=request_body(CreateSessionRequest, is_required=False))
 async def create_session(request: Request) -> Response:
     """A session that has read nothing, or with `from` one that begins where another one's version stands."""
     config = runtime_of(request).config
@@ -47,7 +47,7 @@ async def create_session(request: Request) -> Response:
     return _begun(key, head)
 
 
-@router.post("/{session_id}/fork", openapi_extra=request_body(ForkRequest))
+@router.post("/{session_id}/fork", openapi_extra=request_body(ForkRequest, is_required=False))
 async def fork_session(request: Request) -> Response:
     """A new session that has learned what this one had at a version, and shares nothing with it."""
     config = runtime_of(request).config
@@ -63,7 +63,7 @@ async def import_session(
     runtime = runtime_of(request)
     serving = runtime.serving()
     key = new_session_key(request, session_id)
-    async with serving.sessions.transfer():
+    async with serving.sessions.transfer(key.tenant):
         # Memory that nothing is written to is not taken: a client that only declares much costs nothing.
         buffer = aligned_buffer(max_snapshot_num_bytes(serving.checkpoint.model.config))
         snapshot = await read_octets(request, buffer, runtime.config.body_timeout_seconds)

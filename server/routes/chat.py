@@ -10,6 +10,7 @@ from starlette.responses import Response
 from engine.sessions import History
 from server.asking import Asked, read_asked, require_no_session, turn_request
 from server.frames.chat import ChatFrame
+from server.frames.logprobs import TokenNames
 from server.parameters import CHAT, review_messages
 from server.replying import reply
 from server.runtime import Serving
@@ -37,5 +38,11 @@ def _understand(request: Request, serving: Serving, body: dict[str, Any]) -> Ask
     if turn.session is None:
         require_no_session("history", turn.history is History.MATCH)
         require_no_session("on_divergence", turn.may_rewind)
-    frame = ChatFrame(serving.checkpoint.name, includes_usage=chat.includes_usage)
+    names = TokenNames(serving.checkpoint.tokenizer) if chat.logprobs else None
+    frame = ChatFrame(
+        serving.checkpoint.name,
+        includes_usage=chat.includes_usage,
+        has_running_usage=chat.has_running_usage,
+        names=names,
+    )
     return Asked(turn, frame, bool(chat.stream), ignored)

@@ -12,6 +12,7 @@ from engine.errors import InvalidRequest
 from engine.sessions import Prompt
 from server.asking import Asked, read_asked, turn_request
 from server.frames.completion import CompletionFrame
+from server.frames.logprobs import TokenNames
 from server.parameters import COMPLETION
 from server.replying import reply
 from server.runtime import Serving
@@ -38,7 +39,15 @@ def _understand(request: Request, serving: Serving, body: dict[str, Any]) -> Ask
     if asked.echo:
         texts = [_text(tokenizer, prompt) for prompt in asked.prompt]
         echoes = [text for text in texts for _ in range(turn.num_choices)]
-    frame = CompletionFrame(serving.checkpoint.name, includes_usage=asked.includes_usage, echoes=echoes)
+    names = None if asked.logprobs is None else TokenNames(tokenizer)
+    model = serving.checkpoint.name
+    frame = CompletionFrame(
+        model,
+        includes_usage=asked.includes_usage,
+        has_running_usage=asked.has_running_usage,
+        echoes=echoes,
+        names=names,
+    )
     return Asked(turn, frame, bool(asked.stream), ignored)
 
 

@@ -15,9 +15,9 @@ from engine.stores.base import Head, SessionKey
 from server.bodies import read_json
 from server.dependencies import if_match, new_session_key, path_session, request_identity, runtime_of
 from server.errors import UnsupportedOperation
-from server.items import learned_item_id, message_item
+from server.items import learned_item, learned_item_id
+from server.middleware import RequestContext
 from server.parameters import review_items
-from server.paying import learn_paid
 from server.runtime import Runtime
 from server.schemas import (
     CreateConversationRequest,
@@ -33,7 +33,7 @@ SESSION_PREFIX = "conv_"
 router = APIRouter(prefix="/v1/conversations")
 
 
-@router.post("", openapi_extra=request_body(CreateConversationRequest))
+@router.post("", openapi_extra=request_body(CreateConversationRequest, is_required=False))
 async def create_conversation(request: Request) -> Response:
     """A session that has read nothing, or the items."""
     runtime = runtime_of(request)
@@ -46,7 +46,7 @@ async def create_conversation(request: Request) -> Response:
     if wanted.items:
         messages = tuple(item.to_message() for item in wanted.items)
         begins = NewSession(wanted.metadata or {})
-        await learn_paid(request, LearnRequest(key, messages, begins, identity=identity))
+        await _learn(request, LearnRequest(key, messages, begins, identity=identity))
     with sessions.versions() as versions:
         if wanted.items:
             head, _ = await versions.find(key, None)
@@ -57,6 +57,7 @@ async def create_conversation(request: Request) -> Response:
 
 @router.get("/{conversation_id}")
 async def get_conversation(request: Request) -> Response:
+    """What the conversation is called, and since when it is there."""
     key = path_session(request)
     with runtime_of(request).serving().sessions.versions() as versions:
         head, _ = await versions.find(key, None)
@@ -93,7 +94,7 @@ async def create_items(request: Request) -> Response:
     identity = request_identity(request, "learn", {"session_id": key.session_id, **wanted.model_dump()})
     messages = tuple(item.to_message() for item in wanted.items)
     learning = LearnRequest(key, messages, if_match=if_match(request), identity=identity)
-    session = await learn_paid(request, learning)
+    session = await _learn(request, learning)
     return JSONResponse(_learned(session, wanted), headers=session_headers(key, session.version))
 
 
@@ -124,6 +125,15 @@ def _untold() -> UnsupportedOperation:
     )
 
 
+async def _learn(request: Request, wanted: LearnRequest) -> CommittedSession:
+    """Raises RateLimited when the caller has no tokens left, beside what SessionManager.learn does."""
+    allowance = RequestContext.of(request).allowance
+    allowance.check_tokens()
+    learned = await runtime_of(request).serving().sessions.learn(wanted)
+    allowance.charge_tokens(learned.num_tokens)
+    return learned.session
+
+
 async def _read(request: Request, runtime: Runtime, *, may_be_absent: bool = False) -> dict[str, Any]:
     config = runtime.config
     return await read_json(request, config.max_body_bytes, config.body_timeout_seconds, may_be_absent=may_be_absent)
@@ -141,7 +151,7 @@ def _told(key: SessionKey, head: Head) -> Response:
 
 def _learned(session: CommittedSession, wanted: CreateItemsRequest) -> dict[str, Any]:
     items = [
-        message_item(learned_item_id(session, index), item.role, item.content)
+        learned_item(learned_item_id(session, index), item.role, item.content)
         for index, item in enumerate(wanted.items)
     ]
     return {

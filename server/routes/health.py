@@ -26,4 +26,5 @@ async def ready(request: Request) -> Response:
 
 @router.get("/metrics")
 async def metrics(request: Request) -> Response:
+    """What the server counts, in the text that Prometheus reads."""
     return Response(runtime_of(request).metrics.exposition(), headers={"Content-Type": EXPOSITION_TYPE})

@@ -32,7 +32,7 @@ from server.streaming import MEDIA_TYPE, latest
 from server.strict_head import PlainInteger, closed_query
 
 Limit = Annotated[int, Query(ge=1, le=1000), PlainInteger]
-Id = Annotated[str | None, Query(pattern=r"\A[A-Za-z0-9._:-]{1,128}\z")]
+Id = Annotated[str | None, Query(pattern="^[A-Za-z0-9._:-]{1,128}$")]
 Offset = Annotated[int, Query(ge=0, lt=2**63), PlainInteger]
 
 router = APIRouter(prefix="/v1/sessions", dependencies=[Depends(closed_query)])
@@ -78,6 +78,7 @@ async def get_memory(request: Request) -> Response:
 
 @router.delete("/{session_id}")
 async def delete_session(request: Request) -> Response:
+    """Forget what the session has learned, all its versions."""
     key = path_session(request)
     await runtime_of(request).serving().sessions.delete(key)
     return JSONResponse({"id": key.session_id, "object": "session.deleted", "deleted": True})

@@ -71,13 +71,13 @@ async def export_session(request: Request, version: Annotated[VersionName | None
     runtime = runtime_of(request)
     key = path_session(request)
     async with AsyncExitStack() as stack:
-        await stack.enter_async_context(runtime.serving().sessions.transfer())
+        await stack.enter_async_context(runtime.serving().sessions.transfer(key.tenant))
         with runtime.serving().sessions.versions() as versions:
             _, generation, parts = await versions.export(key, version)
         room = stack.pop_all()
     headers = session_headers(key, generation.version) | {"ETag": f'"{generation.digest}"'}
     file_name = f"session-{re.sub('[^A-Za-z0-9._-]', '_', key.session_id)}-v{generation.version}.atls"
-    return Download(parts, file_name, headers, room=room, stall_seconds=runtime.config.body_timeout_seconds)
+    return Download(parts, file_name, headers, room=room)
 
 
 def _listed(key: SessionKey, head: Head) -> Response:

@@ -1,6 +1,6 @@
 """What all bodies have in common: strict types, and fields of our own that several of them have."""
 
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints
 
@@ -18,6 +18,11 @@ def _version(text: str) -> int | str:
 
 VersionName = Annotated[str, StringConstraints(min_length=1, max_length=64), AfterValidator(_version)]
 Version = Annotated[int, Field(ge=0)] | VersionName
+
+
+def with_examples(*examples: dict[str, Any]) -> ConfigDict:
+    """For the OpenAPI document. A test sends each of them to a server, which must take it."""
+    return ConfigDict(json_schema_extra={"examples": list(examples)})
 
 
 class Body(BaseModel):

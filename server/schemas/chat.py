@@ -2,11 +2,12 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator
+from pydantic import BeforeValidator, Field
 
 from engine.errors import InvalidRequest
+from engine.sampling.sampling_params import MAX_NUM_TOP_LOGPROBS
 from engine.sessions import History, Message
-from server.schemas.base import Body
+from server.schemas.base import Body, with_examples
 from server.schemas.generation import ChoicesRequest
 
 
@@ -35,8 +36,29 @@ class ChatMessage(Body):
 class ChatRequest(ChoicesRequest):
     """POST /v1/chat/completions."""
 
+    model_config = with_examples(
+        {
+            "model": "atlas-demo",
+            "messages": [{"role": "user", "content": "Where is Mary?"}],
+            "session_id": "demo",
+            "temperature": 0,
+            "max_tokens": 16,
+        },
+        {
+            "messages": [
+                {"role": "system", "content": "Answer in one word."},
+                {"role": "user", "content": "Where is Mary?"},
+            ],
+            "stream": True,
+            "stream_options": {"include_usage": True},
+            "max_tokens": 16,
+        },
+    )
+
     messages: list[ChatMessage]
     max_completion_tokens: int | None = None
+    logprobs: bool | None = None
+    top_logprobs: Annotated[int, Field(ge=0, le=MAX_NUM_TOP_LOGPROBS)] | None = None
     history: Literal["auto", "new", "match"] | None = None
     on_divergence: Literal["error", "rewind"] | None = None
 
@@ -45,6 +67,12 @@ class ChatRequest(ChoicesRequest):
 
     def to_history(self) -> History:
         return History(self.history or History.AUTO)
+
+    @property
+    def num_top_logprobs(self) -> int | None:
+        if not self.logprobs and self.top_logprobs:
+            raise InvalidRequest("top_logprobs needs logprobs", param="top_logprobs")
+        return (self.top_logprobs or 0) if self.logprobs else None
 
     def _max_tokens(self) -> tuple[str, int | None]:
         if self.max_completion_tokens is None:

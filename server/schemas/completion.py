@@ -2,10 +2,12 @@
 
 from typing import Annotated, Any
 
-from pydantic import PlainValidator
+from pydantic import Field, PlainValidator
 
 from engine.errors import EmptyPrompt, InvalidRequest
+from engine.sampling.sampling_params import MAX_NUM_TOP_LOGPROBS
 from engine.sessions import Prompt
+from server.schemas.base import with_examples
 from server.schemas.generation import ChoicesRequest
 
 
@@ -47,9 +49,27 @@ Prompts = Annotated[
 class CompletionRequest(ChoicesRequest):
     """POST /v1/completions."""
 
+    model_config = with_examples(
+        {"model": "atlas-demo", "prompt": "Mary went to the", "max_tokens": 8},
+        {"prompt": ["One", "Two"], "max_tokens": 2},
+    )
+
     prompt: Prompts
     echo: bool | None = None
+    logprobs: Annotated[int, Field(ge=0, le=MAX_NUM_TOP_LOGPROBS)] | None = None
 
     @property
     def num_answers(self) -> int:
         return len(self.prompt) * self.num_choices
+
+    @property
+    def num_top_logprobs(self) -> int | None:
+        return self.logprobs
+
+    @property
+    def num_top_prompt_logprobs(self) -> int | None:
+        return self.logprobs if self.echo else None
+
+    @property
+    def may_answer_nothing(self) -> bool:
+        return bool(self.echo)

@@ -21,6 +21,7 @@ TokenName = Annotated[str, StringConstraints(pattern=r"^[0-9]{1,9}$")]
 
 class StreamOptions(Body):
     include_usage: bool | None = None
+    continuous_usage_stats: bool | None = None
 
 
 class GenerationRequest(Body):
@@ -56,6 +57,21 @@ class GenerationRequest(Body):
         """To all prompts."""
         return self.num_choices
 
+    @property
+    def may_answer_nothing(self) -> bool:
+        """Whether no tokens at all can be asked for."""
+        return False
+
+    @property
+    def num_top_logprobs(self) -> int | None:
+        """How many alternatives are told with the log-probability of each token; None tells nothing."""
+        return None
+
+    @property
+    def num_top_prompt_logprobs(self) -> int | None:
+        """The same for the prompt's tokens."""
+        return None
+
     def to_sampling(self, max_tokens_limit: int) -> SamplingParams:
         """Raises InvalidRequest naming the field."""
         return SamplingParams(
@@ -74,6 +90,8 @@ class GenerationRequest(Body):
             stop_token_ids=tuple(self.stop_token_ids or ()),
             ignore_eos=bool(self.ignore_eos),
             min_tokens=self.min_tokens or 0,
+            logprobs=self.num_top_logprobs,
+            prompt_logprobs=self.num_top_prompt_logprobs,
         )
 
     def digest_source(self) -> bytes:
@@ -84,8 +102,9 @@ class GenerationRequest(Body):
         param, value = self._max_tokens()
         if value is None:
             return min(DEFAULT_MAX_TOKENS, limit)
-        if not 1 <= value <= limit:
-            raise InvalidRequest(f"{param} is between 1 and {limit} here", param=param)
+        least = 0 if self.may_answer_nothing else 1
+        if not least <= value <= limit:
+            raise InvalidRequest(f"{param} is between {least} and {limit} here", param=param)
         return value
 
     def _max_tokens(self) -> tuple[str, int | None]:
@@ -103,6 +122,13 @@ class ChoicesRequest(GenerationRequest):
     @property
     def includes_usage(self) -> bool:
         return self.stream_options is not None and bool(self.stream_options.include_usage)
+
+    @property
+    def has_running_usage(self) -> bool:
+        """As vLLM's clients ask for it, which is nothing without `include_usage`."""
+        return (
+            self.includes_usage and self.stream_options is not None and bool(self.stream_options.continuous_usage_stats)
+        )
 
     @property
     def num_choices(self) -> int:

@@ -6,10 +6,24 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field
 
 from engine.errors import EmptyPrompt, InvalidRequest
+from engine.sampling.sampling_params import MAX_NUM_TOP_LOGPROBS
 from engine.sessions import History, Message
-from server.schemas.base import Body
+from server.schemas.base import Body, with_examples
 from server.schemas.generation import GenerationRequest
 from server.schemas.items import Item
+
+LOGPROBS = "message.output_text.logprobs"
+# All but the first say more of reasoning, tool calls and images, of which no answer here has any.
+Includable = Literal[
+    "message.output_text.logprobs",
+    "code_interpreter_call.outputs",
+    "computer_call_output.output.image_url",
+    "file_search_call.results",
+    "message.input_image.image_url",
+    "reasoning.encrypted_content",
+    "web_search_call.action.sources",
+    "web_search_call.results",
+]
 
 
 class ResponseStreamOptions(Body):
@@ -29,6 +43,11 @@ def _id_of(conversation: Any) -> Any:
 class ResponseRequest(GenerationRequest):
     """POST /v1/responses."""
 
+    model_config = with_examples(
+        {"model": "atlas-demo", "input": "Where is Mary?", "max_output_tokens": 16},
+        {"input": [{"role": "user", "content": "And John?"}], "stream": True, "max_output_tokens": 16},
+    )
+
     input: str | list[Item]
     instructions: str | None = None
     conversation: Annotated[
@@ -38,6 +57,8 @@ class ResponseRequest(GenerationRequest):
     store: bool | None = None
     stream_options: ResponseStreamOptions | None = None
     max_output_tokens: Annotated[int, Field(ge=1)] | None = None
+    include: list[Includable] | None = None
+    top_logprobs: Annotated[int, Field(ge=0, le=MAX_NUM_TOP_LOGPROBS)] | None = None
     history: Literal["auto", "new", "match"] | None = None
     on_divergence: Literal["error", "rewind"] | None = None
 
@@ -59,6 +80,13 @@ class ResponseRequest(GenerationRequest):
         is_new = self.conversation is not None or self.previous_response_id is not None
         return History(self.history or (History.NEW if is_new else History.AUTO))
 
+    @property
+    def num_top_logprobs(self) -> int | None:
+        is_asked = LOGPROBS in (self.include or ())
+        if self.top_logprobs and not is_asked:
+            raise InvalidRequest(f"top_logprobs needs include: {LOGPROBS}", param="top_logprobs")
+        return (self.top_logprobs or 0) if is_asked else None
+
     def told(self, *, is_kept: bool) -> Mapping[str, Any]:
         """What the response says of its request: what was asked for, and how it is where nothing can be asked."""
         return {
@@ -75,7 +103,7 @@ class ResponseRequest(GenerationRequest):
             "text": {"format": {"type": "text"}},
             "tool_choice": "none",
             "tools": [],
-            "top_logprobs": 0,
+            "top_logprobs": self.top_logprobs or 0,
             "top_p": 1.0 if self.top_p is None else self.top_p,
             "truncation": "disabled",
             "user": self.user,

@@ -4,7 +4,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from server.schemas.base import ClosedBody, Metadata, Version
+from server.schemas.base import ClosedBody, Metadata, Version, with_examples
 
 
 class ForkSource(ClosedBody):
@@ -17,6 +17,10 @@ class ForkSource(ClosedBody):
 class CreateSessionRequest(ClosedBody):
     """POST /v1/sessions. Metadata and time to live are the source's when it is a fork that says nothing about them."""
 
+    model_config = with_examples(
+        {"id": "emma", "metadata": {"book": "Emma"}, "ttl_seconds": 86400}, {"from": {"session_id": "demo"}}
+    )
+
     id: str | None = None
     metadata: Metadata | None = None
     ttl_seconds: int | None = None
@@ -25,6 +29,8 @@ class CreateSessionRequest(ClosedBody):
 
 class ForkRequest(ClosedBody):
     """POST /v1/sessions/{id}/fork."""
+
+    model_config = with_examples({"new_id": "draft", "version": 1})
 
     new_id: str | None = None
     version: Version | None = None
@@ -35,11 +41,15 @@ class ForkRequest(ClosedBody):
 class RewindRequest(ClosedBody):
     """POST /v1/sessions/{id}/rewind."""
 
+    model_config = with_examples({"version": 1})
+
     version: Version
 
 
 class NameVersionRequest(ClosedBody):
     """POST /v1/sessions/{id}/versions; the committed version by default."""
+
+    model_config = with_examples({"name": "before-chapter-2"})
 
     name: str
     version: Version | None = None
@@ -47,5 +57,7 @@ class NameVersionRequest(ClosedBody):
 
 class IngestTextRequest(ClosedBody):
     """POST /v1/sessions/{id}/ingest with application/json."""
+
+    model_config = with_examples({"text": "Mary went to the garden."})
 
     text: str

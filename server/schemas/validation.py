@@ -69,14 +69,16 @@ def validate(model: type[M], body: dict[str, Any]) -> M:
         raise InvalidRequest(f"{param}: {first['msg']}" if param else first["msg"], param=param) from error
 
 
-def request_body(model: type[BaseModel]) -> dict[str, Any]:
+def request_body(model: type[BaseModel], *, is_required: bool = True) -> dict[str, Any]:
     """What a route that reads its body itself adds to its OpenAPI operation."""
-    return _request_body("application/json", {"$ref": f"#/components/schemas/{model.__name__}"})
+    content: dict[str, Any] = {"application/json": {"schema": {"$ref": f"#/components/schemas/{model.__name__}"}}}
+    return {"requestBody": {"required": is_required, "content": content}}
 
 
 def octets_body() -> dict[str, Any]:
     """The same for a body that is bytes."""
-    return _request_body("application/octet-stream", {"type": "string", "format": "binary"})
+    content = {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}
+    return {"requestBody": {"required": True, "content": content}}
 
 
 def document_body(model: type[BaseModel]) -> dict[str, Any]:
@@ -84,7 +86,7 @@ def document_body(model: type[BaseModel]) -> dict[str, Any]:
     file = {"type": "object", "required": ["file"], "properties": {"file": {"type": "string", "format": "binary"}}}
     body = request_body(model)
     body["requestBody"]["content"] |= {
-        "text/plain": {"schema": {"type": "string"}},
+        "text/plain": {"schema": {"type": "string", "minLength": 1}},
         "multipart/form-data": {"schema": file},
     }
     return body
@@ -97,10 +99,6 @@ def component_schemas() -> dict[str, Any]:
     )
     components: dict[str, Any] = schemas["$defs"]
     return components
-
-
-def _request_body(media_type: str, schema: dict[str, str]) -> dict[str, Any]:
-    return {"requestBody": {"required": True, "content": {media_type: {"schema": schema}}}}
 
 
 def _param(location: tuple[int | str, ...]) -> str | None:

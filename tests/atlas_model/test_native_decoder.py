@@ -61,7 +61,7 @@ def test_float32_steps_are_the_models_but_for_rounding(config: AtlasConfig) -> N
     assert_steps_are_equal(model, states_at(model, POSITIONS), 8, 1e-5)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(config=drawn_covered_models(), apart=st.integers(1, 9), seed=st.integers(0, 100))
 def test_any_covered_model_steps_as_without_the_kernels(config: AtlasConfig, apart: int, seed: int) -> None:
     model = tiny_model(config, seed)
@@ -136,6 +136,14 @@ def test_an_id_out_of_the_vocabulary_is_refused_and_nothing_has_changed() -> Non
         with pytest.raises(IndexError, match="vocabulary"):
             decoder.step(torch.tensor([1, wrong]), state)
     assert all(map(torch.equal, state.named_tensors().values(), start.named_tensors().values()))
+
+
+def test_ids_that_are_a_column_of_others_are_read_as_they_are() -> None:
+    model = tiny_model(delta_config())
+    start, ids = states_at(model, POSITIONS), tokens(model.config, len(POSITIONS), 3)
+    decoder = native_decoder(model)
+    expected = decoder.step(ids[:, 1].clone(), start.clone())
+    assert torch.equal(decoder.step(ids[:, 1], start.clone()), expected)
 
 
 def test_what_is_not_a_number_stays_none() -> None:

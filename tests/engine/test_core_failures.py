@@ -106,7 +106,7 @@ def test_who_does_not_fit_even_alone_is_told_to_come_again_and_the_others_are_se
 
 def test_a_draw_that_fails_ends_its_own_sequence_only() -> None:
     """A number that no float can hold, which the tensor of the whole batch's numbers cannot hold either."""
-    impossible = SamplingParams(top_k=10**400, max_tokens=8)
+    impossible = SamplingParams(top_k=10**400, top_p=0.5, max_tokens=8)
     sampled = SamplingParams(top_k=5, seed=3, max_tokens=8, ignore_eos=True)
     alone = answer(new_core(), Sequence("cat", prompt(TEXTS["cat"]), sampled))
     answers = run(

@@ -10,7 +10,7 @@ from engine.sampling.sampling_params import SamplingParams
 @pytest.mark.parametrize(
     ("param", "values"),
     [
-        ("max_tokens", {"max_tokens": 0}),
+        ("max_tokens", {"max_tokens": -1}),
         ("temperature", {"temperature": -0.1}),
         ("temperature", {"temperature": math.inf}),
         ("temperature", {"temperature": math.nan}),
@@ -33,6 +33,7 @@ from engine.sampling.sampling_params import SamplingParams
         ("stop_token_ids", {"stop_token_ids": tuple(range(65))}),
         ("logprobs", {"logprobs": -1}),
         ("logprobs", {"logprobs": 21}),
+        ("logprobs", {"logprobs": 20, "max_tokens": 6242}),
         ("prompt_logprobs", {"prompt_logprobs": 21}),
         ("seed", {"seed": 2**64}),
         ("seed", {"seed": -(2**63) - 1}),

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from engine.errors import IdempotencyMismatch, IngestOpen, SessionExists, SessionNotFound, VersionConflict
-from engine.sessions import Learned, LearnRequest, Message, NewSession, RequestIdentity
+from engine.sessions import LearnRequest, Message, NewSession, RequestIdentity
 from engine.snapshots.tokens_digest import INITIAL_DIGEST, extend_digest
 from tests.engine.harness import tiny
 from tests.engine.replay_harness import LOGGING, record_of, replay
@@ -24,13 +24,15 @@ def test_messages_are_one_commit_of_their_tokens_and_no_answer() -> None:
     async def test() -> None:
         async with house() as it:
             await create(it.sessions, {})
-            session = (await it.sessions.learn(told(*TOLD))).session
+            learned = await it.sessions.learn(told(*TOLD))
+            session = learned.session
             checkpoint = tiny()
             expected = checkpoint.chat_format.session_start(checkpoint.tokenizer)
             for message in TOLD:
                 expected += checkpoint.chat_format.message(checkpoint.tokenizer, message.role, message.content)
             head, digest = await it.sessions.describe(KEY)
             assert (session.version, session.position, head.version) == (1, len(expected), 1)
+            assert learned.num_tokens == len(expected)
             assert digest == extend_digest(INITIAL_DIGEST, expected).hex()
 
     in_loop(test)
@@ -68,11 +70,11 @@ def test_a_repeat_is_answered_and_not_learned_twice() -> None:
     async def test() -> None:
         async with house() as it:
             identity = RequestIdentity("d", "k")
-            first = (await it.sessions.learn(told(*TOLD, begins=NewSession(), identity=identity))).session
-            repeated = Learned(first, num_tokens=0)
-            assert await it.sessions.learn(told(*TOLD, begins=NewSession(), identity=identity)) == repeated
+            first = await it.sessions.learn(told(*TOLD, begins=NewSession(), identity=identity))
+            again = await it.sessions.learn(told(*TOLD, begins=NewSession(), identity=identity))
+            assert (again.session, again.num_tokens) == (first.session, 0)
             retry = RequestIdentity("d", is_retry=True)
-            assert await it.sessions.learn(told(*TOLD, identity=retry)) == repeated
+            assert await it.sessions.learn(told(*TOLD, identity=retry)) == again
             with pytest.raises(IdempotencyMismatch):
                 await it.sessions.learn(told(*TOLD, identity=RequestIdentity("other", "k")))
             assert await it.head_version() == 1

@@ -10,7 +10,14 @@ from hypothesis import strategies as st
 from engine.errors import IdempotencyMismatch, InvalidUnicode, StateCorrupt
 from engine.sessions.document_reader import DocumentPosition, DocumentReader
 from engine.sessions.host_copies import HostCopies, LoadedSession
-from engine.sessions.stored_turns import MAX_TURNS, RequestIdentity, StoredDocument, StoredTurn, StoredTurns
+from engine.sessions.stored_turns import (
+    MAX_NUM_BYTES,
+    MAX_TURNS,
+    RequestIdentity,
+    StoredDocument,
+    StoredTurn,
+    StoredTurns,
+)
 from engine.stores.base import Generation, Head, SessionKey
 from tests.atlas_model.tokenizers import small_tokenizer
 
@@ -94,6 +101,16 @@ def test_only_the_last_turns_are_stored_and_bytes_bring_them_back() -> None:
         stored = stored.with_turn(turn(version, f"k{version}"))
     stored = stored.with_document(StoredDocument("doc", None, 3, "ab", {"bytes": 3, "text": "ü"}))
     assert [each.version for each in stored.turns] == list(range(3, MAX_TURNS + 3))
+
+
+def test_large_answers_leave_room_for_fewer_and_the_last_is_always_kept() -> None:
+    stored = StoredTurns()
+    sizes = {1: MAX_NUM_BYTES // 2, 2: 100, 3: MAX_NUM_BYTES // 2, 4: 100, 5: 2 * MAX_NUM_BYTES, 6: 100}
+    kept = []
+    for version, num_bytes in sizes.items():
+        stored = stored.with_turn(StoredTurn(version, None, "", {"text": "x" * num_bytes}, {}))
+        kept.append([each.version for each in stored.turns])
+    assert kept == [[1], [1, 2], [2, 3], [2, 3, 4], [5], [6]]
     assert StoredTurns.decode(stored.encode()) == stored
     assert StoredTurns.decode(b"") == StoredTurns()
 

@@ -20,13 +20,13 @@ def new_budget(num_states: int, max_num_waiting: int = 8) -> StateBudget:
 class Holder:
     """A request that holds room until it is told to leave."""
 
-    def __init__(self, budget: StateBudget, num_states: int, *, is_transfer: bool = False) -> None:
+    def __init__(self, budget: StateBudget, num_states: int, *, transfer_of: str | None = None) -> None:
         self.holds = False
         self._leaves = asyncio.Event()
-        self.task = asyncio.create_task(self._run(budget, num_states, is_transfer))
+        self.task = asyncio.create_task(self._run(budget, num_states, transfer_of))
 
-    async def _run(self, budget: StateBudget, num_states: int, is_transfer: bool) -> None:
-        async with budget.hold(num_states, is_transfer=is_transfer):
+    async def _run(self, budget: StateBudget, num_states: int, transfer_of: str | None) -> None:
+        async with budget.hold(num_states, transfer_of=transfer_of):
             self.holds = True
             await self._leaves.wait()
         self.holds = False
@@ -95,7 +95,7 @@ def test_whoever_wants_more_than_there_is_gets_it_alone() -> None:
 def test_transfers_get_half_and_turns_do_not_wait_behind_them_for_it() -> None:
     async def test() -> None:
         budget = new_budget(8)
-        uploads = [Holder(budget, 2, is_transfer=True) for _ in range(4)]
+        uploads = [Holder(budget, 2, transfer_of="a") for _ in range(4)]
         turns = [Holder(budget, 2) for _ in range(3)]
         assert await holding(*uploads) == [True, True, False, False]
         assert await holding(*turns) == [True, True, False]
@@ -105,6 +105,55 @@ def test_transfers_get_half_and_turns_do_not_wait_behind_them_for_it() -> None:
         for each in (*uploads, *turns):
             await each.leave()
         assert budget.num_bytes == 0
+
+    in_loop(test)
+
+
+def test_tenants_share_the_half_of_transfers_however_many_of_ones_came_first() -> None:
+    async def test() -> None:
+        budget = new_budget(8)
+        many = [Holder(budget, 2, transfer_of="many") for _ in range(6)]
+        few = [Holder(budget, 2, transfer_of="few") for _ in range(2)]
+        other = Holder(budget, 2, transfer_of="other")
+        assert await holding(*many, *few, other) == [True, True, *[False] * 7]
+        # Each place that becomes free goes to who has none, and of two who have as much to who was given less.
+        await many[0].leave()
+        assert await holding(*many[1:], *few, other) == [True, False, False, False, False, True, False, False]
+        await many[1].leave()
+        assert await holding(*many[2:], *few, other) == [False, False, False, False, True, False, True]
+        await other.leave()
+        assert await holding(*many[2:], *few) == [True, False, False, False, True, False]
+        await few[0].leave()
+        assert await holding(*many[2:], few[1]) == [True, False, False, False, True]
+        await many[2].leave()
+        await few[1].leave()
+        assert await holding(*many[3:]) == [True, True, False]
+        for each in many[3:]:
+            await each.leave()
+        assert (budget.num_bytes, budget.num_waiting) == (0, 0)
+
+    in_loop(test)
+
+
+def test_a_tenants_transfers_come_first_in_first_out_and_turns_keep_their_place_among_them() -> None:
+    async def test() -> None:
+        budget = new_budget(4)
+        turn = Holder(budget, 4)
+        waiting = [
+            Holder(budget, 2, transfer_of="a"),
+            Holder(budget, 2, transfer_of="a"),
+            Holder(budget, 2),
+            Holder(budget, 2, transfer_of="b"),
+        ]
+        assert await holding(turn, *waiting) == [True, False, False, False, False]
+        await turn.leave()
+        assert await holding(*waiting) == [True, False, True, False]
+        await waiting[0].leave()
+        assert await holding(*waiting[1:]) == [False, True, True]
+        await waiting[3].leave()
+        assert await holding(*waiting[1:3]) == [True, True]
+        for each in waiting[1:3]:
+            await each.leave()
 
     in_loop(test)
 
@@ -121,7 +170,7 @@ def test_a_line_that_is_full_refuses_at_once_and_has_room_again_after_a_leave() 
         third = Holder(budget, 1)
         assert await holding(second, third) == [True, False]
         # The line of those who transfer is another one.
-        upload = Holder(budget, 1, is_transfer=True)
+        upload = Holder(budget, 1, transfer_of="a")
         assert await holding(upload) == [False]
         upload.task.cancel()
         await second.leave()
@@ -160,7 +209,7 @@ def test_a_thousand_at_once_never_hold_more_than_there_is() -> None:
         async def work(number: int) -> None:
             nonlocal peak, num_refused
             try:
-                async with budget.hold(1 + number % 3, is_transfer=number % 4 == 0):
+                async with budget.hold(1 + number % 3, transfer_of="abc"[number % 3] if number % 4 == 0 else None):
                     peak = max(peak, budget.num_bytes)
                     await asyncio.sleep(0.001 * (number % 5))
             except QueueFull:

@@ -50,7 +50,7 @@ def test_nothing_that_a_client_sends_becomes_a_header_or_a_line_of_the_log(talka
 
     for line in talkative.log.splitlines():
         told = json.loads(line)
-        assert told["logger"] in ("server", "server.requests", "engine.device.decode_steps", "uvicorn.error"), line
+        assert told["logger"].partition(".")[0] in ("server", "engine", "uvicorn"), line
         assert line.isascii(), line
         assert line.isprintable(), line
         assert told["logger"] != "server.requests" or told["request_id"]

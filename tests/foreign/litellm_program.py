@@ -19,6 +19,7 @@ TOOL = {"type": "function", "function": {"name": "f", "parameters": {"type": "ob
 def told(base_url: str, prefix: str) -> dict[str, Any]:
     where = {"api_base": f"{base_url}/v1", "api_key": "none", "max_retries": 0}
     options: dict[str, Any] = {"model": f"{prefix}/atlas-tiny", "max_tokens": 6, "temperature": 0, **where}
+    text_model = "text-completion-openai/atlas-tiny"
     drawn = {**options, "temperature": 1, "seed": 3, "top_p": 0.9, "user": "somebody", "stop": ["never said"]}
 
     def streamed() -> Any:
@@ -38,6 +39,13 @@ def told(base_url: str, prefix: str) -> dict[str, Any]:
         "three choices": answer_of(ask(drawn, n=3)),
         "session by header": answer_of(ask(options, extra_headers={"X-Session-Id": prefix})),
         "session by field": answer_of(ask(options, extra_body={"session_id": prefix})),
+        "text": text_of(litellm.text_completion(**{**options, "model": text_model, "prompt": "Mary went to the"})),
+        "text streamed": "".join(
+            text_of(chunk)
+            for chunk in litellm.text_completion(
+                **{**options, "model": text_model, "prompt": "Mary went to the"}, stream=True
+            )
+        ),
         "tools": error_of(lambda: ask(options, tools=[TOOL])),
         "another model": error_of(lambda: ask(options, model=f"{prefix}/another")),
         "embedding": error_of(lambda: litellm.embedding(model=f"{prefix}/atlas-tiny", input=["a"], **where)),
@@ -52,6 +60,10 @@ def answer_of(answer: Any) -> dict[str, Any]:
         "num_tokens": [answer.usage.prompt_tokens, answer.usage.completion_tokens],
         "num_cached_tokens": details.cached_tokens if details else None,
     }
+
+
+def text_of(completion: Any) -> str:
+    return completion.choices[0].text or ""
 
 
 async def streamed_text(options: dict[str, Any]) -> str:

@@ -10,7 +10,7 @@ import pytest
 from langchain_core.messages import AIMessage, AIMessageChunk, HumanMessage, SystemMessage
 from langchain_core.output_parsers import StrOutputParser
 from langchain_core.prompts import ChatPromptTemplate
-from langchain_openai import ChatOpenAI, OpenAIEmbeddings
+from langchain_openai import ChatOpenAI, OpenAI, OpenAIEmbeddings
 
 from tests.server.harness import ThreadedServer, new_name, session_of
 
@@ -112,6 +112,30 @@ def test_options_reach_the_server(server: ThreadedServer) -> None:
     assert seeded[0] == seeded[1]
     (choices,) = chat_model(server, temperature=1, seed=7, n=3).generate([[HumanMessage("Tell me")]]).generations
     assert len({choice.text for choice in choices}) == 3
+
+
+def test_log_probabilities_come_with_the_answer(server: ThreadedServer) -> None:
+    told = chat_model(server, logprobs=True, top_logprobs=2).invoke("Tell me").response_metadata["logprobs"]["content"]
+    assert len(told) == 6
+    for token in told:
+        assert token["logprob"] == max(other["logprob"] for other in token["top_logprobs"])
+
+
+def test_a_text_is_continued_whole_and_streamed(server: ThreadedServer) -> None:
+    where = {"base_url": f"{server.base_url}/v1", "api_key": "none", "max_retries": 0}
+    model = OpenAI(model="atlas-tiny", max_tokens=6, temperature=0, **where)
+    whole = model.invoke("Mary went to the")
+    assert whole
+    assert "".join(model.stream("Mary went to the")) == whole
+    assert model.batch(["Mary went to the"] * 3) == [whole] * 3
+
+
+def test_responses_go_on_from_the_one_before(server: ThreadedServer) -> None:
+    model = chat_model(server, use_responses_api=True, use_previous_response_id=True, output_version="responses/v1")
+    first = model.invoke([HumanMessage("Mary went to the garden.")])
+    second = model.invoke([HumanMessage("Mary went to the garden."), first, HumanMessage("Where is Mary?")])
+    assert second.text
+    assert second.usage_metadata["input_token_details"]["cache_read"] > 0
 
 
 def test_what_is_not_served_is_an_error_that_names_it(server: ThreadedServer) -> None:

@@ -60,6 +60,11 @@ def test_sampling_options_reach_the_server(told: Any) -> None:
     assert len(set(told["three choices"]["texts"])) == 3
 
 
+def test_a_text_is_continued_whole_and_streamed(told: Any) -> None:
+    assert told["text"]
+    assert told["text streamed"] == told["text"]
+
+
 def test_refusals_are_its_own_errors_and_say_what_is_refused(told: Any) -> None:
     kind, message = told["tools"]
     assert kind == "BadRequestError"

@@ -3,6 +3,7 @@
 import re
 import socket
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -34,7 +35,9 @@ def test_the_model_is_named_and_has_no_end_of_context(client: httpx.Client, serv
 def test_tokens_are_the_text_and_back(client: httpx.Client, text: str) -> None:
     answer = client.post("/tokenize", json={"text": text}).json()
     assert answer["count"] == len(answer["tokens"])
-    assert client.post("/detokenize", json={"tokens": answer["tokens"]}).json() == {"text": text}
+    assert answer["max_model_len"] is None
+    there_again = client.post("/detokenize", json={"tokens": answer["tokens"], "model": "atlas-tiny"}).json()
+    assert there_again == {"text": text, "prompt": text}
 
 
 def test_tokens_that_do_not_exist_are_refused(client: httpx.Client) -> None:
@@ -43,7 +46,55 @@ def test_tokens_that_do_not_exist_are_refused(client: httpx.Client) -> None:
     for body in ({"tokens": ["a"]}, {"tokens": [1.5]}, {"text": "x"}):
         response = client.post("/detokenize", json=body)
         assert response.status_code == 400
-    assert_refused(client.post("/tokenize", json={"prompt": "x"}), 400, "invalid_request", "text")
+    wrong: list[tuple[str, dict[str, Any]]] = [
+        ("text", {}),
+        ("text", {"text": "x", "prompt": "x"}),
+        ("text", {"text": None}),
+        ("add_special_tokens", {"messages": [user("x")], "add_special_tokens": True}),
+        ("add_generation_prompt", {"prompt": "x", "add_generation_prompt": True}),
+        ("tokens", {"text": "x", "tokens": [1]}),
+    ]
+    for name, asked in wrong:
+        assert_refused(client.post("/tokenize", json=asked), 400, "invalid_request", name)
+    assert_refused(client.post("/tokenize", json={"text": "x", "model": "y"}), 404, "model_not_found")
+
+
+def test_a_prompt_and_messages_are_tokens_as_they_are_read_at_the_beginning_of_a_session(
+    server: ThreadedServer, client: httpx.Client
+) -> None:
+    checkpoint = server.runtime.serving().checkpoint
+    special, text = checkpoint.tokenizer.special, "Hello, you"
+    own = checkpoint.tokenizer.encode(text)
+
+    def tokens(**body: object) -> list[int]:
+        answer = client.post("/tokenize", json={"model": "atlas-tiny", **body}).json()
+        assert answer["count"] == len(answer["tokens"])
+        ids: list[int] = answer["tokens"]
+        return ids
+
+    assert tokens(prompt=text) == [special.bos, *own] == tokens(text=text, add_special_tokens=True)
+    assert tokens(prompt=text, add_special_tokens=False) == own == tokens(text=text)
+    messages = [{"role": "system", "content": "Be brief."}, user("Hi")]
+    framed = tokens(messages=messages)
+    assert framed == [*tokens(messages=messages, add_generation_prompt=False), special.assistant]
+    chat = client.post("/v1/chat/completions", json={"messages": messages, "max_tokens": 1}).json()
+    assert len(framed) == chat["usage"]["prompt_tokens"]
+    named = client.post("/tokenize", json={"prompt": "Hi 😀", "return_token_strs": True}).json()
+    assert named["token_strs"][0] == "<bos>"
+    assert len(named["token_strs"]) == named["count"]
+
+
+def test_tokens_are_asked_for_in_the_words_of_vllms_clients_too(client: httpx.Client) -> None:
+    ours = client.post("/tokenize", json={"text": "Hello"}).json()
+    asked = {"prompt": "Hello", "model": "atlas-tiny", "add_special_tokens": False}
+    assert client.post("/tokenize", json=asked).json() == ours
+    info = client.get("/tokenizer_info").json()
+    whole = client.post("/tokenize", json={"prompt": "Hello", "add_special_tokens": True}).json()
+    assert whole["tokens"] == [info["bos_token_id"], *ours["tokens"]]
+    assert whole["count"] == ours["count"] + 1
+    assert info["vocab_size"] > max(whole["tokens"])
+    for path, body in (("/tokenize", {"text": "x"}), ("/detokenize", {"tokens": [1]})):
+        assert_refused(client.post(path, json={**body, "model": "another"}), 404, "model_not_found")
 
 
 def test_the_documentation_has_every_field_that_is_served(client: httpx.Client) -> None:

@@ -5,15 +5,20 @@ import re
 import signal
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import httpx
 import pytest
 
+from atlas_model.checkpoint import load_checkpoint
+from atlas_model.state import session_num_bytes
 from server.__main__ import main
+from tests.atlas_model.native_cases import delta_config
 from tests.redis_server import RedisServer, redis_is_installed
 from tests.server.forked import ForkedServer, Forker
 from tests.server.harness import ask, assert_refused, open_stream, read_until, serving, session_of, until
+from tests.server_process import tiny_server
 from tests.tiny import save_tiny_checkpoint, tiny_config
 
 ENDLESS = {"max_tokens": 30_000, "ignore_eos": True, "stream": True, "session_id": "s"}
@@ -64,6 +69,20 @@ def test_a_folder_that_is_no_checkpoint_stops_the_process(capsys: pytest.Capture
 
 def test_a_device_that_is_not_there_stops_the_process(capsys: pytest.CaptureFixture[str], model: Path) -> None:
     fails_to_start(capsys, "--store", "memory://", "--model", str(model), "--device", "cuda:99")
+
+
+def test_room_for_less_than_one_state_stops_the_process(capsys: pytest.CaptureFixture[str], model: Path) -> None:
+    num_bytes = session_num_bytes(load_checkpoint(model).model.config)
+    arguments = ("--store", "memory://", "--model", str(model), "--inflight-state-bytes")
+    line = fails_to_start(capsys, *arguments, str(num_bytes - 1))
+    assert line.endswith(f"--inflight-state-bytes must hold at least one state, which has {num_bytes} bytes")
+
+
+def test_kernels_that_are_required_and_cannot_be_had_stop_the_process(
+    capsys: pytest.CaptureFixture[str], model: Path
+) -> None:
+    line = fails_to_start(capsys, "--store", "memory://", "--model", str(model), "--native-kernels", "require")
+    assert "the plain delta rule" in line
 
 
 @pytest.mark.redis
@@ -139,6 +158,28 @@ def test_while_the_model_loads_the_server_is_alive_and_not_ready(forker: Forker,
     finally:
         server.kill9()
         server.client.close()
+
+
+def test_the_server_is_not_ready_before_the_kernels_are_compiled(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compiler, began, may_end = tmp_path / "compiler", tmp_path / "began", tmp_path / "may_end"
+    waits = f"touch {began}; while [ ! -e {may_end} ]; do sleep 0.02; done; echo 'error: no luck' >&2; exit 1"
+    compiler.write_text(f'#!/bin/sh\nif [ "$1" = --version ]; then exit 0; fi\n{waits}\n')
+    compiler.chmod(0o700)
+    monkeypatch.setenv("CXX", str(compiler))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    save_tiny_checkpoint(tmp_path / "tiny", delta_config())
+    with closing(tiny_server(tmp_path)) as server:
+        server.launch()
+        until(began.exists)
+        assert server.answers("/health")
+        assert not server.answers("/ready")
+        may_end.touch()
+        server.wait_ready()
+        (line,) = [each for each in server.log.splitlines() if "decode steps" in each]
+        assert '"level": "warning"' in line
+        assert f"torch's operators: {compiler} failed: error: no luck" in line
 
 
 def test_sigterm_lets_what_runs_finish_and_takes_nothing_new(server: ForkedServer) -> None:

@@ -94,7 +94,9 @@ def test_a_tenant_at_its_bytes_is_refused_before_the_answer_and_nothing_is_appli
         for version in (1, 2):
             assert ask(client, "Hi", session_id="s", history="new").json()["session"]["version"] == version
         before = session_of(client, "s")
-        assert_refused(ask(client, "Hi", session_id="s", history="new"), 507, "store_full")
+        refused = ask(client, "Hi", session_id="s", history="new")
+        assert_refused(refused, 507, "store_full")
+        assert f"the quota is {num_bytes * 5 // 2} bytes" in refused.json()["error"]["message"]
         assert_refused(ask(client, "Hi", session_id="s", history="new", stream=True), 507, "store_full")
         assert session_of(client, "s") == before
         assert len(list((tmp_path / "sessions" / "blobs").iterdir())) == 2

@@ -13,8 +13,6 @@ JSON = {"Content-Type": "application/json"}
 SECRET = "xyzzy-secret"
 
 UNSUPPORTED: list[tuple[str, Any]] = [
-    ("logprobs", True),
-    ("top_logprobs", 3),
     ("tools", [{"type": "function"}]),
     ("tool_choice", "required"),
     ("functions", [{}]),
@@ -277,6 +275,7 @@ def test_another_method_is_a_405_that_names_the_right_ones(client: httpx.Client)
     response = client.get("/v1/chat/completions")
     assert_refused(response, 405, "method_not_allowed")
     assert response.headers["allow"] == "POST"
+    assert client.put("/v1/sessions/a").headers["allow"] == "DELETE, GET"
 
 
 def test_another_model_is_a_404(client: httpx.Client) -> None:

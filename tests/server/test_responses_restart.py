@@ -9,7 +9,7 @@ import openai
 import pytest
 
 from tests.server.forked import ForkedServer, Forker
-from tests.server.harness import ThreadedServer, sdk, serving, tiny_folder
+from tests.server.harness import ThreadedServer, assert_refused, sdk, serving, session_of, tiny_folder
 
 GREEDY: dict[str, Any] = {"model": "atlas-tiny", "max_output_tokens": 6, "temperature": 0}
 
@@ -89,3 +89,16 @@ def test_sessions_behind_responses_count_and_what_is_not_stored_does_not(guarded
         library.responses.create(input="Hi", previous_response_id=responses[0].id, **GREEDY)
         library.responses.delete(responses[1].id)
         library.responses.create(input="Hi", **GREEDY)
+
+
+def test_items_that_are_learned_are_charged_as_other_reading_is(model: Path) -> None:
+    with (
+        serving(model, tenant_tokens_per_minute="60") as server,
+        httpx.Client(base_url=server.base_url, timeout=60) as client,
+    ):
+        items = {"items": [{"role": "user", "content": "Mary went to the garden. " * 20}]}
+        first = client.post("/v1/conversations", json=items)
+        assert first.status_code == 200
+        path = f"/v1/conversations/{first.json()['id']}/items"
+        assert_refused(client.post(path, json=items), 429, "rate_limited")
+        assert session_of(client, first.json()["id"])["version"] == 1

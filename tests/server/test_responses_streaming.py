@@ -12,7 +12,9 @@ from openai import AsyncOpenAI
 from openai.types.responses import ResponseStreamEvent
 from pydantic import TypeAdapter
 
-from engine.errors import CommitConflict
+from engine.errors import CommitConflict, SessionBusy
+from server.frames.response import ResponseFrame
+from server.response_ids import ResponseId
 from tests.server.harness import ThreadedServer, sdk, session_of, until
 
 GREEDY: dict[str, Any] = {"model": "atlas-tiny", "max_output_tokens": 6, "temperature": 0}
@@ -165,3 +167,40 @@ def test_a_failure_after_the_first_word_is_a_failed_response_and_an_error_that_t
     assert (failed["type"], failed["response"]["status"]) == ("response.failed", "failed")
     assert (error["type"], error["code"]) == ("error", "session_busy")
     assert session_of(client, conversation.id)["version"] == 0
+
+
+def test_a_failure_before_the_first_word_of_a_stream_that_was_kept_alive_is_told_of_a_response_too() -> None:
+    told = {"parallel_tool_calls": False, "tool_choice": "none", "tools": []}
+    frame = ResponseFrame("atlas-tiny", told, None)
+    frame.opened("s", 7)
+    events = events_of(frame.failed(SessionBusy("another writer was first")).decode())
+    assert [event["type"] for event in events] == [*OPENING[:2], "response.failed", "error"]
+    assert [event["sequence_number"] for event in events] == [0, 1, 2, 3]
+    assert len({event["response"]["id"] for event in events[:3]}) == 1
+    assert ResponseId.parse(events[0]["response"]["id"]).version == 7
+
+
+def test_log_probabilities_are_a_chats_whole_streamed_and_replayed(library: Any) -> None:
+    chat = library.chat.completions.create(
+        model="atlas-tiny",
+        messages=[{"role": "user", "content": "Hi"}],
+        max_tokens=6,
+        temperature=0,
+        logprobs=True,
+        top_logprobs=2,
+    )
+    expected = [(each.token, each.logprob, len(each.top_logprobs)) for each in chat.choices[0].logprobs.content]
+    asked = {"include": ["message.output_text.logprobs"], "top_logprobs": 2, "input": "Hi", **GREEDY}
+    raw = library.responses.with_raw_response.create(**asked)
+    response = raw.parse()
+    told = response.output[0].content[0].logprobs
+    assert [(each.token, each.logprob, len(each.top_logprobs)) for each in told] == expected
+    events = list(library.responses.create(stream=True, **asked))
+    deltas = [each for event in events if event.type == DELTA for each in event.logprobs]
+    assert [(each.token, each.logprob, len(each.top_logprobs)) for each in deltas] == expected
+    assert events[-1].response.output[0].content[0].logprobs == told
+    replayed = list(library.responses.retrieve(response.id, stream=True))
+    assert [each.token for each in replayed[4].logprobs] == [token for token, _, _ in expected]
+    assert response.top_logprobs == 2
+    # Strictly what the library knows.
+    events_of("\n\n".join(f"event: {event.type}\ndata: {event.model_dump_json()}" for event in events))

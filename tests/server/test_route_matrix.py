@@ -47,6 +47,7 @@ ROUTES = {
     ("GET", "/redoc"): Route(),
     ("GET", "/v1/models"): Route(),
     ("GET", "/v1/models/{model}"): Route(),
+    ("GET", "/tokenizer_info"): Route(),
     ("POST", "/tokenize"): Route(request={"json": {"text": "a"}}),
     ("POST", "/detokenize"): Route(request={"json": {"tokens": [1]}}),
     ("POST", "/v1/chat/completions"): Route(request=CHAT),

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from starlette.requests import ClientDisconnect
 from starlette.types import Message
 
-from server.disconnect import BodySender, run_until_disconnect
+from server.disconnect import run_until_disconnect
 from server.streaming import EventStream, EventTemplate, event, latest
 
 
@@ -81,79 +81,6 @@ async def gone() -> Message:
     return {"type": "http.disconnect"}
 
 
-def test_a_reader_that_never_reads_is_given_up() -> None:
-    async def test() -> None:
-        closed = asyncio.Event()
-
-        async def send(message: Message) -> None:
-            if message["type"] == "http.response.body":
-                await asyncio.Event().wait()
-
-        rest = endless(closed)
-        await anext(rest)
-        with pytest.raises(ClientDisconnect):
-            await EventStream(b"first", rest, {}, stall_seconds=0.05)({"type": "http"}, never, send)
-        assert closed.is_set()
-
-    asyncio.run(test())
-
-
-def test_a_reader_that_stalls_later_is_given_up_as_soon_as_one_that_never_reads() -> None:
-    """The one timer of a stream counts from each piece, not from the first."""
-
-    async def test() -> None:
-        sent = 0
-
-        async def send(message: Message) -> None:
-            nonlocal sent
-            sent += 1
-            if sent == 20:
-                await asyncio.Event().wait()
-
-        loop = asyncio.get_running_loop()
-        began = loop.time()
-
-        async def send_all() -> None:
-            nonlocal began
-            async with BodySender(send, 0.2) as body:
-                while True:
-                    began = loop.time()
-                    await body.send(b"piece")
-                    await asyncio.sleep(0.02)
-
-        with pytest.raises(ClientDisconnect):
-            await asyncio.wait_for(send_all(), 5)
-        assert sent == 20
-        assert 0.19 < loop.time() - began < 2
-
-    asyncio.run(test())
-
-
-def test_a_source_that_says_nothing_for_long_is_no_stalled_reader() -> None:
-    async def test() -> None:
-        async def send(message: Message) -> None:
-            await asyncio.sleep(0)
-
-        async with BodySender(send, 0.02) as body:
-            for _ in range(3):
-                await body.send(b"piece")
-                await asyncio.sleep(0.05)
-
-    asyncio.run(test())
-
-
-def test_a_timeout_of_the_source_is_not_taken_for_the_readers() -> None:
-    async def test() -> None:
-        async def send(message: Message) -> None:
-            await asyncio.sleep(0)
-
-        with pytest.raises(TimeoutError, match="of the source"):
-            async with BodySender(send, 10):
-                raise TimeoutError("of the source")
-
-    asyncio.run(test())
-
-
 @given(st.text(st.characters(exclude_categories=["Cs"])))
 def test_an_event_from_a_template_is_the_event_itself(text: str) -> None:
     def value(content: str) -> dict[str, object]:
@@ -172,7 +99,7 @@ def test_a_client_that_is_gone_before_its_stream_begins_closes_what_was_begun() 
         rest = endless(closed)
         await anext(rest)
         with pytest.raises(ClientDisconnect):
-            await EventStream(b"first", rest, {}, stall_seconds=10)({"type": "http"}, gone, send)
+            await EventStream(b"first", rest, {})({"type": "http"}, gone, send)
         assert closed.is_set()
 
     asyncio.run(test())

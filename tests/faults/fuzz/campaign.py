@@ -20,7 +20,7 @@ from tests.faults.fuzz.answers import MAX_LINE_NUM_BYTES, Answer, GarbledError, 
 from tests.faults.fuzz.cases import Case, Cases
 
 NUM_CONNECTIONS = 8
-DEADLINE_SECONDS = 30.0
+DEADLINE_SECONDS = 90.0
 MAX_NUM_FINDINGS = 20
 MAX_SHOWN_NUM_BYTES = 6000
 

@@ -45,7 +45,7 @@ def fuzz(server: ForkedServer, target: Target, numbers: range) -> tuple[Report, 
 
 
 def sweep(client: httpx.Client) -> None:
-    """Deletes every session."""
+    """Deletes every session; one whose time to live ends may go by itself."""
     while names := [item["id"] for item in client.get("/v1/sessions", params={"limit": 100}).json()["data"]]:
         for name in names:
-            client.delete(f"/v1/sessions/{name}").raise_for_status()
+            assert client.delete(f"/v1/sessions/{name}").status_code in (200, 404)
