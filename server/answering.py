@@ -70,8 +70,8 @@ async def answer(
                                 if choice not in told:
                                     told.add(choice)
                                     prompt = turn.prompt(choice)
-                                usage = turn.usage if frame.has_running_usage else None
-                                yield Said(choice, output.text, output.logprobs, prompt, usage)
+                                running_usage = turn.usage if frame.has_running_usage else None
+                                yield Said(choice, output.text, output.logprobs, prompt, running_usage)
                 finally:
                     watch.used(turn.usage)
             answers, usage, session = turn.answers, turn.usage, turn.session()

@@ -53,6 +53,7 @@ HOMES = {
     "prometheus_client": ["server/metrics.py"],
     "pydantic": ["server/"],
     "pydantic_core": ["server/"],
+    "python_multipart": ["server/multipart.py"],
     "redis": ["engine/stores/redis"],
     "rich": ["clients/"],
     "safetensors": ["atlas_model/"],

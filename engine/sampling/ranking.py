@@ -7,8 +7,12 @@ What is said of a row whose highest score is not finite means nothing.
 
 from typing import Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
+
+_TOKEN_NUM_BITS = 32
+_ALL_BUT_SIGN = 0x7FFFFFFF
 
 
 class Ranking(Protocol):
@@ -30,10 +34,13 @@ class Ranking(Protocol):
 
 
 class SortedRanking:
-    """By sorting all scores; for devices that sort fast and are not to be waited for. temperature: float64 [B, 1]."""
+    """By sorting all scores: for devices that sort fast and are not to be waited for, and for few rows anywhere.
+
+    temperature: float64 [B, 1].
+    """
 
     def __init__(self, scores: Tensor, temperature: Tensor) -> None:
-        values, self._order = scores.sort(dim=1, descending=True, stable=True)
+        values, self._order = _ranked(scores)
         self._weights = ((values.double() - values[:, :1].double()) / temperature).exp()
         self._cumulative = self._weights.cumsum(dim=1)
         self.total = self._cumulative[:, -1]
@@ -52,3 +59,19 @@ class SortedRanking:
     def token_beyond(self, mass: Tensor) -> Tensor:
         place = torch.searchsorted(self._cumulative, mass[:, None], right=True).clamp(max=self._order.shape[1] - 1)
         return self._order.gather(1, place)[:, 0]
+
+
+def _ranked(scores: Tensor) -> tuple[Tensor, Tensor]:
+    """[B, V] -> the scores of each row, the highest first, and their token ids, int64; equal ones by token id.
+
+    float32 on the CPU goes to numpy's sort of integers, which takes a fraction of torch's sort of pairs.
+    """
+    if scores.dtype != torch.float32 or scores.device.type != "cpu":
+        return scores.sort(dim=1, descending=True, stable=True)
+    # A key is the score as an integer that falls as it rises, and then the token; zeros lose their sign.
+    bits = (scores + 0.0).view(torch.int32)
+    falling = ~(bits ^ ((bits >> 31) & _ALL_BUT_SIGN))
+    token_ids = torch.arange(scores.shape[1])
+    keys = (falling.long() << _TOKEN_NUM_BITS) | token_ids
+    order = torch.from_numpy(np.sort(keys.numpy(), axis=1)) & ((1 << _TOKEN_NUM_BITS) - 1)
+    return scores.gather(1, order), order

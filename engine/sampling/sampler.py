@@ -28,6 +28,8 @@ _Pick = Callable[[Tensor, Sequence["Draw"]], Tensor]
 _NOT_FINITE = -1
 # On a CPU, rows of so many scores together stay in the nearest caches from pass to pass.
 _NUM_CACHED_SCORES = 2**17
+# There so few are sorted sooner than they are counted into bins.
+_MAX_NUM_SORTED_ROWS = 2
 
 
 def splitmix64(value: int) -> int:
@@ -171,7 +173,8 @@ def _draw_of_some(scores: Tensor, draws: Sequence[Draw]) -> Tensor:
     vocab_size = scores.shape[1]
     settings = upload([_numbers(draw, vocab_size) for draw in draws], torch.float64, scores.device)
     temperature, top_k, top_p, min_p, uniforms = settings.unbind(dim=1)
-    ranking: Ranking = (BinnedRanking if scores.device.type == "cpu" else SortedRanking)(scores, temperature[:, None])
+    sorts = scores.device.type != "cpu" or len(draws) <= _MAX_NUM_SORTED_ROWS
+    ranking: Ranking = (SortedRanking if sorts else BinnedRanking)(scores, temperature[:, None])
     kept = ranking.total
     cut = [row for row, draw in enumerate(draws) if (draw.params.top_k or vocab_size) < vocab_size or draw.params.min_p]
     if cut:

@@ -33,6 +33,8 @@ class Parameters:
         refuse_known(others, KNOWN)
         if isinstance(stream_options := body.get("stream_options"), dict):
             refuse_known(stream_options, KNOWN_IN_STREAM_OPTIONS, "stream_options.")
+            if any(stream_options.values()) and not body.get("stream"):
+                raise InvalidRequest("stream_options are for a stream", param="stream_options")
         ignored = []
         for name in others:
             if name in KNOWN:

@@ -1,6 +1,7 @@
 """/v1/sessions: list, tell, delete, and let one read a document.
 
-A document is the body of `POST /v1/sessions/{id}/ingest`: text/plain of any length as it arrives, or JSON `{"text"}`.
+A document is the body of `POST /v1/sessions/{id}/ingest`: text/plain of any length as it arrives, the one file of a
+multipart form in the same way, or JSON `{"text"}`.
 The end of the body is the end of the document. Query: `document_id` names it, so that it is never learned twice;
 `offset` is the byte at which an interrupted one goes on (the session's `open_ingest` says which).
 """
@@ -21,10 +22,11 @@ from server.bodies import cut_in_pieces, media_type, read_json, read_pieces
 from server.dependencies import idempotency_key, if_match, path_session, runtime_of
 from server.errors import UnsupportedMediaType
 from server.middleware import RequestContext
+from server.multipart import MULTIPART_TYPE, boundary_of, file_pieces
 from server.paying import paid
 from server.progress import progress_stream
 from server.runtime import Runtime
-from server.schemas import IngestTextRequest, request_body, validate
+from server.schemas import IngestTextRequest, document_body, validate
 from server.session_answer import describe_session, session_headers, session_object
 from server.streaming import MEDIA_TYPE, latest
 from server.strict_head import PlainInteger, closed_query
@@ -82,7 +84,7 @@ async def delete_session(request: Request) -> Response:
     return JSONResponse({"id": key.session_id, "object": "session.deleted", "deleted": True})
 
 
-@router.post("/{session_id}/ingest", openapi_extra=request_body(IngestTextRequest, or_text=True))
+@router.post("/{session_id}/ingest", openapi_extra=document_body(IngestTextRequest))
 async def ingest(request: Request, document_id: Id = None, offset: Offset = 0) -> Response:
     """Read a document. With `Accept: text/event-stream` the answer is progress events and then the result."""
     runtime = runtime_of(request)
@@ -111,8 +113,11 @@ async def _pieces(request: Request, runtime: Runtime) -> AsyncGenerator[bytes, N
     kind = media_type(request)
     if kind in ("text/plain", ""):
         return read_pieces(request, config.body_timeout_seconds)
+    if kind == MULTIPART_TYPE:
+        boundary = boundary_of(request.headers["content-type"])
+        return file_pieces(read_pieces(request, config.body_timeout_seconds), boundary)
     if kind != "application/json":
-        raise UnsupportedMediaType("a document is text/plain, or JSON with a text")
+        raise UnsupportedMediaType("a document is text/plain, a multipart file, or JSON with a text")
     body = await read_json(request, config.max_body_bytes, config.body_timeout_seconds)
     document = validate(IngestTextRequest, body)
     return cut_in_pieces(await asyncio.to_thread(document.text.encode))

@@ -21,7 +21,7 @@ from server.schemas.sessions import (
     RewindRequest,
 )
 from server.schemas.tokens import DetokenizeRequest, TokenizeRequest
-from server.schemas.validation import component_schemas, octets_body, request_body, validate
+from server.schemas.validation import component_schemas, document_body, octets_body, request_body, validate
 
 __all__ = [
     "ChatRequest",
@@ -40,6 +40,7 @@ __all__ = [
     "UpdateConversationRequest",
     "VersionName",
     "component_schemas",
+    "document_body",
     "octets_body",
     "request_body",
     "validate",

@@ -69,11 +69,9 @@ def validate(model: type[M], body: dict[str, Any]) -> M:
         raise InvalidRequest(f"{param}: {first['msg']}" if param else first["msg"], param=param) from error
 
 
-def request_body(model: type[BaseModel], *, is_required: bool = True, or_text: bool = False) -> dict[str, Any]:
-    """What a route that reads its body itself adds to its OpenAPI operation. or_text: text/plain does as well."""
+def request_body(model: type[BaseModel], *, is_required: bool = True) -> dict[str, Any]:
+    """What a route that reads its body itself adds to its OpenAPI operation."""
     content: dict[str, Any] = {"application/json": {"schema": {"$ref": f"#/components/schemas/{model.__name__}"}}}
-    if or_text:
-        content["text/plain"] = {"schema": {"type": "string", "minLength": 1}}
     return {"requestBody": {"required": is_required, "content": content}}
 
 
@@ -81,6 +79,17 @@ def octets_body() -> dict[str, Any]:
     """The same for a body that is bytes."""
     content = {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}
     return {"requestBody": {"required": True, "content": content}}
+
+
+def document_body(model: type[BaseModel]) -> dict[str, Any]:
+    """The same for a document: text, the file of a form, or the model as JSON."""
+    file = {"type": "object", "required": ["file"], "properties": {"file": {"type": "string", "format": "binary"}}}
+    body = request_body(model)
+    body["requestBody"]["content"] |= {
+        "text/plain": {"schema": {"type": "string", "minLength": 1}},
+        "multipart/form-data": {"schema": file},
+    }
+    return body
 
 
 def component_schemas() -> dict[str, Any]:

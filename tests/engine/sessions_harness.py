@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from contextlib import aclosing, asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 from atlas_model.checkpoint import Checkpoint
@@ -16,6 +16,7 @@ from engine.sessions import (
     IngestRequest,
     IngestResult,
     Message,
+    RepeatedIngest,
     RequestIdentity,
     SessionConfig,
     SessionManager,
@@ -166,3 +167,8 @@ def text_of(num_lines: int, seed: int = 0) -> bytes:
         f"line {seed + number} says that the code is {(seed + number) * 37 % 101}\n" for number in range(num_lines)
     )
     return "".join(lines).encode()
+
+
+def repeated(result: IngestResult) -> RepeatedIngest:
+    """What is answered to who sends the same document again."""
+    return RepeatedIngest(**{field.name: getattr(result, field.name) for field in fields(result)})

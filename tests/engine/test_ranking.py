@@ -18,7 +18,7 @@ KINDS: dict[str, Callable[[Tensor, Tensor], Ranking]] = {"binned": BinnedRanking
 # Spread out, of few values, all alike, and with some that are never drawn.
 ROWS = st.one_of(
     st.lists(st.floats(-30, 30, width=32), min_size=VOCAB_SIZE, max_size=VOCAB_SIZE),
-    st.lists(st.sampled_from([0.0, 1.0, 1.0 + 2**-20, 40.0]), min_size=VOCAB_SIZE, max_size=VOCAB_SIZE),
+    st.lists(st.sampled_from([0.0, -0.0, 1.0, 1.0 + 2**-20, 40.0]), min_size=VOCAB_SIZE, max_size=VOCAB_SIZE),
     st.just([3.0] * VOCAB_SIZE),
     st.lists(st.sampled_from([-float("inf"), 0.5, 2.0]), min_size=VOCAB_SIZE - 1, max_size=VOCAB_SIZE - 1).map(
         lambda row: [0.25, *row]

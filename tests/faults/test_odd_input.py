@@ -118,7 +118,7 @@ def test_a_strange_prompt_is_read_like_any_other(client: httpx.Client, text: str
     assert session["version"] == 1
     tokens = client.post("/tokenize", json={"text": text}).json()
     assert session["position"] >= tokens["count"]
-    assert client.post("/detokenize", json={"tokens": tokens["tokens"]}).json() == {"text": text}
+    assert client.post("/detokenize", json={"tokens": tokens["tokens"]}).json()["text"] == text
     assert ask(client, "on", session_id=name).json()["session"]["version"] == 2
     client.delete(f"/v1/sessions/{name}").raise_for_status()
 

@@ -126,6 +126,6 @@ def assert_nothing_was_lost_or_torn(server: ForkedServer, writers: Sequence[Writ
             operate(server.client, "in-peace", number)
             number += 1
         left, right = session_of(server.client, writer.session_id), session_of(server.client, "in-peace")
-        assert left["version"] == writer.acknowledged
+        assert left["version"] == writer.acknowledged, (left["version"], writer)
         for name in ("tokens_digest", "position", "open_ingest"):
             assert left[name] == right[name], name

@@ -71,12 +71,19 @@ def test_the_stock_library_gets_plain_streamed_and_asynchronous_completions(serv
         plain = library.completions.create(**asked)
         chunks = list(library.completions.create(**asked, **USAGE))
 
-    async def create() -> Any:
+    async def create() -> tuple[Any, list[Any]]:
         async with AsyncOpenAI(base_url=f"{server.base_url}/v1", api_key="unused") as asynchronous:
-            return await asynchronous.completions.create(**asked)
+            told = {**asked, "logprobs": 1, "echo": True}
+            whole = await asynchronous.completions.create(**told)
+            return whole, [chunk async for chunk in await asynchronous.completions.create(stream=True, **told)]
 
+    whole, parts = asyncio.run(create())
     assert plain.object == "text_completion"
-    assert asyncio.run(create()).choices == plain.choices
+    assert whole.choices[0].text == TEXT + plain.choices[0].text
+    for name in ("tokens", "token_logprobs", "top_logprobs", "text_offset"):
+        told = [part.choices[0].logprobs for part in parts if part.choices[0].logprobs]
+        streamed = [item for logprobs in told for item in getattr(logprobs, name)]
+        assert streamed == getattr(whole.choices[0].logprobs, name)
     assert "".join(chunk.choices[0].text for chunk in chunks if chunk.choices) == plain.choices[0].text
     assert chunks[-2].choices[0].finish_reason == plain.choices[0].finish_reason
     assert chunks[-1].usage == plain.usage
