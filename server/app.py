@@ -70,11 +70,13 @@ def create_app(runtime: Runtime) -> FastAPI:
 
 
 def _methods_of(request: Request) -> list[str]:
-    """Those of all routes with the request's path; the framework itself names one route's."""
+    """Those of the path, which several routes share; the framework itself names one route's. A path that is written out
+    comes before one with a name in it."""
     routes = [
-        route for route in iter_route_contexts(request.app.routes) if route.matches(request.scope)[0] is not Match.NONE
+        each for each in iter_route_contexts(request.app.routes) if each.matches(request.scope)[0] is not Match.NONE
     ]
-    return sorted({method for route in routes for method in route.methods or ()})
+    path = min((route.path for route in routes), key=lambda path: path.count("{"))
+    return sorted({method for route in routes if route.path == path for method in route.methods or ()})
 
 
 def _add_error_handlers(app: FastAPI, runtime: Runtime) -> None:

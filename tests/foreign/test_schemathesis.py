@@ -22,7 +22,7 @@ LEFT_OUT = "positive_data_acceptance"
 
 @pytest.fixture(scope="module")
 def guarded(model: Path) -> Iterator[ThreadedServer]:
-    settings = {"api_keys": KEY, "max_tokens_limit": "8", "tenant_max_sessions": "100", "body_timeout_seconds": "5"}
+    settings = {"api_keys": KEY, "max_tokens_limit": "8", "body_timeout_seconds": "5"}
     with serving(model, **settings) as running:
         yield running
 
