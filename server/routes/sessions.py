@@ -9,6 +9,7 @@ import asyncio
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import asdict
+from functools import partial
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Query
@@ -113,8 +114,8 @@ async def _pieces(request: Request, runtime: Runtime) -> AsyncGenerator[bytes, N
         return read_pieces(request, config.body_timeout_seconds)
     if kind != "application/json":
         raise UnsupportedMediaType("a document is text/plain, or JSON with a text")
-    body = await read_json(request, config.max_body_bytes, config.body_timeout_seconds)
-    document = validate(IngestTextRequest, body)
+    understand = partial(validate, IngestTextRequest)
+    document = await read_json(request, config.max_body_bytes, config.body_timeout_seconds, understand)
     return cut_in_pieces(await asyncio.to_thread(document.text.encode))
 
 
