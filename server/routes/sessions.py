@@ -10,6 +10,7 @@ import asyncio
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import asdict
+from functools import partial
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Query
@@ -118,8 +119,8 @@ async def _pieces(request: Request, runtime: Runtime) -> AsyncGenerator[bytes, N
         return file_pieces(read_pieces(request, config.body_timeout_seconds), boundary)
     if kind != "application/json":
         raise UnsupportedMediaType("a document is text/plain, a multipart file, or JSON with a text")
-    body = await read_json(request, config.max_body_bytes, config.body_timeout_seconds)
-    document = validate(IngestTextRequest, body)
+    understand = partial(validate, IngestTextRequest)
+    document = await read_json(request, config.max_body_bytes, config.body_timeout_seconds, understand)
     return cut_in_pieces(await asyncio.to_thread(document.text.encode))
 
 
