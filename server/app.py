@@ -14,7 +14,7 @@ from starlette.responses import Response
 from starlette.routing import Match
 
 from engine.errors import AtlasError, InvalidRequest
-from server.cors import Cors
+from server.access.cors import Cors
 from server.errors import error_response, of_framework
 from server.middleware import Edge, RequestContext, refused
 from server.openapi import complete_openapi
@@ -75,7 +75,7 @@ def _methods_of(request: Request) -> list[str]:
     routes = [
         each for each in iter_route_contexts(request.app.routes) if each.matches(request.scope)[0] is not Match.NONE
     ]
-    path = min((route.path for route in routes), key=lambda path: path.count("{"))
+    path = min((str(route.path) for route in routes), key=lambda path: path.count("{"))
     return sorted({method for route in routes if route.path == path for method in route.methods or ()})
 
 

@@ -16,11 +16,11 @@ from engine.snapshots.buffers import aligned_buffer
 from engine.snapshots.checksums import digest
 from engine.snapshots.snapshot import max_snapshot_num_bytes
 from engine.stores.base import Head, SessionKey
-from server.bodies import read_json, read_octets
+from server.answers.session_answer import describe_session, session_headers
 from server.dependencies import new_session_key, path_session, request_identity, runtime_of, session_key
+from server.input.bodies import read_json, read_octets
+from server.input.strict_head import PlainInteger, closed_query
 from server.schemas import CreateSessionRequest, ForkRequest, octets_body, request_body, validate
-from server.session_answer import describe_session, session_headers
-from server.strict_head import PlainInteger, closed_query
 
 Ttl = Annotated[int | None, Query(ge=1, le=2**31), PlainInteger]
 

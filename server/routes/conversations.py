@@ -14,10 +14,11 @@ from starlette.responses import JSONResponse, Response
 
 from engine.sessions import CommittedSession, LearnRequest, NewSession, RequestIdentity
 from engine.stores.base import Head, SessionKey
-from server.bodies import read_json
+from server.answers.items import learned_item, learned_item_id
+from server.answers.session_answer import session_headers
 from server.dependencies import if_match, new_session_key, path_session, request_identity, runtime_of
 from server.errors import UnsupportedOperation
-from server.items import learned_item, learned_item_id
+from server.input.bodies import read_json
 from server.middleware import RequestContext
 from server.parameters import review_items
 from server.runtime import Runtime
@@ -28,7 +29,6 @@ from server.schemas import (
     request_body,
     validate,
 )
-from server.session_answer import session_headers
 
 SESSION_PREFIX = "conv_"
 

@@ -13,9 +13,9 @@ from atlas_model.checkpoint import Checkpoint
 from atlas_model.text import Tokenizer
 from engine.errors import InvalidRequest
 from engine.sessions import chat_token_ids, message_token_ids
-from server.bodies import read_json
 from server.dependencies import runtime_of
 from server.frames.logprobs import TokenNames
+from server.input.bodies import read_json
 from server.parameters import review_messages
 from server.schemas import DetokenizeRequest, TokenizeRequest, request_body, validate
 

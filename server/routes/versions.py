@@ -13,12 +13,12 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from engine.stores.base import Head, SessionKey
-from server.bodies import read_json
+from server.answers.session_answer import describe_versions, session_headers, session_object
+from server.connections.download import Download
 from server.dependencies import if_match, path_segment, path_session, request_identity, runtime_of
-from server.download import Download
+from server.input.bodies import read_json
+from server.input.strict_head import closed_query
 from server.schemas import NameVersionRequest, RewindRequest, VersionName, request_body, validate
-from server.session_answer import describe_versions, session_headers, session_object
-from server.strict_head import closed_query
 
 router = APIRouter(prefix="/v1/sessions/{session_id}", dependencies=[Depends(closed_query)])
 

@@ -9,7 +9,7 @@ import pytest
 from starlette.requests import Request
 from starlette.types import Message
 
-from server.bodies import MAX_INLINE_NUM_BYTES, read_json
+from server.input.bodies import MAX_INLINE_NUM_BYTES, read_json
 
 
 def thread_of_understanding(body: dict[str, Any]) -> int:

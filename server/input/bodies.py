@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 from starlette.requests import ClientDisconnect, Request
 
 from server.errors import BodyTooLarge, RequestTimeout, UnsupportedMediaType
-from server.strict_json import parse_object
+from server.input.strict_json import parse_object
 
 # Parsing and hashing more than this would be felt by everybody else's stream.
 MAX_INLINE_NUM_BYTES = 2**20

@@ -11,9 +11,9 @@ from starlette.requests import Request
 from engine.errors import InvalidRequest
 from engine.sessions import TurnRequest
 from engine.stores.base import SessionKey
-from server.bodies import read_json
 from server.dependencies import idempotency_key, if_match, is_library_retry, named_session, runtime_of
 from server.frames.frame import Frame
+from server.input.bodies import read_json
 from server.middleware import RequestContext
 from server.runtime import Serving
 from server.schemas import GenerationRequest
