@@ -5,6 +5,7 @@ a commit is the roll-back. Without a session the same turn starts from nothing a
 answers the first is the one that the session remembers.
 """
 
+import asyncio
 import uuid
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
@@ -269,7 +270,9 @@ class Turn:
             fed = replace(fed, since=self._since.generation, log=self._since.log)
             if self._since.is_branch:
                 stored = stored.forked(request.session.session_id)
-        stored = replace(stored.with_turn(turn), tokens_digest=new.state.tokens_digest.hex())
+        # Answers with log-probabilities have megabytes, and their sizes are counted.
+        stored = await asyncio.to_thread(stored.with_turn, turn)
+        stored = replace(stored, tokens_digest=new.state.tokens_digest.hex())
         commit = self._committed.commit(request.session, self._head, new, stored, fed, request.begins)
         await finish_even_if_cancelled(commit)
         self._is_committed = True

@@ -344,3 +344,31 @@ def test_who_loads_a_session_that_is_being_deleted_keeps_no_copy_of_it() -> None
                 await run(here.sessions, asked("two", read_only=True))
 
     in_loop(test)
+
+
+class WatchedAnswer(dict[str, Any]):
+    """Knows the threads in which it was written as JSON."""
+
+    def __init__(self) -> None:
+        super().__init__(text="a")
+        self.threads: set[int] = set()
+
+    def items(self) -> Any:
+        self.threads.add(threading.get_ident())
+        return super().items()
+
+
+def test_an_answer_which_may_be_long_is_written_beside_the_event_loop() -> None:
+    async def test() -> None:
+        async with house() as it:
+            answer = WatchedAnswer()
+            async with it.sessions.turn(asked("one")) as turn:
+                assert isinstance(turn, Turn)
+                async with aclosing(turn.outputs()) as outputs:
+                    async for _ in outputs:
+                        pass
+                await turn.commit(answer)
+            assert answer.threads
+            assert threading.get_ident() not in answer.threads
+
+    in_loop(test)
