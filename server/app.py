@@ -75,7 +75,7 @@ def _methods_of(request: Request) -> list[str]:
     routes = [
         each for each in iter_route_contexts(request.app.routes) if each.matches(request.scope)[0] is not Match.NONE
     ]
-    path = min((route.path for route in routes), key=lambda path: path.count("{"))
+    path = min((str(route.path) for route in routes), key=lambda path: path.count("{"))
     return sorted({method for route in routes if route.path == path for method in route.methods or ()})
 
 
