@@ -33,7 +33,8 @@ __all__ = [
     "new_generation_id",
 ]
 
-_SESSION_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
+# Not the two names that a path drops on its way: what is called so could be made, and never be asked for or deleted.
+_SESSION_ID = re.compile(r"(?!\.{1,2}\Z)[A-Za-z0-9._:-]{1,128}")
 _TENANT = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
 
@@ -46,7 +47,8 @@ class SessionKey:
 
     def __post_init__(self) -> None:
         if not _SESSION_ID.fullmatch(self.session_id):
-            raise InvalidRequest("a session id has 1 to 128 characters out of A-Z a-z 0-9 . _ : -", param="session_id")
+            message = "a session id has 1 to 128 characters out of A-Z a-z 0-9 . _ : - and is neither . nor .."
+            raise InvalidRequest(message, param="session_id")
         if not _TENANT.fullmatch(self.tenant):
             raise InvalidRequest("a tenant has 1 to 64 characters out of A-Z a-z 0-9 . _ -", param="tenant")
 

@@ -16,7 +16,7 @@ MAX_RECENT = 16
 MAX_NUM_NAMED = 16
 DEFAULT_NUM_KEPT = 4
 
-_NAME = re.compile(r"[A-Za-z0-9._:-]{1,64}")
+_NAME = re.compile(r"(?!\.{1,2}\Z)[A-Za-z0-9._:-]{1,64}")
 
 
 def next_head(base: Head | None, new: NewGeneration, version: int, num_kept: int) -> Head:

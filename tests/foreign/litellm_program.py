@@ -1,7 +1,7 @@
 """A program that calls LiteLLM, as a process of its own: the package keeps loops and connections that it never closes.
 
-Arguments: the server's base URL, and the models' prefix (`openai` or `hosted_vllm`), which is its session's id too.
-Prints what it was told as one JSON object.
+Arguments: the server's base URL, and the models' prefixes (`openai`, `hosted_vllm`), each its session's id too. Prints
+what it was told for each prefix as one JSON object.
 """
 
 import asyncio
@@ -82,4 +82,5 @@ def error_of(call: Callable[[], Any]) -> list[str]:
 
 if __name__ == "__main__":
     litellm.suppress_debug_info = True
-    sys.stdout.write(json.dumps(told(*sys.argv[1:])))
+    base_url, *prefixes = sys.argv[1:]
+    sys.stdout.write(json.dumps({prefix: told(base_url, prefix) for prefix in prefixes}))

@@ -18,17 +18,10 @@ PREFIXES = ("openai", "hosted_vllm")
 
 @pytest.fixture(scope="module")
 def all_told(server: ThreadedServer) -> dict[str, Any]:
-    programs = [
-        subprocess.Popen(
-            [sys.executable, "-m", "tests.foreign.litellm_program", server.base_url, prefix],
-            env={**os.environ, **OFFLINE},
-            stdout=subprocess.PIPE,
-        )
-        for prefix in PREFIXES
-    ]
-    outputs = [program.communicate(timeout=120)[0] for program in programs]
-    assert [program.returncode for program in programs] == [0, 0]
-    return {prefix: json.loads(output) for prefix, output in zip(PREFIXES, outputs, strict=True)}
+    command = [sys.executable, "-m", "tests.foreign.litellm_program", server.base_url, *PREFIXES]
+    done = subprocess.run(command, env={**os.environ, **OFFLINE}, stdout=subprocess.PIPE, check=True, timeout=120)
+    told: dict[str, Any] = json.loads(done.stdout)
+    return told
 
 
 @pytest.fixture(params=PREFIXES)

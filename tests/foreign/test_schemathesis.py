@@ -44,10 +44,10 @@ def num_cases_without_a_failure(server: ThreadedServer, folder: Path, *options: 
     return int(generated[1].replace(",", ""))
 
 
-def test_a_few_hundred_cases_of_schemathesis_find_nothing(guarded: ThreadedServer, tmp_path: Path) -> None:
-    num_cases = num_cases_without_a_failure(guarded, tmp_path, "--phases", "examples,fuzzing", "--max-examples", "4")
+def test_a_hundred_cases_of_schemathesis_find_nothing(guarded: ThreadedServer, tmp_path: Path) -> None:
+    num_cases = num_cases_without_a_failure(guarded, tmp_path, "--phases", "examples,fuzzing", "--max-examples", "3")
     tell(f"{num_cases} cases")
-    assert num_cases >= 150
+    assert num_cases >= 100
 
 
 @pytest.mark.slow

@@ -45,7 +45,10 @@ def fuzz(server: ForkedServer, target: Target, numbers: range) -> tuple[Report, 
 
 
 def sweep(client: httpx.Client) -> None:
-    """Deletes every session; one whose time to live ends may go by itself."""
+    """Deletes every session; one whose time to live ends may go by itself, and none may stay."""
+    gone: set[str] = set()
     while names := [item["id"] for item in client.get("/v1/sessions", params={"limit": 100}).json()["data"]]:
+        assert gone.isdisjoint(names), "a session that is deleted is listed"
         for name in names:
             assert client.delete(f"/v1/sessions/{name}").status_code in (200, 404)
+        gone.update(names)

@@ -64,6 +64,7 @@ def test_100000_fuzzed_requests_get_answers_and_leave_memory_flat(forker: Forker
             report, footprint = fuzz(server, target, range(first, first + ROUND))
             total |= report
             footprints.append(footprint)
+            tell(f"up to {first + ROUND:,}: {report.num_by_status}, {footprint.num_bytes / MEBI:.0f} MiB")
             assert_nothing_found(report, server)
         warm, last = footprints[NUM_WARMING_ROUNDS - 1], footprints[-1]
         growth = last.num_bytes / warm.num_bytes
