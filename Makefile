@@ -61,9 +61,5 @@ train-demo: $(VENV)/.installed ## train the shipped model (CORPUS=folder of text
 	$(TRAIN_ENV) $(VENV)/bin/torchrun --standalone --nproc-per-node $(or $(PROCESSES),2) -m atlas_model.training \
 	    --corpus '$(CORPUS)' --out '$(or $(OUT),runs/atlas-demo)' $(ARGS)
 
-gpu-test-evaluators: $(VENV)/.installed-for-tests ## install lm-eval and guidellm (800 MB) and let them measure a server
-	$(PIP_INSTALL) --editable '.[evaluators]'
-	$(VENV)/bin/python -m pytest tests/foreign/test_lm_eval.py tests/foreign/test_guidellm.py $(ARGS)
-
-check: $(VENV)/.installed-for-tests ## on a CUDA machine, in ten minutes: equality with the CPU, the tests marked gpu, speed
+gpu-check: $(VENV)/.installed-for-tests ## on a CUDA machine, in ten minutes: equality with the CPU, the tests marked gpu, speed
 	$(VENV)/bin/python -m bench gpu_check $(ARGS)

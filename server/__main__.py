@@ -17,10 +17,10 @@ import uvicorn
 
 from engine import failpoints
 from engine.errors import AtlasError
+from server.access.keys_file import KeysFileError
 from server.app import create_app
 from server.config import ConfigError, ServerConfig
-from server.http_protocol import ConnectionLimits, bounded_protocol, most_connections
-from server.keys_file import KeysFileError
+from server.connections.http_protocol import ConnectionLimits, bounded_protocol, most_connections
 from server.logs import LogFormat, configure_logging, told_line
 from server.runtime import Runtime
 

@@ -14,7 +14,7 @@ from starlette.responses import Response
 from starlette.routing import Match
 
 from engine.errors import AtlasError, InvalidRequest
-from server.cors import Cors
+from server.access.cors import Cors
 from server.errors import error_response, of_framework
 from server.middleware import Edge, RequestContext, refused
 from server.openapi import complete_openapi

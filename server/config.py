@@ -21,7 +21,7 @@ import atlas_model
 from engine.config import MATMUL_DTYPES, MIN_STEP_TIMEOUT_SECONDS, NATIVE_KERNELS, EngineConfig
 from engine.snapshots.codecs import Codec
 from engine.stores.succession import DEFAULT_NUM_KEPT
-from server.auth import ApiKeys, RateLimits
+from server.access.auth import ApiKeys, RateLimits
 from server.logs import LogFormat
 
 PREFIX = "ATLAS_"

@@ -13,9 +13,9 @@ from engine.errors import InvalidRequest
 from engine.sessions import RequestIdentity
 from engine.stores.base import SessionKey
 from server.errors import PathNotFound
+from server.input.strict_json import canonical
 from server.middleware import RequestContext
 from server.runtime import Runtime
-from server.strict_json import canonical
 
 _VERSION = re.compile(r'"(\d{1,18})"|(\d{1,18})')
 _IDEMPOTENCY_KEY = re.compile(r"[\x21-\x7e]{1,255}")

@@ -12,8 +12,8 @@ from dataclasses import astuple, replace
 from pathlib import Path
 
 from engine.sequence import DEFAULT_TENANT
-from server.auth import RateLimits, Scope, key_digest
-from server.keys_file import keys_file_line, parse_holder
+from server.access.auth import RateLimits, Scope, key_digest
+from server.access.keys_file import keys_file_line, parse_holder
 
 KEY_PREFIX = "atlas-"
 KEY_NUM_BYTES = 32

@@ -13,12 +13,12 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from engine.errors import AtlasError
-from server.auth import METRICS_PATH, NO_KEY, Key
+from server.access.auth import METRICS_PATH, NO_KEY, Key
+from server.access.keys_file import KeyRing
+from server.access.rate_limits import UNLIMITED, Allowance, RateLimiter
 from server.errors import Forbidden, InvalidApiKey, code_of, error_response, status_of
-from server.keys_file import KeyRing
+from server.input.strict_head import check_headers, check_query
 from server.metrics import Metrics
-from server.rate_limits import UNLIMITED, Allowance, RateLimiter
-from server.strict_head import check_headers, check_query
 
 OPEN_PATHS = ("/health", "/ready")
 # Asked every few seconds by machines: their lines would drown the others.

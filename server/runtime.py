@@ -18,10 +18,10 @@ from engine.sessions import SessionConfig, SessionManager, Storage, TenantQuota
 from engine.snapshots.codecs import Codec
 from engine.stores import open_store
 from engine.stores.base import Store
+from server.access.keys_file import KeyRing
+from server.access.rate_limits import RateLimiter
 from server.config import ConfigError, ServerConfig
-from server.keys_file import KeyRing
 from server.metrics import Metrics
-from server.rate_limits import RateLimiter
 
 RECONNECT_SECONDS = 2.0
 # Between the engine's end and that of the process: for telling those who wait, and those who ask.

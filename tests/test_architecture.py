@@ -53,7 +53,7 @@ HOMES = {
     "prometheus_client": ["server/metrics.py"],
     "pydantic": ["server/"],
     "pydantic_core": ["server/"],
-    "python_multipart": ["server/multipart.py"],
+    "python_multipart": ["server/input/multipart.py"],
     "redis": ["engine/stores/redis"],
     "rich": ["clients/"],
     "safetensors": ["atlas_model/"],
@@ -64,7 +64,7 @@ HOMES = {
     "torch": ["atlas_model/", "engine/", *BENCHES_THAT_LOOK_INSIDE],
     "transformers": ["bench/peers/llama.py"],
     "typer": ["clients/"],
-    "uvicorn": ["server/__main__.py", "server/http_protocol.py", "bench/wire/bare_server.py"],
+    "uvicorn": ["server/__main__.py", "server/connections/http_protocol.py", "bench/wire/bare_server.py"],
     "xxhash": ["engine/snapshots/"],
 }
 

@@ -19,6 +19,8 @@ MAX_REPETITION_PENALTY = 100.0
 MAX_NUM_TOP_LOGPROBS = 20
 # What is told about one answer, or kept about one prompt: its tokens and their alternatives together.
 MAX_NUM_LOGPROBS = 2**17
+# The same about all answers and prompts of one request: a quarter of a gigabyte of them.
+MAX_NUM_LOGPROBS_TOGETHER = 2**20
 
 
 @dataclass(frozen=True, slots=True)

@@ -56,7 +56,9 @@ async def learn_messages(
     await committed.check_room(request.session, base)
 
     record = None if base is None else base.record
-    reading = read_new_messages(request.messages, None if record is None else record.system_digest)
+    reading = await asyncio.to_thread(
+        read_new_messages, request.messages, None if record is None else record.system_digest
+    )
     token_ids = await asyncio.to_thread(
         message_token_ids, tokenizer, chat_format, reading.messages, is_first=record is None
     )

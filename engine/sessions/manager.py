@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from atlas_model.text import ChatFormat, Tokenizer
 from atlas_model.text.chat_format import OPENING
+from engine.checking import check_together
 from engine.engine import Engine
 from engine.errors import (
     CommitConflict,
@@ -306,6 +307,7 @@ class SessionManager:
             )
             for token_ids in prompts
         ]
+        check_together(sequences, request.sampling, request.num_choices)
         return Turn(request, reading, sequences, base, self._engine, self._committed, since)
 
     def _read(self, request: TurnRequest, record: SessionRecord | None) -> tuple[Reading, list[list[int]]]:

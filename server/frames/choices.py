@@ -7,11 +7,11 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any, ClassVar
 
 from engine.sessions import Answer, CommittedSession, Usage
+from server.answers.session_answer import session_object
+from server.connections.streaming import DONE, EventTemplate, event
 from server.errors import error_body
 from server.frames.frame import Said, usage_object
 from server.frames.logprobs import Telling
-from server.session_answer import session_object
-from server.streaming import DONE, EventTemplate, event
 
 
 class ChoicesFrame(ABC):

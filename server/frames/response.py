@@ -7,12 +7,12 @@ from typing import Any
 from engine.sampling.logprobs import TokenLogprob
 from engine.sequence import FinishReason
 from engine.sessions import Answer, CommittedSession, Usage
+from server.answers.items import message_item, output_text
+from server.answers.response_ids import ResponseId, new_mark, unkept_id
+from server.answers.session_answer import session_object
 from server.frames.frame import Said
 from server.frames.logprobs import ContentLogprobs, TokenNames
 from server.frames.response_events import ResponseEvents, replayed_events
-from server.items import message_item, output_text
-from server.response_ids import ResponseId, new_mark, unkept_id
-from server.session_answer import session_object
 
 
 class ResponseFrame:

@@ -6,9 +6,9 @@ Every event has a number of its own, counted from 0, so that a reader can say wh
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from server.answers.items import message_item, output_text
+from server.connections.streaming import encode_json
 from server.errors import error_body
-from server.items import message_item, output_text
-from server.streaming import encode_json
 
 _PLACE = {"output_index": 0, "content_index": 0}
 

@@ -5,6 +5,7 @@ is answered as the first was.
 """
 
 import asyncio
+from functools import partial
 from typing import Annotated
 
 from fastapi import APIRouter, Depends, Query
@@ -15,11 +16,11 @@ from engine.snapshots.buffers import aligned_buffer
 from engine.snapshots.checksums import digest
 from engine.snapshots.snapshot import max_snapshot_num_bytes
 from engine.stores.base import Head, SessionKey
-from server.bodies import read_json, read_octets
+from server.answers.session_answer import describe_session, session_headers
 from server.dependencies import new_session_key, path_session, request_identity, runtime_of, session_key
+from server.input.bodies import read_json, read_octets
+from server.input.strict_head import PlainInteger, closed_query
 from server.schemas import CreateSessionRequest, ForkRequest, octets_body, request_body, validate
-from server.session_answer import describe_session, session_headers
-from server.strict_head import PlainInteger, closed_query
 
 Ttl = Annotated[int | None, Query(ge=1, le=2**31), PlainInteger]
 
@@ -30,8 +31,10 @@ router = APIRouter(prefix="/v1/sessions", dependencies=[Depends(closed_query)])
 async def create_session(request: Request) -> Response:
     """A session that has read nothing, or with `from` one that begins where another one's version stands."""
     config = runtime_of(request).config
-    body = await read_json(request, config.max_body_bytes, config.body_timeout_seconds, may_be_absent=True)
-    wanted = validate(CreateSessionRequest, body)
+    understand = partial(validate, CreateSessionRequest)
+    wanted = await read_json(
+        request, config.max_body_bytes, config.body_timeout_seconds, understand, may_be_absent=True
+    )
     if wanted.source is not None:
         fork = ForkRequest(
             new_id=wanted.id,
@@ -51,8 +54,11 @@ async def create_session(request: Request) -> Response:
 async def fork_session(request: Request) -> Response:
     """A new session that has learned what this one had at a version, and shares nothing with it."""
     config = runtime_of(request).config
-    body = await read_json(request, config.max_body_bytes, config.body_timeout_seconds, may_be_absent=True)
-    return await _fork(request, path_session(request), validate(ForkRequest, body))
+    understand = partial(validate, ForkRequest)
+    wanted = await read_json(
+        request, config.max_body_bytes, config.body_timeout_seconds, understand, may_be_absent=True
+    )
+    return await _fork(request, path_session(request), wanted)
 
 
 @router.post("/import", openapi_extra=octets_body())

@@ -8,11 +8,11 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from engine.sessions import History
-from server.asking import Asked, read_asked, require_no_session, turn_request
+from server.answers.asking import Asked, read_asked, require_no_session, turn_request
+from server.answers.replying import reply
 from server.frames.chat import ChatFrame
 from server.frames.logprobs import TokenNames
 from server.parameters import CHAT, review_messages
-from server.replying import reply
 from server.runtime import Serving
 from server.schemas import ChatRequest, request_body, validate
 

@@ -10,11 +10,11 @@ from starlette.responses import Response
 from atlas_model.text import Tokenizer
 from engine.errors import InvalidRequest
 from engine.sessions import Prompt
-from server.asking import Asked, read_asked, turn_request
+from server.answers.asking import Asked, read_asked, turn_request
+from server.answers.replying import reply
 from server.frames.completion import CompletionFrame
 from server.frames.logprobs import TokenNames
 from server.parameters import COMPLETION
-from server.replying import reply
 from server.runtime import Serving
 from server.schemas import CompletionRequest, request_body, validate
 

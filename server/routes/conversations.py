@@ -4,18 +4,21 @@ A conversation is a session; any session's id is a conversation's. Items are mes
 commit and without an answer. A memory has no list of what it has read, so items can be added and not told one by one.
 """
 
-from typing import Any
+from collections.abc import Callable
+from functools import partial
+from typing import Any, TypeVar
 
 from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from engine.sessions import CommittedSession, LearnRequest, NewSession
+from engine.sessions import CommittedSession, LearnRequest, NewSession, RequestIdentity
 from engine.stores.base import Head, SessionKey
-from server.bodies import read_json
+from server.answers.items import learned_item, learned_item_id
+from server.answers.session_answer import session_headers
 from server.dependencies import if_match, new_session_key, path_session, request_identity, runtime_of
 from server.errors import UnsupportedOperation
-from server.items import learned_item, learned_item_id
+from server.input.bodies import read_json
 from server.middleware import RequestContext
 from server.parameters import review_items
 from server.runtime import Runtime
@@ -26,9 +29,11 @@ from server.schemas import (
     request_body,
     validate,
 )
-from server.session_answer import session_headers
 
 SESSION_PREFIX = "conv_"
+
+B = TypeVar("B", CreateConversationRequest, CreateItemsRequest)
+T = TypeVar("T")
 
 router = APIRouter(prefix="/v1/conversations")
 
@@ -37,11 +42,13 @@ router = APIRouter(prefix="/v1/conversations")
 async def create_conversation(request: Request) -> Response:
     """A session that has read nothing, or the items."""
     runtime = runtime_of(request)
-    body = await _read(request, runtime, may_be_absent=True)
-    review_items(body.get("items"), "items")
-    wanted = validate(CreateConversationRequest, body)
+
+    def understand(body: dict[str, Any]) -> tuple[CreateConversationRequest, RequestIdentity]:
+        wanted = _with_items(CreateConversationRequest, body)
+        return wanted, request_identity(request, "converse", wanted.model_dump())
+
+    wanted, identity = await _read(request, runtime, understand, may_be_absent=True)
     key = new_session_key(request, None, SESSION_PREFIX)
-    identity = request_identity(request, "converse", wanted.model_dump())
     sessions = runtime.serving().sessions
     if wanted.items:
         messages = tuple(item.to_message() for item in wanted.items)
@@ -69,7 +76,7 @@ async def update_conversation(request: Request) -> Response:
     """Other metadata. No new version: what is in flight goes on."""
     runtime = runtime_of(request)
     key = path_session(request)
-    wanted = validate(UpdateConversationRequest, await _read(request, runtime))
+    wanted = await _read(request, runtime, partial(validate, UpdateConversationRequest))
     with runtime.serving().sessions.versions() as versions:
         head = await versions.set_metadata(key, wanted.metadata or {})
     return _told(key, head)
@@ -88,10 +95,12 @@ async def create_items(request: Request) -> Response:
     """Learn messages, as one new version. Honours If-Match."""
     runtime = runtime_of(request)
     key = path_session(request)
-    body = await _read(request, runtime)
-    review_items(body.get("items"), "items")
-    wanted = validate(CreateItemsRequest, body)
-    identity = request_identity(request, "learn", {"session_id": key.session_id, **wanted.model_dump()})
+
+    def understand(body: dict[str, Any]) -> tuple[CreateItemsRequest, RequestIdentity]:
+        wanted = _with_items(CreateItemsRequest, body)
+        return wanted, request_identity(request, "learn", {"session_id": key.session_id, **wanted.model_dump()})
+
+    wanted, identity = await _read(request, runtime, understand)
     messages = tuple(item.to_message() for item in wanted.items)
     learning = LearnRequest(key, messages, if_match=if_match(request), identity=identity)
     session = await _learn(request, learning)
@@ -134,9 +143,17 @@ async def _learn(request: Request, wanted: LearnRequest) -> CommittedSession:
     return learned.session
 
 
-async def _read(request: Request, runtime: Runtime, *, may_be_absent: bool = False) -> dict[str, Any]:
+async def _read(
+    request: Request, runtime: Runtime, understand: Callable[[dict[str, Any]], T], *, may_be_absent: bool = False
+) -> T:
     config = runtime.config
-    return await read_json(request, config.max_body_bytes, config.body_timeout_seconds, may_be_absent=may_be_absent)
+    limits = config.max_body_bytes, config.body_timeout_seconds
+    return await read_json(request, *limits, understand, may_be_absent=may_be_absent)
+
+
+def _with_items(model: type[B], body: dict[str, Any]) -> B:
+    review_items(body.get("items"), "items")
+    return validate(model, body)
 
 
 def _told(key: SessionKey, head: Head) -> Response:

@@ -13,14 +13,14 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from engine.sessions import ReplayProgress, ReplayRequest, ReplayResult
+from server.access.paying import paid
+from server.answers.session_answer import session_headers, session_object
+from server.connections.disconnect import run_until_disconnect
+from server.connections.progress import progress_stream
+from server.connections.streaming import MEDIA_TYPE, latest
 from server.dependencies import if_match, path_session, request_identity, runtime_of
-from server.disconnect import run_until_disconnect
-from server.paying import paid
-from server.progress import progress_stream
+from server.input.strict_head import closed_query
 from server.runtime import Runtime
-from server.session_answer import session_headers, session_object
-from server.streaming import MEDIA_TYPE, latest
-from server.strict_head import closed_query
 
 router = APIRouter(prefix="/v1/sessions/{session_id}", dependencies=[Depends(closed_query)])
 

@@ -14,17 +14,17 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from engine.errors import InvalidRequest, TurnStays
-from server.asking import read_asked
-from server.asking_response import SESSION_PREFIX, understand_response
+from server.answers.asking import read_asked
+from server.answers.asking_response import SESSION_PREFIX, understand_response
+from server.answers.replying import reply
+from server.answers.session_answer import session_headers
+from server.answers.stored_responses import StoredResponse, check_version, find_response
+from server.connections.streaming import MEDIA_TYPE
 from server.dependencies import path_segment, runtime_of
 from server.errors import UnsupportedOperation
 from server.frames.response_events import replayed_events
 from server.middleware import RequestContext
-from server.replying import reply
 from server.schemas import ResponseRequest, request_body
-from server.session_answer import session_headers
-from server.stored_responses import StoredResponse, check_version, find_response
-from server.streaming import MEDIA_TYPE
 
 StartingAfter = Annotated[int | None, Query(ge=0)]
 

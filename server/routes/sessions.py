@@ -10,6 +10,7 @@ import asyncio
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import asdict
+from functools import partial
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Query
@@ -18,18 +19,18 @@ from starlette.responses import JSONResponse, Response
 
 from atlas_model.inspection import HeadReport, inspect_memory
 from engine.sessions import IngestProgress, IngestRequest, IngestResult
-from server.bodies import cut_in_pieces, media_type, read_json, read_pieces
+from server.access.paying import paid
+from server.answers.session_answer import describe_session, session_headers, session_object
+from server.connections.progress import progress_stream
+from server.connections.streaming import MEDIA_TYPE, latest
 from server.dependencies import idempotency_key, if_match, path_session, runtime_of
 from server.errors import UnsupportedMediaType
+from server.input.bodies import cut_in_pieces, media_type, read_json, read_pieces
+from server.input.multipart import MULTIPART_TYPE, boundary_of, file_pieces
+from server.input.strict_head import PlainInteger, closed_query
 from server.middleware import RequestContext
-from server.multipart import MULTIPART_TYPE, boundary_of, file_pieces
-from server.paying import paid
-from server.progress import progress_stream
 from server.runtime import Runtime
 from server.schemas import IngestTextRequest, document_body, validate
-from server.session_answer import describe_session, session_headers, session_object
-from server.streaming import MEDIA_TYPE, latest
-from server.strict_head import PlainInteger, closed_query
 
 Limit = Annotated[int, Query(ge=1, le=1000), PlainInteger]
 Id = Annotated[str | None, Query(pattern="^[A-Za-z0-9._:-]{1,128}$")]
@@ -118,8 +119,8 @@ async def _pieces(request: Request, runtime: Runtime) -> AsyncGenerator[bytes, N
         return file_pieces(read_pieces(request, config.body_timeout_seconds), boundary)
     if kind != "application/json":
         raise UnsupportedMediaType("a document is text/plain, a multipart file, or JSON with a text")
-    body = await read_json(request, config.max_body_bytes, config.body_timeout_seconds)
-    document = validate(IngestTextRequest, body)
+    understand = partial(validate, IngestTextRequest)
+    document = await read_json(request, config.max_body_bytes, config.body_timeout_seconds, understand)
     return cut_in_pieces(await asyncio.to_thread(document.text.encode))
 
 

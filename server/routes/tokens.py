@@ -1,6 +1,8 @@
 """Texts as tokens and tokens as texts: /tokenize and /detokenize, with the names of vLLM's clients beside ours."""
 
 import asyncio
+from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 from fastapi import APIRouter
@@ -8,11 +10,12 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from atlas_model.checkpoint import Checkpoint
+from atlas_model.text import Tokenizer
 from engine.errors import InvalidRequest
 from engine.sessions import chat_token_ids, message_token_ids
-from server.bodies import read_json
 from server.dependencies import runtime_of
 from server.frames.logprobs import TokenNames
+from server.input.bodies import read_json
 from server.parameters import review_messages
 from server.schemas import DetokenizeRequest, TokenizeRequest, request_body, validate
 
@@ -34,12 +37,29 @@ async def tokenize(request: Request) -> Response:
     """The ids of a text as it is read in the middle of a session, of a prompt as it begins one, and of messages up to
     where the answer begins."""
     runtime = runtime_of(request)
-    body = await read_json(request, runtime.config.max_body_bytes, runtime.config.body_timeout_seconds)
-    review_messages(body.get("messages"))
-    asked = validate(TokenizeRequest, body)
+    config = runtime.config
+    asked = await read_json(request, config.max_body_bytes, config.body_timeout_seconds, _understand)
     runtime.serving().check_model_name(asked.model)
-    checkpoint = runtime.serving().checkpoint
-    tokens = await asyncio.to_thread(_token_ids, checkpoint, asked)
+    return await asyncio.to_thread(_tokenized, runtime.serving().checkpoint, asked)
+
+
+@router.post("/detokenize", openapi_extra=request_body(DetokenizeRequest))
+async def detokenize(request: Request) -> Response:
+    """The text of ids, under both names; bytes that are no UTF-8 become U+FFFD."""
+    runtime = runtime_of(request)
+    config, understand = runtime.config, partial(validate, DetokenizeRequest)
+    asked = await read_json(request, config.max_body_bytes, config.body_timeout_seconds, understand)
+    runtime.serving().check_model_name(asked.model)
+    return await asyncio.to_thread(_detokenized, runtime.serving().checkpoint.tokenizer, asked.tokens)
+
+
+def _understand(body: dict[str, Any]) -> TokenizeRequest:
+    review_messages(body.get("messages"))
+    return validate(TokenizeRequest, body)
+
+
+def _tokenized(checkpoint: Checkpoint, asked: TokenizeRequest) -> Response:
+    tokens = _token_ids(checkpoint, asked)
     answer: dict[str, Any] = {"tokens": tokens, "count": len(tokens), "max_model_len": None, "token_strs": None}
     if asked.return_token_strs:
         names = TokenNames(checkpoint.tokenizer)
@@ -47,17 +67,10 @@ async def tokenize(request: Request) -> Response:
     return JSONResponse(answer)
 
 
-@router.post("/detokenize", openapi_extra=request_body(DetokenizeRequest))
-async def detokenize(request: Request) -> Response:
-    """The text of ids, under both names; bytes that are no UTF-8 become U+FFFD."""
-    runtime = runtime_of(request)
-    body = await read_json(request, runtime.config.max_body_bytes, runtime.config.body_timeout_seconds)
-    asked = validate(DetokenizeRequest, body)
-    runtime.serving().check_model_name(asked.model)
-    checkpoint = runtime.serving().checkpoint
-    if not all(0 <= token_id < checkpoint.tokenizer.vocab_size for token_id in asked.tokens):
+def _detokenized(tokenizer: Tokenizer, token_ids: Sequence[int]) -> Response:
+    if not all(0 <= token_id < tokenizer.vocab_size for token_id in token_ids):
         raise InvalidRequest("a token id is out of the vocabulary", param="tokens")
-    text = await asyncio.to_thread(checkpoint.tokenizer.decode, asked.tokens)
+    text = tokenizer.decode(token_ids)
     return JSONResponse({"text": text, "prompt": text})
 
 

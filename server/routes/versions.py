@@ -5,6 +5,7 @@ A version is said by its number or by its name. Beginning another session from o
 
 import re
 from contextlib import AsyncExitStack
+from functools import partial
 from typing import Annotated
 
 from fastapi import APIRouter, Depends, Query
@@ -12,12 +13,12 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from engine.stores.base import Head, SessionKey
-from server.bodies import read_json
+from server.answers.session_answer import describe_versions, session_headers, session_object
+from server.connections.download import Download
 from server.dependencies import if_match, path_segment, path_session, request_identity, runtime_of
-from server.download import Download
+from server.input.bodies import read_json
+from server.input.strict_head import closed_query
 from server.schemas import NameVersionRequest, RewindRequest, VersionName, request_body, validate
-from server.session_answer import describe_versions, session_headers, session_object
-from server.strict_head import closed_query
 
 router = APIRouter(prefix="/v1/sessions/{session_id}", dependencies=[Depends(closed_query)])
 
@@ -36,8 +37,9 @@ async def name_version(request: Request) -> Response:
     """Keep a version, the committed one by default, for as long as it has this name; the versions that are kept."""
     runtime = runtime_of(request)
     key = path_session(request)
-    body = await read_json(request, runtime.config.max_body_bytes, runtime.config.body_timeout_seconds)
-    wanted = validate(NameVersionRequest, body)
+    understand = partial(validate, NameVersionRequest)
+    config = runtime.config
+    wanted = await read_json(request, config.max_body_bytes, config.body_timeout_seconds, understand)
     with runtime.serving().sessions.versions() as versions:
         head = await versions.name(key, wanted.version, wanted.name)
     return _listed(key, head)
@@ -57,8 +59,9 @@ async def rewind_session(request: Request) -> Response:
     """Make a kept version the committed one again, as a new version. Honours If-Match."""
     runtime = runtime_of(request)
     key = path_session(request)
-    body = await read_json(request, runtime.config.max_body_bytes, runtime.config.body_timeout_seconds)
-    wanted = validate(RewindRequest, body)
+    understand = partial(validate, RewindRequest)
+    config = runtime.config
+    wanted = await read_json(request, config.max_body_bytes, config.body_timeout_seconds, understand)
     identity = request_identity(request, "rewind", {"session_id": key.session_id, **wanted.model_dump()})
     session = await runtime.serving().sessions.rewind(key, wanted.version, if_match(request), identity)
     answer = {"object": "session.rewound", **session_object(session)}

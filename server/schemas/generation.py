@@ -9,8 +9,8 @@ from pydantic import Field, StringConstraints
 
 from engine.errors import InvalidRequest
 from engine.sampling.sampling_params import SamplingParams
+from server.input.strict_json import canonical
 from server.schemas.base import Body, Metadata
-from server.strict_json import canonical
 
 DEFAULT_MAX_TOKENS = 512
 MAX_NUM_CHOICES = 16

@@ -81,12 +81,12 @@ def test_time_counts_for_the_innermost_stage() -> None:
 
     write = ("/usr/lib/python3/asyncio/selector_events.py", "_SelectorSocketTransport.write")
     send = ("/venv/lib/site-packages/uvicorn/protocols/http/httptools_impl.py", "RequestResponseCycle.send")
-    stream = ours("server/streaming.py", "EventStream._send_all")
+    stream = ours("server/connections/streaming.py", "EventStream._send_all")
     step = ("/usr/lib/python3/asyncio/events.py", "Handle._run")
     assert stage_of([write, send, stream, step]) == "socket write"
     assert stage_of([send, stream, step]) == "uvicorn"
     assert stage_of([stream, step]) == "event stream"
-    assert stage_of([ours("server/streaming.py", "EventTemplate.filled"), stream, step]) == "event's text"
+    assert stage_of([ours("server/connections/streaming.py", "EventTemplate.filled"), stream, step]) == "event's text"
     assert stage_of([ours("engine/mailbox.py", "Mailbox.get"), stream, step]) == "engine's hand-over"
     assert stage_of([("/usr/lib/python3/selectors.py", "EpollSelector.select"), step]) == WAITING
     assert stage_of([("/usr/lib/python3/runpy.py", "run_module")]) == OTHER

@@ -9,11 +9,12 @@ import torch
 from torch import Tensor
 
 from atlas_model.checkpoint import Checkpoint
+from engine.checking import check_together
 from engine.core import EngineCore
 from engine.engine import Engine
 from engine.errors import InvalidRequest
 from engine.sampling.logprobs import PromptTargets, TokenLogprob, logprobs_of
-from engine.sampling.sampling_params import MAX_NUM_LOGPROBS, SamplingParams
+from engine.sampling.sampling_params import MAX_NUM_LOGPROBS, MAX_NUM_LOGPROBS_TOGETHER, SamplingParams
 from engine.sequence import Sequence, SequenceOutput
 from tests.engine.engines import running
 from tests.engine.harness import (
@@ -272,4 +273,15 @@ def test_more_numbers_about_a_prompt_than_are_kept_are_refused() -> None:
     core.check(Sequence("fits", [9] * num_tokens, SamplingParams(prompt_logprobs=20)))
     with pytest.raises(InvalidRequest) as refused:
         core.check(Sequence("long", [9] * (num_tokens + 1), SamplingParams(prompt_logprobs=20)))
+    assert refused.value.param == "logprobs"
+
+
+def test_more_numbers_about_all_prompts_and_answers_than_one_request_is_told_are_refused() -> None:
+    params = SamplingParams(max_tokens=6, logprobs=0, prompt_logprobs=3)
+    # Told again with every choice: 2 (4 * 10 + 6) numbers a prompt.
+    prompt = Sequence("a", [9] * 10, params)
+    num_prompts = MAX_NUM_LOGPROBS_TOGETHER // 92
+    check_together([prompt] * num_prompts, params, 2)
+    with pytest.raises(InvalidRequest) as refused:
+        check_together([prompt] * (num_prompts + 1), params, 2)
     assert refused.value.param == "logprobs"

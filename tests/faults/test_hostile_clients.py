@@ -113,7 +113,24 @@ def test_guessing_anothers_session_is_answered_as_an_absent_one_in_body_headers_
 
 @pytest.mark.parametrize(
     "session_id",
-    ["a\r\nb", "a\n", "\na", ".", "..", "{a}", "a}", "a/b", "../a", "a%2Fb", "ａ", "а", "a\u200b", "a" * 5000, "a\0", ""],
+    [
+        "a\r\nb",
+        "a\n",
+        "\na",
+        ".",
+        "..",
+        "{a}",
+        "a}",
+        "a/b",
+        "../a",
+        "a%2Fb",
+        "ａ",
+        "а",
+        "a\u200b",
+        "a" * 5000,
+        "a\0",
+        "",
+    ],
 )
 def test_an_odd_session_id_is_refused_wherever_it_is_named(guarded: ThreadedServer, session_id: str) -> None:
     with httpx.Client(base_url=guarded.base_url, headers={"Authorization": "Bearer acme-key"}, timeout=60) as client:

@@ -6,7 +6,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from server.auth import ApiKeys
+from server.access.auth import ApiKeys
 from tests.server.harness import ThreadedServer, ask, assert_refused, serving
 
 KEYS = "open-sesame, acme:acme-key, acme:acme-other, globex:globex-key"

@@ -9,7 +9,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from server.http_protocol import MAX_HEAD_NUM_BYTES, MAX_NUM_HEADERS, MAX_NUM_PIPELINED
+from server.connections.http_protocol import MAX_HEAD_NUM_BYTES, MAX_NUM_HEADERS, MAX_NUM_PIPELINED
 from tests.server.harness import ThreadedServer, ask, open_stream, raw_answer, read_until, serving, until
 
 POST = b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\n"

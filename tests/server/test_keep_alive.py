@@ -17,8 +17,8 @@ from starlette.types import Message, Receive
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_pre_hook
 
-from server.keep_alive import COMMENT, begin
-from server.streaming import DONE, EventStream
+from server.connections.keep_alive import COMMENT, begin
+from server.connections.streaming import DONE, EventStream
 from tests.redis_server import RedisServer
 from tests.server.harness import ThreadedServer, ask, assert_refused, open_stream, read_until, sdk, serving, until, user
 

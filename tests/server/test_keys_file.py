@@ -11,9 +11,9 @@ import httpx
 import pytest
 
 from server.__main__ import main as serve
-from server.auth import ApiKeys, RateLimits, Scope, key_digest
+from server.access.auth import ApiKeys, RateLimits, Scope, key_digest
+from server.access.keys_file import KeyRing, KeysFileError, keys_file_line, parse_holder, read_keys_file
 from server.keys import main as make_key
-from server.keys_file import KeyRing, KeysFileError, keys_file_line, parse_holder, read_keys_file
 from tests.server.forked import ForkedServer, Forker
 from tests.server.harness import ask, assert_refused, until
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import httpx
 import pytest
 
-from server.auth import Key, RateLimits, Scope, key_digest
-from server.keys_file import keys_file_line
+from server.access.auth import Key, RateLimits, Scope, key_digest
+from server.access.keys_file import keys_file_line
 from tests.server.harness import (
     ThreadedServer,
     ask,

@@ -302,3 +302,9 @@ def test_a_number_of_alternatives_out_of_range_is_refused_by_name(
 ) -> None:
     body = {"messages": [user("Hi")]} if "chat" in path else {"prompt": "Hi"}
     assert_refused(client.post(path, json={**body, **fields}), 400, "invalid_request", param)
+
+
+def test_one_request_is_not_told_more_numbers_than_a_server_has_room_for(client: httpx.Client) -> None:
+    """Each of them alone is within what one prompt may be told."""
+    body = {"prompt": [[65] * 6000] * 9, "echo": True, "logprobs": 20, "max_tokens": 0}
+    assert_refused(client.post("/v1/completions", json=body), 400, "invalid_request", "logprobs")

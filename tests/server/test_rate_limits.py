@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from server.auth import ApiKeys, Key, RateLimits
+from server.access.auth import ApiKeys, Key, RateLimits
+from server.access.rate_limits import SECONDS, UNLIMITED, Bucket, RateLimiter, duration
 from server.errors import RateLimited, RequestTooCostly
-from server.rate_limits import SECONDS, UNLIMITED, Bucket, RateLimiter, duration
 
 
 class Clock:

@@ -135,6 +135,7 @@ def test_what_looks_like_a_misspelt_extension_is_not_dropped(client: httpx.Clien
         ({"stop": ["a"] * 17}, "stop"),
         ({"stop": 3}, "stop"),
         ({"stream": "yes"}, "stream"),
+        ({"stream_options": {"include_usage": True}}, "stream_options"),
         ({"history": "all"}, "history"),
         ({"metadata": {"a": 1}}, "metadata"),
         ({"metadata": {str(n): "" for n in range(17)}}, "metadata"),

@@ -13,8 +13,8 @@ from openai.types.responses import ResponseStreamEvent
 from pydantic import TypeAdapter
 
 from engine.errors import CommitConflict, SessionBusy
+from server.answers.response_ids import ResponseId
 from server.frames.response import ResponseFrame
-from server.response_ids import ResponseId
 from tests.server.harness import ThreadedServer, sdk, session_of, until
 
 GREEDY: dict[str, Any] = {"model": "atlas-tiny", "max_output_tokens": 6, "temperature": 0}

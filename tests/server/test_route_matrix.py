@@ -10,10 +10,10 @@ import httpx
 import pytest
 from fastapi.routing import iter_route_contexts
 
+from server.access.auth import Key, Scope, key_digest
+from server.access.keys_file import keys_file_line
 from server.app import create_app
-from server.auth import Key, Scope, key_digest
 from server.config import ServerConfig
-from server.keys_file import keys_file_line
 from server.runtime import Runtime
 from tests.server.harness import ThreadedServer, ask, assert_refused, serving, user
 

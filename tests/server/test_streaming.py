@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from starlette.requests import ClientDisconnect
 from starlette.types import Message
 
-from server.disconnect import run_until_disconnect
-from server.streaming import EventStream, EventTemplate, event, latest
+from server.connections.disconnect import run_until_disconnect
+from server.connections.streaming import EventStream, EventTemplate, event, latest
 
 
 async def numbers(count: int, closed: asyncio.Event | None = None) -> AsyncGenerator[int, None]:

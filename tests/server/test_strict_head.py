@@ -3,7 +3,7 @@
 import httpx
 import pytest
 
-from server.strict_head import MAX_NUM_PARAMETERS, MAX_QUERY_NUM_BYTES, SINGLE_HEADERS
+from server.input.strict_head import MAX_NUM_PARAMETERS, MAX_QUERY_NUM_BYTES, SINGLE_HEADERS
 from tests.server.harness import ThreadedServer, ask, assert_refused, raw_answer, session_of
 
 # Of any route, also of those that have no parameters.

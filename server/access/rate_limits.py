@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from server.auth import ApiKeys, Key, RateLimits
+from server.access.auth import ApiKeys, Key, RateLimits
 from server.errors import RateLimited, RequestTooCostly
 
 SECONDS = 60.0

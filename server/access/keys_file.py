@@ -15,7 +15,7 @@ import stat
 from dataclasses import asdict, replace
 from pathlib import Path
 
-from server.auth import TENANT, ApiKeys, Key, RateLimits, Scope
+from server.access.auth import TENANT, ApiKeys, Key, RateLimits, Scope
 
 MIN_KEY_LENGTH = 32
 _DIGEST = re.compile(r"sha256:([0-9a-f]{64})")

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 from starlette.requests import ClientDisconnect, Request
 
 from server.errors import BodyTooLarge, RequestTimeout, UnsupportedMediaType
-from server.strict_json import parse_object
+from server.input.strict_json import parse_object
 
 # Parsing and hashing more than this would be felt by everybody else's stream.
 MAX_INLINE_NUM_BYTES = 2**20
@@ -60,19 +60,6 @@ async def read_pieces(
             return
 
 
-async def read_json_body(
-    request: Request, max_num_bytes: int, idle_seconds: float, *, may_be_absent: bool = False
-) -> bytes:
-    """The bytes of a JSON body. Raises UnsupportedMediaType, BodyTooLarge, RequestTimeout."""
-    kind = media_type(request)
-    if kind != "application/json" and not (may_be_absent and not kind):
-        raise UnsupportedMediaType("the body must be application/json")
-    raw = bytearray()
-    async for piece in _read_at_most(request, max_num_bytes, idle_seconds):
-        raw += piece
-    return bytes(raw)
-
-
 async def read_octets(request: Request, buffer: memoryview, idle_seconds: float) -> memoryview:
     """The part of `buffer` that the body has filled. Raises UnsupportedMediaType, RequestTimeout, and BodyTooLarge for
     a body that does not fit."""
@@ -86,13 +73,24 @@ async def read_octets(request: Request, buffer: memoryview, idle_seconds: float)
 
 
 async def read_json(
-    request: Request, max_num_bytes: int, idle_seconds: float, *, may_be_absent: bool = False
-) -> dict[str, Any]:
-    """The JSON object of the body. Raises as above, InvalidRequest and InvalidUnicode."""
-    raw = await read_json_body(request, max_num_bytes, idle_seconds, may_be_absent=may_be_absent)
+    request: Request,
+    max_num_bytes: int,
+    idle_seconds: float,
+    understand: Callable[[dict[str, Any]], T],
+    *,
+    may_be_absent: bool = False,
+) -> T:
+    """What the JSON object of the body asks for; `understand` may run in another thread. Raises UnsupportedMediaType,
+    BodyTooLarge, RequestTimeout, InvalidRequest, InvalidUnicode, and what `understand` does."""
+    kind = media_type(request)
+    if kind != "application/json" and not (may_be_absent and not kind):
+        raise UnsupportedMediaType("the body must be application/json")
+    raw = bytearray()
+    async for piece in _read_at_most(request, max_num_bytes, idle_seconds):
+        raw += piece
     if may_be_absent and not raw:
-        return {}
-    return await off_loop_if_large(len(raw), lambda: parse_object(raw))
+        return understand({})
+    return await off_loop_if_large(len(raw), lambda: understand(parse_object(bytes(raw))))
 
 
 async def _read_at_most(request: Request, max_num_bytes: int, idle_seconds: float) -> AsyncGenerator[bytes, None]:

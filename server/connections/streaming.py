@@ -9,8 +9,8 @@ from typing import Any, TypeVar
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from server.disconnect import run_until_disconnect
-from server.keep_alive import KeepAlive
+from server.connections.disconnect import run_until_disconnect
+from server.connections.keep_alive import KeepAlive
 from server.middleware import server_send
 
 DONE = b"data: [DONE]\n\n"

@@ -7,8 +7,8 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from engine.stores.base import Buffer
-from server.bodies import PIECE_NUM_BYTES
-from server.disconnect import run_until_disconnect
+from server.connections.disconnect import run_until_disconnect
+from server.input.bodies import PIECE_NUM_BYTES
 
 
 class Download(Response):

@@ -8,11 +8,11 @@ from typing import Any, TypeVar
 from starlette.requests import ClientDisconnect, Request
 
 from engine.errors import AtlasError
+from server.connections.keep_alive import begin
+from server.connections.streaming import DONE, EventStream, event
 from server.dependencies import runtime_of
 from server.errors import error_body
-from server.keep_alive import begin
 from server.middleware import RequestContext, refused
-from server.streaming import DONE, EventStream, event
 
 T = TypeVar("T")
 _logger = logging.getLogger(__name__)

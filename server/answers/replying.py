@@ -9,16 +9,16 @@ from starlette.responses import JSONResponse, Response
 
 from engine.errors import AtlasError
 from engine.sessions import ReadPrompt
-from server.answering import AnswerEvent, Completed, Opened, answer
-from server.asking import Asked
-from server.bodies import off_loop_if_large
+from server.answers.answering import AnswerEvent, Completed, Opened, answer
+from server.answers.asking import Asked
+from server.connections.disconnect import run_until_disconnect
+from server.connections.keep_alive import begin
+from server.connections.streaming import EventStream
 from server.dependencies import runtime_of
-from server.disconnect import run_until_disconnect
 from server.frames.frame import TELLING_NUM_BYTES, Frame, Said
-from server.keep_alive import begin
+from server.input.bodies import off_loop_if_large
 from server.middleware import RequestContext, refused
 from server.runtime import Runtime
-from server.streaming import EventStream
 
 MAX_NUM_IGNORED_SHOWN = 32
 

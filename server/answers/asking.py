@@ -11,13 +11,12 @@ from starlette.requests import Request
 from engine.errors import InvalidRequest
 from engine.sessions import TurnRequest
 from engine.stores.base import SessionKey
-from server.bodies import off_loop_if_large, read_json_body
 from server.dependencies import idempotency_key, if_match, is_library_retry, named_session, runtime_of
 from server.frames.frame import Frame
+from server.input.bodies import read_json
 from server.middleware import RequestContext
 from server.runtime import Serving
 from server.schemas import GenerationRequest
-from server.strict_json import parse_object
 
 A = TypeVar("A", bound="Asked")
 
@@ -34,10 +33,14 @@ class Asked:
 
 async def read_asked(request: Request, understand: Callable[[Request, Serving, dict[str, Any]], A]) -> A:
     """What the body asks for, in the understanding of its kind; it may run in another thread."""
-    config = runtime_of(request).config
-    raw = await read_json_body(request, config.max_body_bytes, config.body_timeout_seconds)
-    serving = runtime_of(request).serving()
-    asked = await off_loop_if_large(len(raw), lambda: understand(request, serving, parse_object(raw)))
+    runtime = runtime_of(request)
+    config = runtime.config
+    asked = await read_json(
+        request,
+        config.max_body_bytes,
+        config.body_timeout_seconds,
+        lambda body: understand(request, runtime.serving(), body),
+    )
     RequestContext.of(request).note.update(asked.turn.note)
     return asked
 

@@ -7,12 +7,12 @@ from starlette.requests import Request
 
 from engine.errors import InvalidRequest
 from engine.sessions import Branch, History, NewSession, TurnRequest
-from server.asking import Asked, require_no_session, turn_request
+from server.answers.asking import Asked, require_no_session, turn_request
+from server.answers.response_ids import ResponseId
 from server.dependencies import named_session, new_session_key, session_key
 from server.frames.logprobs import TokenNames
 from server.frames.response import ResponseFrame
 from server.parameters import RESPONSE, review_items
-from server.response_ids import ResponseId
 from server.runtime import Serving
 from server.schemas import ResponseRequest, validate
 

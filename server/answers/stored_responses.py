@@ -7,8 +7,8 @@ from typing import Any
 from engine.errors import SessionNotFound
 from engine.sessions import Versions
 from engine.stores.base import SessionKey
+from server.answers.response_ids import ResponseId
 from server.errors import ResponseNotFound
-from server.response_ids import ResponseId
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,8 +8,8 @@ from typing import Any
 
 from engine.sequence import FinishReason, SequenceOutput
 from engine.sessions import Answer, SessionManager, StoredTurn, TurnRequest, Usage
-from server.bodies import off_loop_if_large
 from server.frames.frame import TELLING_NUM_BYTES, Frame, Said
+from server.input.bodies import off_loop_if_large
 from server.metrics import Metrics
 from server.middleware import RequestContext
 

@@ -1,0 +1,1 @@
+"""How bytes come and go: the protocol, streams, clients that leave or stall."""

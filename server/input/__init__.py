@@ -1,0 +1,1 @@
+"""What comes in, checked before anybody believes it: heads, bodies, JSON, forms."""
