@@ -95,6 +95,7 @@ def test_a_version_keeps_its_place_for_as_long_as_it_has_a_name(
         ({"name": ""}, 400, "invalid_request", "name"),
         ({"name": "x" * 65}, 400, "invalid_request", "name"),
         ({"name": "a b"}, 400, "invalid_request", "name"),
+        ({"name": ".."}, 400, "invalid_request", "name"),
         ({"name": "a\n"}, 400, "invalid_request", "name"),
         ({"name": 7}, 400, "invalid_request", "name"),
         ({"name": "taken"}, 400, "invalid_request", "name"),
