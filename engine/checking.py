@@ -37,4 +37,4 @@ def _num_told(num_tokens: int, num_top: int | None) -> int:
 
 def _check_ids(token_ids: Collection[int], vocab_size: int, param: str | None) -> None:
     if token_ids and (min(token_ids) < 0 or max(token_ids) >= vocab_size):
-        raise InvalidRequest("a token id is out of the vocabulary", param=param)
+        raise InvalidRequest(f"a token id is out of the vocabulary, which has {vocab_size}", param=param)

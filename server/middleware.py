@@ -113,7 +113,7 @@ class Edge:
         if key is None:
             raise InvalidApiKey("the API key is missing or unknown")
         if not key.opens(scope["path"]):
-            raise Forbidden("the API key is not for this")
+            raise Forbidden("the API key has no scope for this: sessions and answers want user, /metrics wants metrics")
         return key
 
 

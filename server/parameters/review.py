@@ -10,7 +10,7 @@ from typing import Any
 
 from engine.errors import InvalidRequest, UnsupportedParameter
 from server.names import is_within, shown_name
-from server.parameters.known import EXTENSIONS, KNOWN, KNOWN_IN_STREAM_OPTIONS, Neutral
+from server.parameters.known import EXTENSIONS, KNOWN, KNOWN_IN_STREAM_OPTIONS, NEVER, Neutral
 
 MAX_TYPOS = 2
 
@@ -51,4 +51,5 @@ def refuse_known(fields: Mapping[str, Any], known: Mapping[str, Neutral], prefix
     """Raises UnsupportedParameter for the first that asks for something."""
     for name, value in fields.items():
         if name in known and value is not None and not known[name](value):
-            raise UnsupportedParameter(f"{prefix}{name} is not supported with this value", param=f"{prefix}{name}")
+            how = "here" if known[name] is NEVER else "with this value"
+            raise UnsupportedParameter(f"{prefix}{name} is not supported {how}", param=f"{prefix}{name}")

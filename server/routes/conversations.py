@@ -8,7 +8,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, TypeVar
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Depends
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
@@ -19,6 +19,7 @@ from server.answers.session_answer import session_headers
 from server.dependencies import if_match, new_session_key, path_session, request_identity, runtime_of
 from server.errors import UnsupportedOperation
 from server.input.bodies import read_json
+from server.input.strict_head import closed_query
 from server.middleware import RequestContext
 from server.parameters import review_items
 from server.runtime import Runtime
@@ -62,7 +63,7 @@ async def create_conversation(request: Request) -> Response:
     return _told(key, head)
 
 
-@router.get("/{conversation_id}")
+@router.get("/{conversation_id}", dependencies=[Depends(closed_query)])
 async def get_conversation(request: Request) -> Response:
     """What the conversation is called, and since when it is there."""
     key = path_session(request)
@@ -82,7 +83,7 @@ async def update_conversation(request: Request) -> Response:
     return _told(key, head)
 
 
-@router.delete("/{conversation_id}")
+@router.delete("/{conversation_id}", dependencies=[Depends(closed_query)])
 async def delete_conversation(request: Request) -> Response:
     """With every byte of it, and all its responses."""
     key = path_session(request)

@@ -1,4 +1,4 @@
-"""Whether the server lives, whether it should get requests, and what it has counted."""
+"""Whether the server lives, whether it should get requests, and what it has counted. Load balancers may ask by HEAD."""
 
 from fastapi import APIRouter
 from starlette.requests import Request
@@ -10,6 +10,7 @@ from server.metrics import EXPOSITION_TYPE
 router = APIRouter()
 
 
+@router.head("/health", include_in_schema=False)
 @router.get("/health")
 async def health(request: Request) -> Response:
     """Alive. Never touches the store."""
@@ -17,6 +18,7 @@ async def health(request: Request) -> Response:
     return JSONResponse({"status": "ok"})
 
 
+@router.head("/ready", include_in_schema=False)
 @router.get("/ready")
 async def ready(request: Request) -> Response:
     """503 while loading, while draining, and without the store."""

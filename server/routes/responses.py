@@ -9,7 +9,7 @@ from the last that were; a response that leaves them out goes on with a memory t
 
 from typing import Annotated
 
-from fastapi import APIRouter, Query
+from fastapi import APIRouter, Depends, Query
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
@@ -23,6 +23,7 @@ from server.connections.streaming import MEDIA_TYPE
 from server.dependencies import path_segment, runtime_of
 from server.errors import UnsupportedOperation
 from server.frames.response_events import replayed_events
+from server.input.strict_head import closed_query
 from server.middleware import RequestContext
 from server.schemas import ResponseRequest, request_body
 
@@ -41,7 +42,7 @@ async def create_response(request: Request) -> Response:
     return await reply(request, asked)
 
 
-@router.get("/{response_id}")
+@router.get("/{response_id}", dependencies=[Depends(closed_query)])
 async def get_response(request: Request, stream: bool = False, starting_after: StartingAfter = None) -> Response:
     """A response as it was answered, one of the last 8 turns of its session; with `stream` its events, those after the
     number `starting_after`."""
@@ -55,7 +56,7 @@ async def get_response(request: Request, stream: bool = False, starting_after: S
     return Response(b"".join(events), headers={"Cache-Control": "no-cache", **headers}, media_type=MEDIA_TYPE)
 
 
-@router.delete("/{response_id}")
+@router.delete("/{response_id}", dependencies=[Depends(closed_query)])
 async def delete_response(request: Request) -> Response:
     """Take the last response of a session back: what it said and what was learned by it, with every byte. The session
     is what it was before; one that responses alone have made goes with its first. An older response is refused: what

@@ -149,3 +149,11 @@ def test_a_full_queue_is_a_429_that_says_when_to_come_back(model: Path) -> None:
         refused = ask(client, "b")
         assert_refused(refused, 429, "queue_full")
         assert refused.headers["retry-after"] == "1"
+
+
+@pytest.mark.parametrize("path", ["/health", "/ready"])
+def test_a_load_balancer_may_ask_by_head(client: httpx.Client, path: str) -> None:
+    response = client.head(path)
+    assert response.status_code == 200
+    assert response.content == b""
+    assert client.delete(path).headers["Allow"] == "GET, HEAD"

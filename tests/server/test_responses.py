@@ -383,3 +383,12 @@ def test_an_extension_field_names_a_session_as_in_a_chat(library: Any, client: h
 
 def test_every_slot_is_free_after_all_this(server: ThreadedServer) -> None:
     until(lambda: server.num_slots_in_use == 0)
+
+
+def test_a_query_that_has_no_effect_is_refused(client: httpx.Client) -> None:
+    response_id = post(client, {"input": "Hi", **GREEDY}).json()["id"]
+    conversation_id = client.post("/v1/conversations").json()["id"]
+    for path in (f"/v1/responses/{response_id}", f"/v1/conversations/{conversation_id}"):
+        assert_refused(client.get(path, params={"verbose": 1}), 400, "invalid_request", "verbose")
+        assert_refused(client.delete(path, params={"force": 1}), 400, "invalid_request", "force")
+        assert client.get(path).status_code == 200
