@@ -87,6 +87,9 @@ def imports_of(tree: ast.AST) -> Iterator[str]:
             )
 
 
+IMPORTS = {name: [*imports_of(TREES[name])] for name in NAMES}
+
+
 def is_of(package: str, name: str) -> bool:
     return name == package or name.startswith(package + ".")
 
@@ -98,7 +101,7 @@ def test_every_file_of_every_room_is_read() -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_a_room_imports_only_the_rooms_below_it(name: str) -> None:
     room = name.split("/")[0]
-    rooms = {imported.split(".")[0] for imported in imports_of(TREES[name])} & {*ROOMS, "tests"}
+    rooms = {imported.split(".")[0] for imported in IMPORTS[name]} & {*ROOMS, "tests"}
     assert rooms <= {room, *MAY_IMPORT[room]}
 
 
@@ -106,7 +109,7 @@ def test_a_room_imports_only_the_rooms_below_it(name: str) -> None:
 def test_a_bench_speaks_http_unless_it_is_listed_as_looking_inside(name: str) -> None:
     inside = {
         imported
-        for imported in imports_of(TREES[name])
+        for imported in IMPORTS[name]
         if imported.split(".")[0] in {"atlas_model", "engine"}
         and not any(is_of(known, imported) for known in KNOWN_TO_ALL_BENCHES)
     }
@@ -115,27 +118,27 @@ def test_a_bench_speaks_http_unless_it_is_listed_as_looking_inside(name: str) ->
 
 @pytest.mark.parametrize("name", [name for name in NAMES if name.startswith("bench/")])
 def test_a_bench_imports_its_own_folder_and_what_all_share(name: str) -> None:
-    folders = {MODULES[module].rpartition("/")[0] for module in imports_of(TREES[name]) if is_of("bench", module)}
+    folders = {MODULES[module].rpartition("/")[0] for module in IMPORTS[name] if is_of("bench", module)}
     own = name.rpartition("/")[0]
     assert folders <= {"bench", own, *FOLDERS_A_BENCH_MAY_IMPORT.get(own, set())}
 
 
 @pytest.mark.parametrize("package", HOMES)
 def test_a_third_party_package_is_imported_at_home_only(package: str) -> None:
-    users = {name for name in NAMES if any(is_of(package, imported) for imported in imports_of(TREES[name]))}
+    users = {name for name in NAMES if any(is_of(package, imported) for imported in IMPORTS[name])}
     assert {name for name in users if not any(name.startswith(home) for home in HOMES[package])} == set()
 
 
 def test_every_third_party_package_has_a_home() -> None:
     ours = {*ROOMS}
-    used = {imported.split(".")[0] for name in NAMES for imported in imports_of(TREES[name])} - ours
+    used = {imported.split(".")[0] for name in NAMES for imported in IMPORTS[name]} - ours
     standard = used & sys.stdlib_module_names
     assert used - standard - set(HOMES) == set()
 
 
 def test_no_module_imports_itself_by_a_detour() -> None:
     graph = {
-        module: {other for other in imports_of(TREES[name]) if other in MODULES and other != module}
+        module: {other for other in IMPORTS[name] if other in MODULES and other != module}
         for module, name in MODULES.items()
     }
     order = list(graphlib.TopologicalSorter(graph).static_order())

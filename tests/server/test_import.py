@@ -113,7 +113,7 @@ def test_there_is_nothing_to_export_before_something_was_read(client: httpx.Clie
 
 
 def test_the_name_of_the_file_is_safe_whatever_the_session_is_called(client: httpx.Client) -> None:
-    for session_id, name in (("..", "session-..-v1.atls"), ("a:b", "session-a_b-v1.atls")):
+    for session_id, name in (("..a", "session-..a-v1.atls"), ("a:b", "session-a_b-v1.atls")):
         ask(client, "one", session_id=session_id)
         exported = client.get(f"/v1/sessions/{session_id.replace('.', '%2E')}/export")
         assert exported.headers["content-disposition"] == f'attachment; filename="{name}"'

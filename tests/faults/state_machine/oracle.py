@@ -4,6 +4,7 @@ import uuid
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
+from atlas_model.text.chat_format import OPENING
 from engine.engine import Engine
 from engine.sampling.sampling_params import SamplingParams
 from engine.sequence import FinishReason, Sequence, SequenceState
@@ -38,7 +39,8 @@ class Oracle:
             params = SamplingParams(temperature=0, max_tokens=max_tokens)
             token_ids: tuple[int, ...] = ()
             text, reason = "", None
-            async for output in self._engine.generate(Sequence(uuid.uuid4().hex, prompt, params, state)):
+            sequence = Sequence(uuid.uuid4().hex, prompt, params, state, opening=OPENING.encode())
+            async for output in self._engine.generate(sequence):
                 token_ids += output.token_ids
                 text += output.text
                 reason = output.finish_reason

@@ -41,7 +41,7 @@ from tests.redis_server import RedisServer, redis_is_installed
 from tests.server.forked import ForkedServer, Forker
 
 # Two minutes in all; the long run has the same shares.
-SECONDS = {"MemoryBackend": 15.0, "LocalBackend": 30.0, "RedisBackend": 75.0}
+SECONDS = {"MemoryBackend": 10.0, "LocalBackend": 15.0, "RedisBackend": 35.0}
 LONG_SECONDS = float(os.environ.get("STATE_MACHINE_SECONDS", "1800"))
 STEPS_PER_EXAMPLE = 40
 SECONDS_TO_FIND_A_BUG = 120.0
