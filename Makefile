@@ -5,8 +5,8 @@ VENV ?= .venv
 # Where torch comes from: empty is pip's own index (on Linux the CUDA build); the CPU build: https://download.pytorch.org/whl/cpu
 TORCH_INDEX ?=
 ARGS ?=
-# Processes that the tests are shared among.
-WORKERS ?= 2
+# Processes that the tests are shared among: more than the two cores that CI has, as tests wait more than they compute.
+WORKERS ?= 3
 
 PORT_AND_HOST := $(if $(filter command,$(origin PORT)),ATLAS_PORT=$(PORT)) $(if $(filter command,$(origin HOST)),ATLAS_HOST=$(HOST))
 PIP_INSTALL := $(VENV)/bin/python -m pip install --disable-pip-version-check --constraint constraints.txt
